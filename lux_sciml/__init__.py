@@ -1,0 +1,29 @@
+"""Scientific machine learning on JAX: layers as pure functions, parameters as one flat named vector."""
+
+from . import initializers as initializers
+from .components import ComponentVector as ComponentVector, Layout as Layout, concat as concat
+from .core import (
+    Constant as Constant,
+    Container as Container,
+    Lambda as Lambda,
+    Layer as Layer,
+    Mode as Mode,
+    Wrapper as Wrapper,
+    as_layer as as_layer,
+    output_shape as output_shape,
+    parameter_length as parameter_length,
+    setup as setup,
+    state_length as state_length,
+    summary as summary,
+    testmode as testmode,
+    trainmode as trainmode,
+    update_state as update_state,
+)
+from .nn import (
+    BatchNorm as BatchNorm,
+    Chain as Chain,
+    Dense as Dense,
+    Dropout as Dropout,
+    Parallel as Parallel,
+    SkipConnection as SkipConnection,
+)

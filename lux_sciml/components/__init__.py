@@ -1,0 +1,4 @@
+"""Flat named vectors. Knows arrays and pytrees; knows no layer and no solver."""
+
+from .layout import Layout as Layout
+from .vector import ComponentVector as ComponentVector, concat as concat

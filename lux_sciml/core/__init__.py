@@ -1,0 +1,23 @@
+"""The contract: what a layer is, its parameters, its state. Knows components; knows no concrete layer."""
+
+from .layer import (
+    Container as Container,
+    Lambda as Lambda,
+    Layer as Layer,
+    Wrapper as Wrapper,
+    as_layer as as_layer,
+)
+from .setup import (
+    output_shape as output_shape,
+    parameter_length as parameter_length,
+    setup as setup,
+    state_length as state_length,
+)
+from .state import (
+    Mode as Mode,
+    testmode as testmode,
+    trainmode as trainmode,
+    update_state as update_state,
+)
+from .static import Constant as Constant
+from .summary import summary as summary

@@ -1,0 +1,102 @@
+"""A table of a model for a given input: shapes, parameters and bytes, layer by layer."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+from .display import option_text
+from .layer import Container, Layer, Wrapper
+from .setup import parameter_length, setup, state_length
+
+
+def summary(layer: Layer, x: Any, dtype=None) -> str:
+    """The model as a table: path, layer, shapes of input and output, number of parameters, bytes.
+
+    `x` is an input, or `jax.ShapeDtypeStruct`s of one; nothing is computed. `dtype` is that of the parameters.
+
+    >>> import jax.numpy as jnp
+    >>> from lux_sciml import Chain, Dense
+    >>> print(summary(Chain(Dense(2, 3, jnp.tanh), Dense(3, 1)), jnp.ones((8, 2))))
+    path     layer              input          output         parameters  bytes
+    ---------------------------------------------------------------------------
+             Chain              float32[8,2]   float32[8,1]           13     52
+    layer_0  Dense(2, 3, tanh)  float32[8,2]   float32[8,3]            9     36
+    layer_1  Dense(3, 1)        float32[8,3]   float32[8,1]            4     16
+    ---------------------------------------------------------------------------
+    total: 13 parameters (52 bytes), 0 states
+    """
+    shapes = {place: ("", "") for place in walk(layer)}
+    size = 0
+
+    def wrap(path: str, inner: Layer, recorded: Layer) -> Layer:
+        return _Recorder(recorded, lambda x, y: shapes.update({(path, inner): (_shape(x), _shape(y))}))
+
+    recording = instrument(layer, wrap)
+
+    def run(x):
+        nonlocal size
+        ps, st = setup(jax.random.key(0), recording, dtype, flat=False)
+        size = max((leaf.dtype.itemsize for leaf in jax.tree.leaves(ps)), default=0)
+        return recording.forward(x, ps, st)[0]
+
+    jax.eval_shape(run, x)
+    table = [("path", "layer", "input", "output", "parameters", "bytes")]
+    for (path, inner), (shape_in, shape_out) in shapes.items():
+        count = parameter_length(inner)
+        text = type(inner).__name__ if isinstance(inner, Container | Wrapper) else option_text(inner)
+        table.append((path, text, shape_in, shape_out, f"{count:_}", f"{count * size:_}"))
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = [_line(row, widths) for row in table]
+    rule = "-" * len(lines[0])
+    total, states = parameter_length(layer), state_length(layer)
+    end = f"total: {total:_} parameters ({total * size:_} bytes), {states:_} states"
+    return "\n".join([lines[0], rule, *lines[1:], rule, end])
+
+
+def walk(layer: Layer, path: str = "") -> Iterator[tuple[str, Layer]]:
+    """Every layer of a model with its path, from the outside in."""
+    yield path, layer
+    if isinstance(layer, Container):
+        for name, child in layer.children.items():
+            yield from walk(child, f"{path}.{name}" if path else name)
+    elif isinstance(layer, Wrapper):
+        yield from walk(layer.child, path)
+
+
+def instrument(layer: Layer, wrap: Callable[[str, Layer, Layer], Layer], path: str = "") -> Layer:
+    """The model with every layer, itself included, replaced by `wrap(path, layer, instrumented layer)`.
+
+    `wrap` must keep parameters and state as they are, as a `Wrapper` does.
+    """
+    inner = layer
+    if isinstance(layer, Container):
+        names = {name: f"{path}.{name}" if path else name for name in layer.children}
+        inner = layer.replace_children({name: instrument(layer[name], wrap, names[name]) for name in names})
+    elif isinstance(layer, Wrapper):
+        inner = layer.replace_child(instrument(layer.child, wrap, path))
+    return wrap(path, layer, inner)
+
+
+class _Recorder(Wrapper):
+    """Calls `record(x, y)` with every input and output of a layer."""
+
+    layer: Layer
+    record: Callable
+
+    def forward(self, x, ps, st):
+        y, st = self.layer.forward(x, ps, st)
+        self.record(x, y)
+        return y, st
+
+
+def _shape(x: Any) -> str:
+    leaves = jax.tree.leaves(x)
+    texts = [f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" for leaf in leaves if hasattr(leaf, "shape")]
+    return texts[0] if len(texts) == 1 else f"({', '.join(texts[:3])}{', ...' if len(texts) > 3 else ''})"
+
+
+def _line(row: tuple[str, ...], widths: list[int]) -> str:
+    left = [text.ljust(width) for text, width in zip(row[:-2], widths[:-2], strict=True)]
+    right = [text.rjust(width) for text, width in zip(row[-2:], widths[-2:], strict=True)]
+    return "  ".join([*left, *right]).rstrip()
