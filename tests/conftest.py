@@ -1,11 +1,18 @@
-"""Tests run strict: 64-bit numbers available, no implicit type promotion, two virtual CPU devices."""
+"""Tests run strict: 64-bit numbers available, no implicit type promotion, two virtual CPU devices.
+
+The switches are set for each test, so that the doctests, in the same process, run with JAX's defaults.
+"""
 
 import jax
 import pytest
 
-jax.config.update("jax_enable_x64", True)
-jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_num_cpu_devices", 2)
+
+
+@pytest.fixture(autouse=True)
+def strict():
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+        yield
 
 
 @pytest.fixture
