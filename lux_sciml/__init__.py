@@ -1,7 +1,13 @@
 """Scientific machine learning on JAX: layers as pure functions, parameters as one flat named vector."""
 
 from . import initializers as initializers
-from .components import ComponentVector as ComponentVector, Layout as Layout, concat as concat
+from .components import (
+    ComponentVector as ComponentVector,
+    Layout as Layout,
+    concat as concat,
+    current_derivatives as current_derivatives,
+    derivatives as derivatives,
+)
 from .core import (
     Constant as Constant,
     Container as Container,
