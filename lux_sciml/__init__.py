@@ -25,6 +25,11 @@ from .core import (
     trainmode as trainmode,
     update_state as update_state,
 )
+from .diffeq import (
+    NeuralODE as NeuralODE,
+    raise_if_failed as raise_if_failed,
+    vector_field as vector_field,
+)
 from .nn import (
     BatchNorm as BatchNorm,
     Chain as Chain,

@@ -147,16 +147,18 @@ def exact_key(value: Any, where: str) -> Hashable:
             "ones in a `lux.Constant(...)`"
         )
     treedef = jax.tree.structure(value)
-    if not jax.tree_util.treedef_is_leaf(treedef) and treedef.num_leaves:  # option objects of other libraries
-        return (kind, treedef, tuple(exact_key(leaf, where) for leaf in jax.tree.leaves(value)))
+    if not jax.tree_util.treedef_is_leaf(treedef):  # option objects of other libraries, and layers
+        key = (kind, treedef, tuple(exact_key(leaf, where) for leaf in jax.tree.leaves(value)))
+    else:
+        key = (kind, value)
     try:
-        hash(value)
+        hash(key)
     except TypeError:
         raise TypeError(
             f"{where} is an unhashable {kind.__name__}: fields of a layer are fixed, hashable values; "
             "wrap it in `lux.Constant(...)`, or keep it in the state"
         ) from None
-    return (kind, value)
+    return key
 
 
 # --- pickling: functions by their public import path --------------------------------------------------------------

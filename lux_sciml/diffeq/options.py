@@ -1,0 +1,83 @@
+"""The solver options that all differential-equation layers share."""
+
+from typing import Any
+
+import diffrax
+
+from ..components.derivatives import current_derivatives
+from ..core import Constant, Layer
+from ..core.static import holds_arrays
+from .guard import guarded
+
+_OBJECTS = ("solver", "stepsize_controller", "saveat", "event", "progress_meter")
+_CHOICES = {
+    "output": ("solution", "ys", "final"),
+    "batching": ("joint", "vmap"),
+    "on_state_update": ("raise", "discard"),
+}
+
+
+class SolverOptions(Layer, kw_only=True):
+    """Fields that every differential-equation layer has, by keyword; option objects are diffrax's own.
+
+    * `solver`: any diffrax solver. `rtol`, `atol`: tolerances of the default PID controller, tight enough for
+      quasi-Newton methods, which stall on the noise of looser ones. `stepsize_controller`: any of diffrax's, instead.
+    * `dt0`: the first step; `None` chooses one. `max_steps`: the most steps of a solve.
+    * `adjoint`: how the solve is differentiated: any diffrax adjoint, or `"auto"`: checkpointed reverse mode, unless
+      `lux.derivatives`, or one of the functions that set it, asks for forward mode or for both.
+    * `saveat`: a `diffrax.SaveAt` in place of saving at the times `ts`. `event`, `progress_meter`, `throw`: as in
+      `diffrax.diffeqsolve`; without `throw` a failed solve is NaN, with `sol.result` saying why.
+    * `output`: `"solution"` is the `diffrax.Solution`, `"ys"` its saved values, `"final"` the last state.
+    * `batching`: with `"joint"` a batch is one large equation with common steps; with `"vmap"` every sample along
+      the first axis has steps, times and a result of its own.
+    * `on_state_update`: `"raise"`, or `"discard"`: one frozen state for the whole solve, with its random keys renewed in
+      the state that is returned.
+    """
+
+    solver: Any = diffrax.Tsit5()
+    rtol: float = 1e-6
+    atol: float = 1e-8
+    stepsize_controller: Any = None
+    dt0: float | None = None
+    max_steps: int | None = 4096
+    adjoint: Any = "auto"
+    saveat: Any = None
+    event: Any = None
+    progress_meter: Any = diffrax.NoProgressMeter()
+    throw: bool = False
+    output: str = "solution"
+    batching: str = "joint"
+    on_state_update: str = "raise"
+
+    def __post_init__(self):
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is one of {', '.join(map(repr, choices))}, got {getattr(self, name)!r}")
+        if isinstance(self.adjoint, str) and self.adjoint != "auto":
+            raise ValueError(f'adjoint is "auto" or a diffrax adjoint, got {self.adjoint!r}')
+        if self.stepsize_controller is not None and (self.rtol, self.atol) != (1e-6, 1e-8):
+            raise ValueError("give the tolerances either as rtol and atol or in the stepsize_controller, not both")
+        for name in _OBJECTS:
+            if holds_arrays(getattr(self, name)):
+                setattr(self, name, Constant(getattr(self, name)))
+
+    def option(self, name: str) -> Any:
+        """An option as diffrax takes it."""
+        value = getattr(self, name)
+        return value.value if isinstance(value, Constant) else value
+
+    def chosen_adjoint(self) -> diffrax.AbstractAdjoint:
+        """The adjoint, chosen by the context of derivatives where it is `"auto"`."""
+        if self.adjoint != "auto":
+            return self.adjoint
+        wanted = current_derivatives()
+        if wanted == "forward":
+            return diffrax.ForwardMode()
+        if wanted == "both":
+            return diffrax.DirectAdjoint()
+        return diffrax.RecursiveCheckpointAdjoint(checkpoints=64 if self.max_steps is None else None)
+
+    def controller(self) -> diffrax.AbstractStepSizeController:
+        """The step size controller, ended early where a solve is hopeless."""
+        controller = self.option("stepsize_controller")
+        return guarded(diffrax.PIDController(self.rtol, self.atol) if controller is None else controller)
