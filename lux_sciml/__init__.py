@@ -1,6 +1,6 @@
 """Scientific machine learning on JAX: layers as pure functions, parameters as one flat named vector."""
 
-from . import initializers as initializers
+from . import initializers as initializers, testing as testing
 from .components import (
     ComponentVector as ComponentVector,
     Layout as Layout,

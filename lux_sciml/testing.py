@@ -1,0 +1,332 @@
+"""check_layer: one line that tells whether a layer keeps the contract."""
+
+import contextlib
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import keystr
+
+from .components import ComponentVector, Layout
+from .core import Layer, Mode, parameter_length, setup, testmode, trainmode
+
+_STEP = 1e-5  # of the finite differences: eps^(1/3) in float64
+_SAME = 1e-9  # two programs of one computation in float64, relative to the largest number
+
+
+def check_layer(
+    layer: Layer,
+    x: Any,
+    *,
+    key: jax.Array | None = None,
+    mode: Mode = Mode.TRAIN,
+    batch_axis: int | None = 0,
+    dtypes: Sequence[str] = ("float32", "float64"),
+    derivatives: Sequence[str] = ("forward", "reverse", "second"),
+    differentiable_input: bool = True,
+    rtol: float = 1e-5,
+) -> None:
+    """Check that a layer keeps the contract. `AssertionError` says in one sentence what it breaks, where, by how much.
+
+    `x` is an input: an array or a pytree of them. The checks, all with parameters and state from `setup(key, layer)`:
+
+    * the layer is a value: rebuilt and pickled copies are equal to it, and it prints;
+    * `setup` gives the same numbers for the same key, as many as `parameter_length` says;
+    * the call is pure: two calls with the same arguments give the same bits and leave their arguments alone;
+    * the state that comes out has the entries, shapes and dtypes of the one that went in, and is the same in TEST mode;
+    * for each of `dtypes`, outputs have the precision of parameters and inputs, and are finite;
+    * a nested dict of parameters, in any order, does what the flat vector does;
+    * `jax.jit` changes nothing, and does not trace again for an equal layer and the next state;
+    * `jax.vmap` over the samples along `batch_axis` gives what the batch gives; with `batch_axis=None`, for layers that
+      take no batch or whose samples depend on each other, it gives what a loop over two inputs gives;
+    * the `derivatives` agree with central differences, for each parameter and, with `differentiable_input`, each
+      floating-point input, along a random direction, to `rtol`: `"forward"` and `"reverse"` mode, and `"second"` order,
+      forward over reverse. They are taken in float64, whether or not the caller has switched it on.
+
+    >>> from lux_sciml import Dense
+    >>> check_layer(Dense(2, 3, jnp.tanh), jnp.ones((4, 2)))
+    """
+    unknown = set(derivatives) - {"forward", "reverse", "second"}
+    if unknown:
+        raise ValueError(f"derivatives are 'forward', 'reverse' and 'second', got {', '.join(map(repr, unknown))}")
+    key = jax.random.key(0) if key is None else key
+    traces: list[Layer] = []
+
+    @jax.jit
+    def run(layer, x, ps, st):
+        traces.append(layer)
+        return layer(x, ps, st)
+
+    def arguments(dtype):
+        ps, st = setup(key, layer, dtype)
+        return _cast(x, dtype), ps, testmode(st) if mode is Mode.TEST else trainmode(st)
+
+    _check_value(layer)
+    with jax.enable_x64(True):
+        args = arguments("float64")
+        _check_setup(layer, args, arguments("float64"))
+        y = _check_call(layer, *args)
+        _check_tree(layer, *args, y)
+        _check_jit(run, traces, layer, *args, y)
+        for dtype in dtypes:
+            _check_dtype(run, layer, *arguments(dtype), dtype)
+        _check_test_mode(run, layer, *args)
+        _check_vmap(run, layer, *args, batch_axis)
+        if derivatives:
+            _check_derivatives(layer, *args, derivatives, differentiable_input, rtol)
+
+
+def _check_value(layer: Layer) -> None:
+    with _attempt("repr"):
+        repr(layer)
+    copies = {"rebuilt from its fields": layer.replace()}
+    # Lambdas and classes inside functions have no import path: a layer may hold them, and then does not pickle.
+    with contextlib.suppress(pickle.PicklingError, AttributeError, TypeError):
+        copies["pickled"] = pickle.loads(pickle.dumps(layer))
+    for what, copy in copies.items():
+        if copy != layer or hash(copy) != hash(layer):
+            others = copy.fields()
+            names = [name for name, value in layer.fields().items() if others.get(name) != value]
+            raise AssertionError(
+                f"a copy of the layer, {what}, is not equal to it, so that jit compiles again for each; the field "
+                f"{', '.join(names)} does not compare by value"
+            )
+
+
+def _check_setup(layer: Layer, args: tuple[Any, ...], again: tuple[Any, ...]) -> None:
+    (_, ps, st), (_, ps_again, st_again) = args, again
+    says = "two setups with the same key differ at"
+    _require_same(ps.tree(), ps_again.tree(), "ps", says)
+    _require_same(st, st_again, "st", says)
+    if parameter_length(layer) != ps.size:
+        raise AssertionError(f"parameter_length says {parameter_length(layer)}, but setup makes {ps.size} parameters")
+
+
+def _check_call(layer: Layer, x: Any, ps: ComponentVector, st: Any) -> Any:
+    tree = ps.tree()
+    before = jax.tree.map(lambda leaf: leaf, (x, tree, st))
+    y, st_next = layer(x, tree, st)
+    for name, old, new in zip(("x", "ps", "st"), before, (x, tree, st), strict=True):
+        _require_same(old, new, name, "not pure: the call changes its argument at")
+    y_again, st_again = layer(x, tree, st)
+    _require_same(y, y_again, "y", "not pure: two calls with the same arguments differ at")
+    _require_same(st_next, st_again, "st", "not pure: two calls with the same arguments differ at")
+    _require_kept(st, st_next)
+    return y
+
+
+def _check_tree(layer: Layer, x: Any, ps: ComponentVector, st: Any, y: Any) -> None:
+    _require_same(y, layer(x, ps, st)[0], "y", "the flat vector and the nested dict of parameters differ at")
+    tree = jax.tree.map(lambda leaf: leaf, ps.tree())  # sorted by JAX
+    with _attempt("a call with the dict of parameters in sorted order"):
+        y_sorted, _ = layer(x, tree, st)
+    _require_same(y, y_sorted, "y", "the order of the dict of parameters matters at")
+
+
+def _check_jit(run: Callable, traces: list[Layer], layer: Layer, x: Any, ps: ComponentVector, st: Any, y: Any) -> None:
+    with _attempt("jax.jit"):
+        y_jit, st_next = run(layer, x, ps, st)
+    _require_same(y, y_jit, "y", "jax.jit changes the output at", _SAME)
+    run(layer.replace(), x, ps, st_next)
+    if len(traces) > 1:
+        raise AssertionError(
+            "a second call, with an equal layer and the state that came out of the first, traces again: "
+            "is a number of the state a Python number at first?"
+        )
+
+
+def _check_dtype(run: Callable, layer: Layer, x: Any, ps: ComponentVector, st: Any, dtype: str) -> None:
+    with _attempt(f"a call in {dtype}"):
+        y, st_next = run(layer, x, ps, st)
+    for path, leaf in _leaves(y, "y"):
+        if _inexact(leaf) and jnp.finfo(leaf.dtype).dtype != jnp.dtype(dtype):
+            raise AssertionError(f"`{path}` is {leaf.dtype}, where parameters and inputs are {dtype}")
+        if _inexact(leaf) and not np.isfinite(np.asarray(leaf)).all():
+            raise AssertionError(f"`{path}` is not finite in {dtype}")
+    _require_kept(st, st_next)
+
+
+def _check_test_mode(run: Callable, layer: Layer, x: Any, ps: ComponentVector, st: Any) -> None:
+    st = testmode(st)
+    if any(isinstance(leaf, Mode) for _, leaf in _leaves(st, "st")):
+        _require_same(st, run(layer, x, ps, st)[1], "st", "in TEST mode the state changes at")
+
+
+def _check_vmap(run: Callable, layer: Layer, x: Any, ps: ComponentVector, st: Any, axis: int | None) -> None:
+    if axis is None:
+        inputs = [x, jax.tree.map(lambda leaf: 0.9 * leaf if _inexact(leaf) else leaf, x)]
+        xs = jax.tree.map(lambda *leaves: np.stack(leaves), *inputs)
+        expected = jax.tree.map(lambda *leaves: np.stack(leaves), *(run(layer, x, ps, st)[0] for x in inputs))
+        says = "jax.vmap over two inputs differs from a loop at"
+    else:
+        xs, expected = _samples(x, "x", axis), _samples(run(layer, x, ps, st)[0], "y", axis)
+        says = "the batch differs from jax.vmap over its samples (do they depend on each other? batch_axis=None) at"
+    with _attempt("jax.vmap"):
+        ys, _ = jax.vmap(run, (None, 0, None, None))(layer, xs, ps, st)
+    _require_same(expected, ys, "y", says, _SAME)
+
+
+def _samples(tree: Any, name: str, axis: int) -> Any:
+    """The samples along an axis, each with that axis of length one, stacked along a new first axis."""
+    sizes = {path: np.shape(leaf)[axis] if np.ndim(leaf) > axis else 0 for path, leaf in _leaves(tree, name)}
+    if len(set(sizes.values())) > 1 or 0 in sizes.values():
+        found = ", ".join(f"`{path}` {size}" for path, size in sizes.items())
+        raise AssertionError(f"there is no batch along axis {axis} (sizes: {found}); pass batch_axis=None")
+    return jax.tree.map(lambda leaf: np.stack(np.split(np.asarray(leaf), np.shape(leaf)[axis], axis)), tree)
+
+
+# --- derivatives --------------------------------------------------------------------------------------------------
+
+
+def _check_derivatives(layer, x, ps, st, derivatives, differentiable_input, rtol) -> None:
+    leaves, treedef = jax.tree.flatten(x)
+    free = {path: i for i, (path, leaf) in enumerate(_leaves(x, "x")) if differentiable_input and _inexact(leaf)}
+
+    def loss(z):
+        ps, inputs = z
+        now = dict(enumerate(leaves)) | dict(zip(free.values(), inputs, strict=True))
+        return _score(layer(treedef.unflatten(now.values()), ps, st)[0])
+
+    @jax.jit
+    def evaluate(z, v):
+        out = {"value": loss(z)}
+        if "forward" in derivatives:
+            with _attempt("forward-mode differentiation"):
+                out["forward"] = jax.jvp(loss, (z,), (v,))[1]
+        if "reverse" in derivatives or "second" in derivatives:
+            with _attempt("reverse-mode differentiation"):
+                out["gradient"] = jax.grad(loss)(z)
+                out["of_dict"] = ps.layout.ravel(jax.grad(lambda tree: loss((tree, z[1])))(z[0].tree()))
+        if "second" in derivatives:
+            with _attempt("second-order differentiation, forward over reverse,"):
+                out["second"] = jax.jvp(jax.grad(loss), (z,), (v,))[1]
+        return out
+
+    z = jax.tree.map(np.asarray, (ps, [leaves[i] for i in free.values()]))
+    for path, v in _directions(z, ps.layout, list(free)):
+        points = (jax.tree.map(lambda a, b, h=h: a + h * b, z, v) for h in (0, _STEP, -_STEP))
+        here, up, down = (jax.tree.map(np.asarray, evaluate(point, v)) for point in points)
+        value, slope = here["value"], (up["value"] - down["value"]) / (2 * _STEP)
+        if "forward" in derivatives:
+            _require_slope("forward-mode", here["forward"], slope, path, rtol, value)
+        if "reverse" in derivatives:
+            pairs = zip(jax.tree.leaves(here["gradient"]), jax.tree.leaves(v), strict=True)
+            _require_slope("reverse-mode", sum(np.sum(a * b).real for a, b in pairs), slope, path, rtol, value)
+            says = "the gradients by the flat vector and by the nested dict differ:"
+            _require_same(here["gradient"][0].data, here["of_dict"], "ps", says, _SAME)
+        if "second" in derivatives:
+            trees = (here["second"], up["gradient"], down["gradient"], here["gradient"])
+            for second, a, b, gradient in zip(*map(jax.tree.leaves, trees), strict=True):
+                _require_slope("second-order", second, (a - b) / (2 * _STEP), path, rtol, gradient)
+
+
+def _score(y: Any) -> jax.Array:
+    """A number that depends on every output in its own way, and not linearly."""
+    rng, total = np.random.default_rng(0), jnp.zeros((), float)
+    for leaf in filter(_inexact, jax.tree.leaves(y)):
+        for part in [leaf.real, leaf.imag] if jnp.iscomplexobj(leaf) else [jnp.asarray(leaf)]:
+            part = part.astype(float)
+            terms = part * rng.standard_normal(part.shape) + 0.5 * part**2
+            total += jnp.sum(terms) / max(part.size, 1)
+    return total
+
+
+def _directions(z: Any, layout: Layout, inputs: list[str]) -> Iterator[tuple[str, Any]]:
+    """For each parameter and each input, its path and a random direction in which only it changes."""
+    rng, (flat, others) = np.random.default_rng(1), jax.tree.map(np.zeros_like, z)
+
+    def random(like):
+        numbers = rng.standard_normal((2, *like.shape))
+        return numbers[0] + 1j * numbers[1] if np.iscomplexobj(like) else numbers[0]
+
+    for leaf in layout.leaves:
+        data = np.zeros_like(flat.data)
+        data[leaf.offset : leaf.offset + leaf.size] = random(data[leaf.offset : leaf.offset + leaf.size])
+        yield ".".join(["ps", *map(str, leaf.path)]), (layout.wrap(data), others)
+    for i, path in enumerate(inputs):
+        yield path, (flat, [random(leaf) if i == j else leaf for j, leaf in enumerate(others)])
+
+
+def _require_slope(kind: str, got: Any, expected: Any, path: str, rtol: float, value: Any) -> None:
+    """Raise unless two derivatives agree to `rtol`, up to the rounding that differences of `value` have."""
+    size = np.maximum(np.abs(got), np.abs(expected)).max(initial=0) + 1e-3 * (1 + np.abs(value).max(initial=0))
+    error = np.abs(got - expected).max(initial=0)
+    if not error <= rtol * size:
+        where = np.unravel_index(np.argmax(np.abs(got - expected)), np.shape(got))
+        raise AssertionError(
+            f"the {kind} derivative along `{path}` is {np.asarray(got)[where]:.6g}, where finite differences give "
+            f"{np.asarray(expected)[where]:.6g}"
+        )
+
+
+# --- comparing ----------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _attempt(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise AssertionError(f"{what} raises {type(error).__name__}: {str(error).strip().splitlines()[0]}") from error
+
+
+def _require_same(a: Any, b: Any, name: str, says: str, rtol: float = 0.0) -> None:
+    """Raise unless two trees are the same: bit for bit or, with `rtol`, relative to the largest number of an array."""
+    mine, others = dict(_leaves(a, name)), dict(_leaves(b, name))
+    for path in mine.keys() | others.keys():
+        if path not in mine or path not in others:
+            raise AssertionError(f"{says} `{path}`, which only one of them has")
+    for path, x in mine.items():
+        x, y = _numbers(x), _numbers(others[path])
+        if x.shape != y.shape or x.dtype != y.dtype:
+            raise AssertionError(f"{says} `{path}`: {x.dtype}{list(x.shape)} and {y.dtype}{list(y.shape)}")
+        if x.tobytes() == y.tobytes():
+            continue
+        error = np.abs(x - y).max() if _inexact(x) else np.sum(x != y)
+        if not (rtol and _inexact(x) and np.allclose(x, y, 0, rtol * np.abs(x).max(initial=1e-3), equal_nan=True)):
+            raise AssertionError(f"{says} `{path}` by {error:.3g}")
+
+
+def _require_kept(st: Any, st_next: Any) -> None:
+    """Raise unless the state that came out has the entries, shapes and dtypes of the one that went in."""
+    before, after = dict(_leaves(st, "st")), dict(_leaves(st_next, "st"))
+    for path in [*before, *after]:
+        if path not in after or path not in before:
+            raise AssertionError(f"the state {'gains' if path in after else 'loses'} `{path}` in a call")
+        was, now = (x if isinstance(x, Mode) else f"{x.dtype}{list(x.shape)}" for x in (before[path], after[path]))
+        if was != now:
+            raise AssertionError(f"the state's `{path}` goes in as {was} and comes out as {now}")
+
+
+def _leaves(tree: Any, name: str) -> list[tuple[str, Any]]:
+    """The leaves, Modes included, with paths such as `st.layer_0.mode`."""
+    found = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda leaf: isinstance(leaf, Mode))
+    return [(f"{name}.{keystr(path, simple=True, separator='.')}".rstrip("."), leaf) for path, leaf in found]
+
+
+def _numbers(leaf: Any) -> np.ndarray:
+    if isinstance(leaf, Mode):
+        return np.asarray(leaf is Mode.TRAIN)
+    if jnp.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
+        return np.asarray(jax.random.key_data(leaf))
+    return np.asarray(leaf)
+
+
+def _inexact(leaf: Any) -> bool:
+    return jnp.issubdtype(getattr(leaf, "dtype", np.result_type(type(leaf))), jnp.inexact)
+
+
+def _cast(x: Any, dtype: str) -> Any:
+    """Floating-point and complex numbers in the given precision; the rest as it is."""
+
+    def cast(leaf):
+        leaf = leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
+        if not _inexact(leaf):
+            return leaf
+        to = jnp.result_type(dtype, jnp.complex64) if jnp.issubdtype(leaf.dtype, jnp.complexfloating) else dtype
+        return leaf.astype(to) if isinstance(leaf, ComponentVector) else jnp.asarray(leaf).astype(to)
+
+    return jax.tree.map(cast, x, is_leaf=lambda node: isinstance(node, ComponentVector))
