@@ -67,10 +67,9 @@ def check_layer(
     _check_value(layer)
     with jax.enable_x64(True):
         args = arguments("float64")
-        _check_setup(layer, args, arguments("float64"))
-        y = _check_call(layer, *args)
-        _check_tree(layer, *args, y)
-        _check_jit(run, traces, layer, *args, y)
+        _check_setup(layer, *args[1:], *arguments("float64")[1:])
+        _check_pure(layer, *args)
+        _check_jit(run, traces, layer, *args)
         for dtype in dtypes:
             _check_dtype(run, layer, *arguments(dtype), dtype)
         _check_test_mode(run, layer, *args)
@@ -88,60 +87,50 @@ def _check_value(layer: Layer) -> None:
         copies["pickled"] = pickle.loads(pickle.dumps(layer))
     for what, copy in copies.items():
         if copy != layer or hash(copy) != hash(layer):
-            others = copy.fields()
-            names = [name for name, value in layer.fields().items() if others.get(name) != value]
+            names = [name for name, value in layer.fields().items() if copy.fields().get(name) != value]
             raise AssertionError(
                 f"a copy of the layer, {what}, is not equal to it, so that jit compiles again for each; the field "
                 f"{', '.join(names)} does not compare by value"
             )
 
 
-def _check_setup(layer: Layer, args: tuple[Any, ...], again: tuple[Any, ...]) -> None:
-    (_, ps, st), (_, ps_again, st_again) = args, again
+def _check_setup(layer: Layer, ps: ComponentVector, st: Any, ps_again: ComponentVector, st_again: Any) -> None:
     says = "two setups with the same key differ at"
-    _require_same(ps.tree(), ps_again.tree(), "ps", says)
-    _require_same(st, st_again, "st", says)
+    _require_same(says, {"ps": ps.tree(), "st": st}, {"ps": ps_again.tree(), "st": st_again})
     if parameter_length(layer) != ps.size:
         raise AssertionError(f"parameter_length says {parameter_length(layer)}, but setup makes {ps.size} parameters")
 
 
-def _check_call(layer: Layer, x: Any, ps: ComponentVector, st: Any) -> Any:
-    tree = ps.tree()
-    before = jax.tree.map(lambda leaf: leaf, (x, tree, st))
-    y, st_next = layer(x, tree, st)
-    for name, old, new in zip(("x", "ps", "st"), before, (x, tree, st), strict=True):
-        _require_same(old, new, name, "not pure: the call changes its argument at")
-    y_again, st_again = layer(x, tree, st)
-    _require_same(y, y_again, "y", "not pure: two calls with the same arguments differ at")
-    _require_same(st_next, st_again, "st", "not pure: two calls with the same arguments differ at")
-    _require_kept(st, st_next)
-    return y
-
-
-def _check_tree(layer: Layer, x: Any, ps: ComponentVector, st: Any, y: Any) -> None:
-    _require_same(y, layer(x, ps, st)[0], "y", "the flat vector and the nested dict of parameters differ at")
-    tree = jax.tree.map(lambda leaf: leaf, ps.tree())  # sorted by JAX
+def _check_pure(layer: Layer, x: Any, ps: ComponentVector, st: Any) -> None:
+    now = {"x": x, "ps": ps.tree(), "st": st}
+    before = jax.tree.map(lambda leaf: leaf, now)  # new dicts, sorted by JAX
+    first, second = (dict(zip(("y", "st"), layer(*now.values()), strict=True)) for _ in range(2))
+    _require_same("not pure: the call changes its argument at", before, now)
+    _require_same("not pure: two calls with the same arguments differ at", first, second)
+    _require_kept(st, first["st"])
+    y = {"y": first["y"]}
+    _require_same("the flat vector and the nested dict of parameters differ at", y, {"y": layer(x, ps, st)[0]})
     with _attempt("a call with the dict of parameters in sorted order"):
-        y_sorted, _ = layer(x, tree, st)
-    _require_same(y, y_sorted, "y", "the order of the dict of parameters matters at")
+        y_sorted, _ = layer(x, before["ps"], st)
+    _require_same("the order of the dict of parameters matters at", y, {"y": y_sorted})
 
 
-def _check_jit(run: Callable, traces: list[Layer], layer: Layer, x: Any, ps: ComponentVector, st: Any, y: Any) -> None:
+def _check_jit(run: Callable, traces: list[Layer], layer: Layer, x: Any, ps: ComponentVector, st: Any) -> None:
     with _attempt("jax.jit"):
-        y_jit, st_next = run(layer, x, ps, st)
-    _require_same(y, y_jit, "y", "jax.jit changes the output at", _SAME)
+        y, st_next = run(layer, x, ps, st)
+    _require_same("jax.jit changes the output at", {"y": layer(x, ps, st)[0]}, {"y": y}, _SAME)
     run(layer.replace(), x, ps, st_next)
     if len(traces) > 1:
         raise AssertionError(
             "a second call, with an equal layer and the state that came out of the first, traces again: "
-            "is a number of the state a Python number at first?"
+            "weakly typed numbers in the state do that, give them a dtype"
         )
 
 
 def _check_dtype(run: Callable, layer: Layer, x: Any, ps: ComponentVector, st: Any, dtype: str) -> None:
     with _attempt(f"a call in {dtype}"):
         y, st_next = run(layer, x, ps, st)
-    for path, leaf in _leaves(y, "y"):
+    for path, leaf in _leaves({"y": y}):
         if _inexact(leaf) and jnp.finfo(leaf.dtype).dtype != jnp.dtype(dtype):
             raise AssertionError(f"`{path}` is {leaf.dtype}, where parameters and inputs are {dtype}")
         if _inexact(leaf) and not np.isfinite(np.asarray(leaf)).all():
@@ -151,27 +140,27 @@ def _check_dtype(run: Callable, layer: Layer, x: Any, ps: ComponentVector, st: A
 
 def _check_test_mode(run: Callable, layer: Layer, x: Any, ps: ComponentVector, st: Any) -> None:
     st = testmode(st)
-    if any(isinstance(leaf, Mode) for _, leaf in _leaves(st, "st")):
-        _require_same(st, run(layer, x, ps, st)[1], "st", "in TEST mode the state changes at")
+    if any(isinstance(leaf, Mode) for _, leaf in _leaves(st)):
+        _require_same("in TEST mode the state changes at", {"st": st}, {"st": run(layer, x, ps, st)[1]})
 
 
 def _check_vmap(run: Callable, layer: Layer, x: Any, ps: ComponentVector, st: Any, axis: int | None) -> None:
     if axis is None:
         inputs = [x, jax.tree.map(lambda leaf: 0.9 * leaf if _inexact(leaf) else leaf, x)]
-        xs = jax.tree.map(lambda *leaves: np.stack(leaves), *inputs)
-        expected = jax.tree.map(lambda *leaves: np.stack(leaves), *(run(layer, x, ps, st)[0] for x in inputs))
+        outputs = [run(layer, x, ps, st)[0] for x in inputs]
+        xs, expected = (jax.tree.map(lambda *leaves: np.stack(leaves), *trees) for trees in (inputs, outputs))
         says = "jax.vmap over two inputs differs from a loop at"
     else:
-        xs, expected = _samples(x, "x", axis), _samples(run(layer, x, ps, st)[0], "y", axis)
+        xs, expected = _samples({"x": x}, axis)["x"], _samples({"y": run(layer, x, ps, st)[0]}, axis)["y"]
         says = "the batch differs from jax.vmap over its samples (do they depend on each other? batch_axis=None) at"
     with _attempt("jax.vmap"):
         ys, _ = jax.vmap(run, (None, 0, None, None))(layer, xs, ps, st)
-    _require_same(expected, ys, "y", says, _SAME)
+    _require_same(says, {"y": expected}, {"y": ys}, _SAME)
 
 
-def _samples(tree: Any, name: str, axis: int) -> Any:
+def _samples(tree: dict[str, Any], axis: int) -> dict[str, Any]:
     """The samples along an axis, each with that axis of length one, stacked along a new first axis."""
-    sizes = {path: np.shape(leaf)[axis] if np.ndim(leaf) > axis else 0 for path, leaf in _leaves(tree, name)}
+    sizes = {path: np.shape(leaf)[axis] if np.ndim(leaf) > axis else 0 for path, leaf in _leaves(tree)}
     if len(set(sizes.values())) > 1 or 0 in sizes.values():
         found = ", ".join(f"`{path}` {size}" for path, size in sizes.items())
         raise AssertionError(f"there is no batch along axis {axis} (sizes: {found}); pass batch_axis=None")
@@ -183,7 +172,7 @@ def _samples(tree: Any, name: str, axis: int) -> Any:
 
 def _check_derivatives(layer, x, ps, st, derivatives, differentiable_input, rtol) -> None:
     leaves, treedef = jax.tree.flatten(x)
-    free = {path: i for i, (path, leaf) in enumerate(_leaves(x, "x")) if differentiable_input and _inexact(leaf)}
+    free = {path: i for i, (path, leaf) in enumerate(_leaves({"x": x})) if differentiable_input and _inexact(leaf)}
 
     def loss(z):
         ps, inputs = z
@@ -194,29 +183,27 @@ def _check_derivatives(layer, x, ps, st, derivatives, differentiable_input, rtol
     def evaluate(z, v):
         out = {"value": loss(z)}
         if "forward" in derivatives:
-            with _attempt("forward-mode differentiation"):
-                out["forward"] = jax.jvp(loss, (z,), (v,))[1]
-        if "reverse" in derivatives or "second" in derivatives:
-            with _attempt("reverse-mode differentiation"):
-                out["gradient"] = jax.grad(loss)(z)
-                out["of_dict"] = ps.layout.ravel(jax.grad(lambda tree: loss((tree, z[1])))(z[0].tree()))
+            out["forward"] = jax.jvp(loss, (z,), (v,))[1]
+        if "reverse" in derivatives:
+            out["gradient"] = jax.grad(loss)(z)
+            out["of_dict"] = ps.layout.ravel(jax.grad(lambda tree: loss((tree, z[1])))(z[0].tree()))
         if "second" in derivatives:
-            with _attempt("second-order differentiation, forward over reverse,"):
-                out["second"] = jax.jvp(jax.grad(loss), (z,), (v,))[1]
+            out["gradient"], out["second"] = jax.jvp(jax.grad(loss), (z,), (v,))
         return out
 
     z = jax.tree.map(np.asarray, (ps, [leaves[i] for i in free.values()]))
     for path, v in _directions(z, ps.layout, list(free)):
         points = (jax.tree.map(lambda a, b, h=h: a + h * b, z, v) for h in (0, _STEP, -_STEP))
-        here, up, down = (jax.tree.map(np.asarray, evaluate(point, v)) for point in points)
+        with _attempt("differentiation (derivatives=... says which are checked)"):
+            here, up, down = (jax.tree.map(np.asarray, evaluate(point, v)) for point in points)
         value, slope = here["value"], (up["value"] - down["value"]) / (2 * _STEP)
         if "forward" in derivatives:
             _require_slope("forward-mode", here["forward"], slope, path, rtol, value)
         if "reverse" in derivatives:
             pairs = zip(jax.tree.leaves(here["gradient"]), jax.tree.leaves(v), strict=True)
             _require_slope("reverse-mode", sum(np.sum(a * b).real for a, b in pairs), slope, path, rtol, value)
-            says = "the gradients by the flat vector and by the nested dict differ:"
-            _require_same(here["gradient"][0].data, here["of_dict"], "ps", says, _SAME)
+            flat, by_dict = {"ps": here["gradient"][0].data}, {"ps": here["of_dict"]}
+            _require_same("the gradients by the flat vector and by the nested dict differ at", flat, by_dict, _SAME)
         if "second" in derivatives:
             trees = (here["second"], up["gradient"], down["gradient"], here["gradient"])
             for second, a, b, gradient in zip(*map(jax.tree.leaves, trees), strict=True):
@@ -273,12 +260,11 @@ def _attempt(what: str) -> Iterator[None]:
         raise AssertionError(f"{what} raises {type(error).__name__}: {str(error).strip().splitlines()[0]}") from error
 
 
-def _require_same(a: Any, b: Any, name: str, says: str, rtol: float = 0.0) -> None:
+def _require_same(says: str, a: dict[str, Any], b: dict[str, Any], rtol: float = 0.0) -> None:
     """Raise unless two trees are the same: bit for bit or, with `rtol`, relative to the largest number of an array."""
-    mine, others = dict(_leaves(a, name)), dict(_leaves(b, name))
-    for path in mine.keys() | others.keys():
-        if path not in mine or path not in others:
-            raise AssertionError(f"{says} `{path}`, which only one of them has")
+    mine, others = dict(_leaves(a)), dict(_leaves(b))
+    for path in mine.keys() ^ others.keys():
+        raise AssertionError(f"{says} `{path}`, which only one of them has")
     for path, x in mine.items():
         x, y = _numbers(x), _numbers(others[path])
         if x.shape != y.shape or x.dtype != y.dtype:
@@ -292,19 +278,19 @@ def _require_same(a: Any, b: Any, name: str, says: str, rtol: float = 0.0) -> No
 
 def _require_kept(st: Any, st_next: Any) -> None:
     """Raise unless the state that came out has the entries, shapes and dtypes of the one that went in."""
-    before, after = dict(_leaves(st, "st")), dict(_leaves(st_next, "st"))
-    for path in [*before, *after]:
-        if path not in after or path not in before:
-            raise AssertionError(f"the state {'gains' if path in after else 'loses'} `{path}` in a call")
+    before, after = dict(_leaves({"st": st})), dict(_leaves({"st": st_next}))
+    for path in before.keys() ^ after.keys():
+        raise AssertionError(f"the state {'gains' if path in after else 'loses'} `{path}` in a call")
+    for path in before:
         was, now = (x if isinstance(x, Mode) else f"{x.dtype}{list(x.shape)}" for x in (before[path], after[path]))
         if was != now:
             raise AssertionError(f"the state's `{path}` goes in as {was} and comes out as {now}")
 
 
-def _leaves(tree: Any, name: str) -> list[tuple[str, Any]]:
+def _leaves(tree: Any) -> list[tuple[str, Any]]:
     """The leaves, Modes included, with paths such as `st.layer_0.mode`."""
     found = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda leaf: isinstance(leaf, Mode))
-    return [(f"{name}.{keystr(path, simple=True, separator='.')}".rstrip("."), leaf) for path, leaf in found]
+    return [(keystr(path, simple=True, separator="."), leaf) for path, leaf in found]
 
 
 def _numbers(leaf: Any) -> np.ndarray:
@@ -326,7 +312,7 @@ def _cast(x: Any, dtype: str) -> Any:
         leaf = leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
         if not _inexact(leaf):
             return leaf
-        to = jnp.result_type(dtype, jnp.complex64) if jnp.issubdtype(leaf.dtype, jnp.complexfloating) else dtype
+        to = np.result_type(dtype, np.complex64) if jnp.issubdtype(leaf.dtype, jnp.complexfloating) else dtype
         return leaf.astype(to) if isinstance(leaf, ComponentVector) else jnp.asarray(leaf).astype(to)
 
     return jax.tree.map(cast, x, is_leaf=lambda node: isinstance(node, ComponentVector))
