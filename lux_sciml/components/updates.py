@@ -1,0 +1,108 @@
+"""Functional updates by path."""
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .containers import Path, close_container, open_container, path_string
+from .layout import Layout, Leaf
+from .safe_map import layout_of
+
+
+class At:
+    """`cv.at[path]`, and then one of `set`, `add`, `multiply`, `apply`. Arrays tied to a changed one change with it."""
+
+    def __init__(self, cv: Any, path: Path | None = None):
+        self._cv, self._path = cv, path
+
+    def __getitem__(self, path: Hashable) -> "At":
+        return At(self._cv, self._cv.layout.find(path)[2])
+
+    def apply(self, f: Callable[[Any], Any]) -> Any:
+        """`f` of every array at the path."""
+        layout = self._cv.layout
+        blocks = layout.split(self._cv.data)
+        inside = [leaf for leaf in layout.leaves if leaf.path[: len(self._path)] == self._path]
+        once = {layout.block_of[leaf.path]: leaf for leaf in inside}
+        return updated(self._cv, ((leaf.path, f(blocks[i])) for i, leaf in once.items()))
+
+    def set(self, value: Any) -> Any:
+        """The value, broadcast, at the path; a tree of the path's names where the path is a sub-tree."""
+        if not isinstance(value, Mapping) and layout_of(value) is None and jnp.ndim(value) == 0:
+            return self.apply(lambda _: value)
+        node = self._cv.layout.find(self._path)[1]
+        return updated(self._cv, ((self._path + path, new) for path, new in updates(node, value)))
+
+    def add(self, value: Any) -> Any:
+        return self.apply(lambda x: x + value)
+
+    def multiply(self, value: Any) -> Any:
+        return self.apply(lambda x: x * value)
+
+
+def updates(layout: Layout, new: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """Paths of arrays with their new values, from values nested as in the layout, by dicts or by its own containers."""
+    if layout.is_array:
+        yield path, new
+    elif isinstance(new, Mapping):
+        for key, value in new.items():
+            if key not in layout.children:
+                raise KeyError(f"there is no component `{path_string((*path, key))}`; merge(...) adds new ones")
+            yield from updates(layout.children[key], value, (*path, key))
+    else:
+        new = numbers(new)
+        layout.require_same(Layout.of(new), order=False)
+        for leaf, value in zip(layout.leaves, layout.collect(new), strict=True):
+            yield (*path, *leaf.path), value
+
+
+def updated(cv: Any, new: Iterable[tuple[Path, Any]]) -> Any:
+    """The vector with new values at some paths."""
+    layout, set_by = cv.layout, {}
+    blocks = layout.split(cv.data)
+    for path, value in new:
+        i = layout.block_of[path]
+        if i in set_by:
+            raise ValueError(
+                f"`{path_string(set_by[i])}` and `{path_string(path)}` are tied: give a value for one of them"
+            )
+        set_by[i] = path
+        blocks[i] = _fit(value, layout.blocks[i], path)
+    return type(cv).tree_unflatten(layout, (layout.join(blocks, cv.dtype),))
+
+
+def _fit(value: Any, leaf: Leaf, path: Path) -> jax.Array:
+    value = jnp.asarray(value)
+    if jnp.iscomplexobj(value) and not jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+        raise TypeError(f"`{path_string(path)}` is real, got a complex value")
+    try:
+        return jnp.broadcast_to(value.astype(leaf.dtype), leaf.shape)
+    except ValueError:
+        raise ValueError(f"`{path_string(path)}` has shape {leaf.shape}, got {value.shape}") from None
+
+
+def numbers(node: Any) -> Any:
+    """Python's numbers, and (nested) lists of numbers, as arrays of floats; everything else as it is."""
+    if _is_number(node):
+        return np.asarray(node, dtype=jax.dtypes.canonicalize_dtype(np.result_type(type(node), float)))
+    if layout_of(node) is not None or hasattr(node, "shape"):
+        return node
+    if isinstance(node, list | tuple) and not hasattr(node, "_fields") and _all_numbers(node):
+        return jnp.asarray(node).astype(jnp.result_type(jnp.asarray(node), float)) if node else np.zeros(0)
+    opened = open_container(node)
+    if opened is None or not isinstance(opened[0], str | type):
+        return node
+    return close_container(opened[0], {key: numbers(child) for key, child in opened[1]})
+
+
+def _is_number(node: Any) -> bool:
+    return isinstance(node, int | float | complex) and not isinstance(node, bool | np.generic)
+
+
+def _all_numbers(node: Any) -> bool:
+    if isinstance(node, list | tuple):
+        return all(map(_all_numbers, node)) and len({np.shape(item) for item in node}) < 2
+    return _is_number(node) or (isinstance(node, jax.Array | np.generic) and np.ndim(node) == 0)
