@@ -38,3 +38,4 @@ from .nn import (
     Parallel as Parallel,
     SkipConnection as SkipConnection,
 )
+from .optimize import MinimizeResult as MinimizeResult, minimize as minimize

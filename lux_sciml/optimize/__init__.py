@@ -1,0 +1,4 @@
+"""One call over SciPy, optimistix and optax."""
+
+from .minimize import minimize as minimize
+from .result import MinimizeResult as MinimizeResult

@@ -1,0 +1,37 @@
+"""Compiled loops in chunks, short enough that Ctrl-C, progress and callbacks are prompt."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+LONGEST = 4096  # steps in a chunk: the size of its buffer of values
+SECONDS = 0.1  # what a chunk should take
+
+
+def in_chunks(
+    advance: Callable[[Any, int], tuple[Any, Any, Any]], carry: Any, total: int
+) -> Iterator[tuple[Any, np.ndarray]]:
+    """Advance a carry by `total` steps, or until a chunk ends early.
+
+    `advance(carry, limit)` makes at most `limit <= LONGEST` steps and returns the carry, how many it made, and a buffer
+    `(LONGEST,)` of values. Yields the carry and the chunk's values after each chunk. Lengths adapt to the time a step
+    takes; the first chunk, which compiles, is not timed.
+    """
+    done, length, compiled = 0, 1, False
+    while done < total:
+        limit = min(length, total - done)
+        start = time.perf_counter()
+        carry, count, values = advance(carry, limit)
+        count, values = int(count), np.asarray(values)
+        per_step = (time.perf_counter() - start) / max(count, 1)
+        if count == 0:
+            return
+        done += count
+        yield carry, values[:count]
+        if count < limit:
+            return
+        if compiled:
+            length = max(1, min(LONGEST, 8 * length, int(SECONDS / per_step)))
+        compiled = True

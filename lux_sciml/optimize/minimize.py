@@ -1,0 +1,130 @@
+"""minimize: one call over SciPy, optimistix and optax."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import optax
+import optimistix as optx
+
+from . import optax as _optax, optimistix as _optimistix, scipy as _scipy
+from .problem import Problem, evaluate, flat_bounds
+from .record import Finished, Record
+from .result import MinimizeResult
+
+
+def minimize(
+    loss: Callable,
+    ps: Any,
+    *,
+    method: Any,
+    args: Any = None,
+    bounds: Any = None,
+    max_steps: int = 1000,
+    tol: float | None = None,
+    callback: Callable[[int, Any, float], bool | None] | None = None,
+    progress: bool = False,
+    has_aux: bool = False,
+    keep_best: bool = True,
+    options: dict[str, Any] | None = None,
+) -> MinimizeResult:
+    """Find parameters where a loss is small: $\\min_p L(p)$.
+
+    `loss(ps)`, or `loss(ps, args)` where `args` is given, returns one floating-point number, and with `has_aux=True`
+    `(value, aux)`. `ps` is a `ComponentVector`, or a nested tree or an array of floating-point numbers; the loss, the
+    callback and the result have the same kind, shapes and dtypes. `args` is a pytree of arrays: data that is passed
+    there may change from call to call without compiling anew, data that the loss closes over may not.
+
+    `method` is one of
+
+    * a name of `scipy.optimize.minimize`: `"L-BFGS-B"` (the usual choice), `"BFGS"`, `"CG"`, `"TNC"`, `"SLSQP"`,
+      `"trust-constr"`, `"Newton-CG"`, `"trust-ncg"`, `"trust-krylov"`, `"trust-exact"`, `"dogleg"`, `"Nelder-Mead"`,
+      `"Powell"`, `"COBYLA"`, `"COBYQA"`. Gradients and Hessians are JAX's, and SciPy works in float64 whatever the
+      parameters' dtype;
+    * an optax optimizer: `optax.adam(1e-2)`, a chain, `optax.lbfgs()`;
+    * an optimistix minimizer: `optimistix.BFGS(rtol=1e-6, atol=1e-6)`, `LBFGS`, `NelderMead`, ...
+
+    Further arguments:
+
+    * `bounds`: `(lower, upper)`, each a number, an array `(n,)`, a `ComponentVector` or `None`; or a
+      `scipy.optimize.Bounds`. A start outside is moved inside. For optax each step is projected onto the bounds.
+      Optimistix has no bounds.
+    * `max_steps`: the most iterations. Optax makes them all, unless `tol` is given.
+    * `tol`: SciPy's `tol`; for optax, stop where no entry of the gradient (with bounds, of its projection) is larger.
+      Optimistix solvers have their own.
+    * `callback(step, ps, value)`: called after every iteration of SciPy, and about ten times a second with optax and
+      optimistix (after every step where one takes longer). It ends the run by returning `True`.
+    * `progress`: show a progress bar.
+    * `keep_best`: return the best parameters evaluated, rather than the last. Set `False` where values are not
+      comparable, as for losses that draw a new minibatch or new noise in each evaluation.
+    * `options`: SciPy's options of the method, or the options of the optimistix solver.
+
+    Where the loss or its gradient is not finite, no method is led astray: SciPy sees a finite barrier there, and starts
+    once more from the best point where it gave up; optax tries the step again at half its length; optimistix rejects
+    the step, where its solver has a line search. A run that fails, or that Ctrl-C ends, returns the best parameters so
+    far with `success=False` and a message that says why.
+
+    The compiled step depends on the loss and the method: calls with the same function object, and with equal options,
+    compile once. Quasi-Newton methods need a loss without noise: tolerances of 1e-6 or less in the solvers inside it.
+
+    Raises `TypeError` for a method, loss or parameters of another kind and `ValueError` for unknown names and sizes.
+
+    >>> import jax.numpy as jnp, lux_sciml as lux, optax
+    >>> def rosenbrock(p, a):
+    ...     return (a - p.x) ** 2 + 100 * (p.y - p.x**2) ** 2
+    >>> start = lux.ComponentVector(x=-1.2, y=1.0)
+    >>> result = lux.minimize(rosenbrock, start, method="BFGS", args=1.0)
+    >>> result.success, bool(jnp.allclose(result.params, 1.0, atol=1e-2))
+    (True, True)
+    >>> lux.minimize(rosenbrock, start, method=optax.adam(0.1), args=1.0, max_steps=500).message
+    'all 500 steps made'
+
+    References: Nocedal & Wright, *Numerical Optimization* (2006); Kingma & Ba, *Adam* (2015).
+    """
+    if max_steps < 1:
+        raise ValueError(f"max_steps must be at least 1, got {max_steps}")
+    problem = Problem.of(loss, ps, args, has_aux)
+    run = _runner(problem, method, flat_bounds(bounds, problem), tol, keep_best, options or {})
+    if not problem.named:
+        ps = problem.unravel(problem.layout.ravel(ps, problem.dtype))
+    record = Record(ps, max_steps, callback, progress)
+    try:
+        success, message = run(problem, ps, args, record)
+    except Finished as finished:
+        success, message = finished.success, finished.message
+    except KeyboardInterrupt:
+        success, message = False, f"interrupted after {record.steps} steps"
+    finally:
+        record.close()
+    return MinimizeResult(
+        params=record.params,
+        value=float(record.value),
+        success=success and bool(np.isfinite(record.value)),
+        message=message,
+        steps=record.steps,
+        evaluations=record.evaluations,
+        history=np.asarray(record.history, np.float64),
+        aux=evaluate(problem, record.params, args)[1] if has_aux else None,
+    )
+
+
+def _runner(problem: Problem, method: Any, bounds: Any, tol: Any, keep_best: bool, options: dict[str, Any]) -> Callable:
+    """The method's `run(problem, ps, args, record)`, with its options checked."""
+    if isinstance(method, str):
+        method = _scipy.method_name(method, bounds)
+        given = dict(bounds=bounds, tol=tol, options=options)
+        return lambda *run: _scipy.run(*run, method=method, keep_best=keep_best, **given)
+    if isinstance(method, optax.GradientTransformation):
+        if options:
+            raise ValueError("an optax optimizer has no `options`: give them where it is made, as in optax.adam(1e-2)")
+        return lambda *run: _optax.run(*run, method=method, bounds=bounds, tol=tol, keep_best=keep_best)
+    if isinstance(method, optx.AbstractMinimiser):
+        if bounds is not None:
+            raise ValueError("optimistix minimizers take no bounds: use 'L-BFGS-B', or an optax optimizer")
+        if tol is not None:
+            raise ValueError("an optimistix minimizer has its own tolerances: give `rtol` and `atol` where it is made")
+        return lambda *run: _optimistix.run(*run, method=method, keep_best=keep_best, options=options)
+    raise TypeError(
+        "method must be the name of a SciPy method, such as 'L-BFGS-B', an optax optimizer, such as optax.adam(1e-2), "
+        f"or an optimistix minimizer, such as optimistix.BFGS(rtol=1e-6, atol=1e-6), got {method!r}"
+    )
