@@ -5,7 +5,6 @@ one of these can; those are closures, however, and two built apart are two diffe
 """
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +32,7 @@ class KaimingUniform:
     He et al., "Delving deep into rectifiers", ICCV 2015, equation 10, with the gain of the activation. The input
     features are the second axis from the end, the output features the last; the axes before are a window.
 
-    >>> KaimingUniform(gain=math.sqrt(2))(jax.random.key(0), (2, 3), jnp.float32).shape
+    >>> KaimingUniform(gain=2**0.5)(jax.random.key(0), (2, 3), jnp.float32).shape
     (2, 3)
     """
 

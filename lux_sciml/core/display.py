@@ -68,6 +68,9 @@ def _options(layer: Any, skip: Any = ()) -> list[str]:
         if name not in fields:
             continue
         value = fields[name]
+        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:  # `*layers`, `*sizes`
+            out += map(value_text, value.values() if hasattr(value, "values") else value)
+            continue
         by_position &= parameter.kind is not inspect.Parameter.KEYWORD_ONLY
         if parameter.default is not inspect.Parameter.empty and _same(value, parameter.default):
             by_position = False
@@ -109,7 +112,7 @@ def value_text(value: Any) -> str:
 
 
 def _counts(layer: Any) -> tuple[int, int]:
-    """How many numbers parameters and state hold; nothing where the layer cannot say, so that it prints all the same."""
+    """How many numbers parameters and state hold; none where the layer cannot say, so that it prints all the same."""
     from .setup import parameter_length, state_length
 
     try:

@@ -2,6 +2,8 @@
 
 import abc
 import dataclasses
+import functools
+import re
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -12,7 +14,6 @@ from ..components.vector import refuse_reserved
 from .display import show
 from .static import FrozenDict, exact_key, freeze, picklable
 from .structure import parameter_tree
-
 
 _DERIVED = ("_key", "_hash", "_children")  # kept beside the fields
 
@@ -34,7 +35,8 @@ class _LayerMeta(abc.ABCMeta):
 class Layer(metaclass=_LayerMeta):
     """An immutable description of a computation; it never holds numbers that are trained.
 
-    A subclass declares its options as fields (or assigns them in an `__init__` of its own) and writes up to three hooks:
+    A subclass declares its options as fields, or assigns them in an `__init__` of its own, and writes up to three
+    hooks:
 
     * `init_params(key)` -> dict of floating-point arrays (default: none);
     * `init_state(key)` -> dict of arrays, random keys and `Mode` (default: none);
@@ -79,7 +81,9 @@ class Layer(metaclass=_LayerMeta):
         """The same layer with some fields changed. Raises `TypeError` for unknown names."""
         unknown = fields.keys() - self.fields().keys()
         if unknown:
-            raise TypeError(f"{type(self).__name__} has no field {', '.join(unknown)}; it has {', '.join(self.fields())}")
+            raise TypeError(
+                f"{type(self).__name__} has no field {', '.join(unknown)}; it has {', '.join(self.fields())}"
+            )
         if not self._own_init:
             return dataclasses.replace(self, **fields)
         out = object.__new__(type(self))
@@ -93,6 +97,7 @@ class Layer(metaclass=_LayerMeta):
     def _freeze(self) -> "Layer":
         if "_key" not in vars(self):
             fields = {name: freeze(value) for name, value in vars(self).items()}
+            fields |= {name: _as_layers(fields[name]) for name in _layer_fields(type(self)) & fields.keys()}
             name = type(self).__name__
             key = tuple((field, exact_key(value, f"{name}.{field}")) for field, value in fields.items())
             vars(self).update(fields, _key=key, _hash=hash((type(self), key)))
@@ -149,6 +154,22 @@ class Lambda(Layer):
         return self.function(x), st
 
 
+@functools.cache
+def _layer_fields(cls: type) -> frozenset[str]:
+    """The fields declared as layers, `Layer` or `tuple[Layer, ...]`; as text, since annotations may be postponed."""
+    annotations = {field.name: str(field.type) for field in dataclasses.fields(cls)}
+    return frozenset(name for name, text in annotations.items() if re.search(r"\bLayer\b", text))
+
+
+def _as_layers(value: Any) -> Any:
+    """The functions in the value of a field, a tuple or a FrozenDict as Lambdas."""
+    if type(value) is tuple:
+        return tuple(map(_as_layers, value))
+    if isinstance(value, FrozenDict):
+        return FrozenDict({name: _as_layers(item) for name, item in value.items()})
+    return value if value is None else as_layer(value)
+
+
 def as_layer(x: Any) -> Layer:
     """A layer as it is; any other callable as a `Lambda`. Raises `TypeError` for everything else."""
     if isinstance(x, Layer):
@@ -159,11 +180,12 @@ def as_layer(x: Any) -> Layer:
 
 
 class Container(Layer):
-    """A layer with children: every field that holds a Layer, a tuple of them or a dict of them, in the order of the fields.
+    """A layer with children: every field that holds a Layer, a tuple of them or a dict of them, in the fields' order.
 
-    A field `encoder: Layer` makes the child `encoder`; a tuple in a field `layers` makes `layer_0`, `layer_1`, ... and in
-    any other field `blocks` makes `blocks_0`, `blocks_1`, ...; a dict makes children of its keys. Parameters and
-    state are dicts with the children's names. `forward` calls them by `run`, or by `child.forward(x, ps[name], st[name])`.
+    A field `encoder: Layer` makes the child `encoder`; a tuple in a field `layers` makes `layer_0`, `layer_1`, ... and
+    in any other field `blocks` makes `blocks_0`, `blocks_1`, ...; a dict makes children of its keys. Functions become
+    `Lambda`s in fields declared as `Layer`, or as tuples or dicts of them. Parameters and state are dicts with the
+    children's names. `forward` calls them by `run`, or by `child.forward(x, ps[name], st[name])`.
 
     Children are read by name (`model.encoder`, `model["encoder"]`), by position (`model[0]`), counted by `len`.
 
@@ -226,16 +248,23 @@ class Container(Layer):
         if name.startswith("_") or "_children" not in vars(self):
             raise AttributeError(name)
         if name not in self.children:
-            names = ", ".join(self.children) or "none"
-            raise AttributeError(f"{type(self).__name__} has no field or child {name!r}; its children: {names}")
+            raise AttributeError(f"{type(self).__name__} has no field or child {name!r}{self._its_children()}")
         return self.children[name]
 
     def __getitem__(self, key: Any) -> Any:
-        if isinstance(key, str):
-            return self.children[key]
+        name, items = type(self).__name__, list(self.children.items())
         if isinstance(key, slice):
-            return type(self)(**dict(list(self.children.items())[key]))
-        return list(self.children.values())[key]
+            if dict(self.fields().get("layers", {})) != dict(items):
+                raise TypeError(f"{name} cannot be sliced: it is more than a sequence of layers")
+            return self.replace(layers=dict(items[key]))
+        if isinstance(key, str) and key not in self.children:
+            raise KeyError(f"{name} has no child {key!r}{self._its_children()}")
+        if isinstance(key, int) and not -len(items) <= key < len(items):
+            raise IndexError(f"{name} has {len(items)} children, got the index {key}")
+        return self.children[key] if isinstance(key, str) else items[key][1]
+
+    def _its_children(self) -> str:
+        return f"; its children: {', '.join(self.children) or 'none'}"
 
     def __len__(self) -> int:
         return len(self.children)
@@ -257,7 +286,9 @@ class Wrapper(Layer):
     def child_field(self) -> str:
         names = [name for name, value in self.fields().items() if isinstance(value, Layer)]
         if len(names) != 1:
-            raise TypeError(f"{type(self).__name__} wraps exactly one layer, got {len(names)}: {', '.join(names) or 'none'}")
+            raise TypeError(
+                f"{type(self).__name__} wraps exactly one layer, got {len(names)}: {', '.join(names) or 'none'}"
+            )
         return names[0]
 
     @property
@@ -299,4 +330,3 @@ def named_layers(layers: tuple[Any, ...], named: Mapping[str, Any]) -> FrozenDic
         flat += item if isinstance(item, list | tuple) else [item]
     items = named or {f"layer_{i}": item for i, item in enumerate(flat)}
     return FrozenDict({name: as_layer(item) for name, item in items.items()})
-

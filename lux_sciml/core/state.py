@@ -8,7 +8,7 @@ import jax
 
 @jax.tree_util.register_static
 class Mode(enum.Enum):
-    """Whether a layer trains or is tested. A static pytree node: switching it retraces, and `jit` never sees a number."""
+    """Whether a layer trains or is tested. A static pytree node: switching it retraces; `jit` never sees a number."""
 
     TRAIN = "train"
     TEST = "test"

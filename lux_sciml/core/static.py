@@ -2,7 +2,8 @@
 
 import functools
 import importlib
-from collections.abc import Callable, Hashable, Iterator, Mapping
+import sys
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -167,10 +168,13 @@ _PUBLIC = ("jax.numpy", "jax.nn", "jax.lax", "jax.scipy.special", "jax.nn.initia
 
 
 class _Imported:
-    """Stands for a function in a pickle; unpickles to the function."""
+    """Stands for a function in a pickle; unpickles to the function. Callable, so that `functools.partial` takes it."""
 
     def __init__(self, module: str, name: str):
         self.path = (module, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return _import(*self.path)(*args, **kwargs)
 
     def __reduce__(self):
         return _import, self.path
@@ -181,14 +185,17 @@ def _import(module: str, name: str) -> Any:
 
 
 def picklable(value: Any) -> Any:
-    """`value` with functions such as `jnp.tanh`, which pickle cannot find where they say they live, by public path."""
+    """`value` with functions such as `jnp.tanh`, which pickle cannot find where they say they live, by import path."""
     if type(value) is tuple:
         return tuple(map(picklable, value))
     if isinstance(value, FrozenDict):
         return FrozenDict({key: picklable(item) for key, item in value.items()})
+    if isinstance(value, functools.partial):
+        keywords = {name: picklable(item) for name, item in value.keywords.items()}
+        return functools.partial(picklable(value.func), *map(picklable, value.args), **keywords)
     name = getattr(value, "__name__", None)
-    if isinstance(value, Callable) and name and not isinstance(value, type):
-        for module in _PUBLIC:
-            if getattr(importlib.import_module(module), name, None) is value:
+    if callable(value) and name and not isinstance(value, type):
+        for module in (*_PUBLIC, getattr(value, "__module__", None)):  # the last for one's own `@jax.jit` functions
+            if getattr(sys.modules.get(module), name, None) is value:
                 return _Imported(module, name)
     return value

@@ -4,13 +4,18 @@ import functools
 from typing import Any
 
 import jax
+import numpy as np
 
 from ..components import ComponentVector, Layout
 
 
-@functools.lru_cache(maxsize=4096)
 def parameter_layout(layer: Any) -> Layout:
     """The layout of a layer's parameters, by `jax.eval_shape` of its `init_params`: nothing is computed."""
+    return _parameter_layout(layer, jax.dtypes.canonicalize_dtype(float))
+
+
+@functools.lru_cache(maxsize=4096)
+def _parameter_layout(layer: Any, default_dtype: Any) -> Layout:
     layout = None
 
     def init(key):
@@ -30,14 +35,17 @@ def _require_fit(layer: Any, layout: Layout) -> None:
 
 
 def parameter_tree(layer: Any, ps: Any) -> Any:
-    """The nested dict that `forward` gets, from a ComponentVector or a nested dict.
+    """The nested dict that `forward` gets, from a ComponentVector, a nested dict, or a plain vector of all numbers.
 
-    Raises `ValueError` naming the first path, from the root, that is missing, unknown or of another shape.
+    A plain vector, from SciPy say, is taken in its own precision. Raises `ValueError` naming the first path, from the
+    root, that is missing, unknown or of another shape.
     """
     if isinstance(ps, ComponentVector):
         _require_fit(layer, ps.layout)
         return ps.tree()
-    if isinstance(ps, jax.Array):
-        return parameter_layout(layer).unravel(ps)
+    if isinstance(ps, jax.Array | np.ndarray):
+        layout = parameter_layout(layer)
+        vector = layout.check(ps)
+        return layout.astype(vector.dtype).unravel(vector)
     _require_fit(layer, Layout.of(ps))
     return ps

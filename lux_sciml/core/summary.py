@@ -18,12 +18,12 @@ def summary(layer: Layer, x: Any, dtype=None) -> str:
     >>> import jax.numpy as jnp
     >>> from lux_sciml import Chain, Dense
     >>> print(summary(Chain(Dense(2, 3, jnp.tanh), Dense(3, 1)), jnp.ones((8, 2))))
-    path     layer              input          output         parameters  bytes
-    ---------------------------------------------------------------------------
-             Chain              float32[8,2]   float32[8,1]           13     52
-    layer_0  Dense(2, 3, tanh)  float32[8,2]   float32[8,3]            9     36
-    layer_1  Dense(3, 1)        float32[8,3]   float32[8,1]            4     16
-    ---------------------------------------------------------------------------
+    path     layer              input         output        parameters  bytes
+    -------------------------------------------------------------------------
+             Chain              float32[8,2]  float32[8,1]          13     52
+    layer_0  Dense(2, 3, tanh)  float32[8,2]  float32[8,3]           9     36
+    layer_1  Dense(3, 1)        float32[8,3]  float32[8,1]           4     16
+    -------------------------------------------------------------------------
     total: 13 parameters (52 bytes), 0 states
     """
     shapes = {place: ("", "") for place in walk(layer)}

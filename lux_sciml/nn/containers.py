@@ -1,6 +1,6 @@
 """Layers made of layers: Chain, Parallel, SkipConnection."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..core import Container, Layer, as_layer
@@ -11,8 +11,8 @@ class Chain(Container):
     """Layers one after another; each gets the output of the one before.
 
     `Chain(a, b)`, `Chain([a, b])` or `Chain(first=a, second=b)`. Functions become `Lambda`s. The children are called
-    `layer_0`, `layer_1`, ... or by the given names; `chain[0]` and `chain.layer_0` are layers, `chain[1:]` is a Chain of
-    the rest under the same names. `Chain()` is the identity.
+    `layer_0`, `layer_1`, ... or by the given names; `chain[0]` and `chain.layer_0` are layers, `chain[1:]` is a Chain
+    of the rest under the same names. `Chain()` is the identity.
 
     >>> import jax, jax.numpy as jnp, lux_sciml as lux
     >>> model = lux.Chain(lambda u: u**3, lux.Dense(2, 16, jnp.tanh), lux.Dense(16, 2))
@@ -21,7 +21,7 @@ class Chain(Container):
     (8, 2)
     """
 
-    layers: tuple[Layer, ...]
+    layers: Mapping[str, Layer]
 
     def __init__(self, *layers: Any, **named: Any):
         self.layers = named_layers(layers, named)
@@ -48,7 +48,7 @@ class Parallel(Container):
     """
 
     connection: Callable | None
-    layers: tuple[Layer, ...]
+    layers: Mapping[str, Layer]
 
     def __init__(self, connection: Callable | None, *layers: Any, **named: Any):
         self.connection = connection

@@ -15,8 +15,8 @@ from ..initializers import KaimingUniform, Uniform
 class Dense(Layer):
     r"""An affine map of the last axis, then an activation: :math:`y = \sigma(x W + b)`.
 
-    Input `(..., in_features)`, output `(..., out_features)`. Parameters: `weight` `(in_features, out_features)` and, with
-    `use_bias`, `bias` `(out_features,)`. By default the weight is drawn from `KaimingUniform` with the gain of the
+    Input `(..., in_features)`, output `(..., out_features)`. Parameters: `weight` `(in_features, out_features)` and,
+    with `use_bias`, `bias` `(out_features,)`. By default the weight is drawn from `KaimingUniform` with the gain of the
     activation, the bias from U(-1/sqrt(in), 1/sqrt(in)). `init_weight` and `init_bias` take any initializer of
     `lux.initializers` or `jax.nn.initializers`.
 

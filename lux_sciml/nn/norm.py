@@ -16,18 +16,18 @@ class BatchNorm(Layer):
 
     Input and output `(..., features)`. In training, mean and (biased) variance are those of the batch, and the running
     ones in the state move towards them, the variance unbiased: `running = (1 - momentum) * running + momentum * new`.
-    In test mode the running ones are used. With `track_stats=False` it is always the batch's. Parameters, with `affine`:
-    `scale` and `bias`, both `(features,)`. State: `running_mean`, `running_var`, `mode`.
+    In test mode the running ones are used. With `track_stats=False` it is always the batch's. Parameters, with
+    `affine`: `scale` and `bias`, both `(features,)`. State: `running_mean`, `running_var`, `mode`.
 
     Ioffe and Szegedy, "Batch normalization", ICML 2015. Raises `ValueError` for another number of features and, in
     training, for a batch with a single value a feature.
 
     >>> import jax, jax.numpy as jnp, lux_sciml as lux
-    >>> layer = lux.BatchNorm(3)
+    >>> layer = lux.BatchNorm(3, momentum=0.5)
     >>> ps, st = lux.setup(jax.random.key(0), layer)
     >>> y, st = layer(jnp.arange(12.0).reshape(4, 3), ps, st)
     >>> st["running_mean"]
-    Array([0.45      , 0.55      , 0.65000004], dtype=float32)
+    Array([2.25, 2.75, 3.25], dtype=float32)
     """
 
     features: int
@@ -46,7 +46,9 @@ class BatchNorm(Layer):
 
     def forward(self, x, ps, st):
         if x.ndim < 2 or x.shape[-1] != self.features:
-            raise ValueError(f"{option_text(self)} expects inputs of shape (batch, ..., {self.features}), got {x.shape}")
+            raise ValueError(
+                f"{option_text(self)} expects inputs of shape (batch, ..., {self.features}), got {x.shape}"
+            )
         if st["mode"] is Mode.TEST and self.track_stats:
             mean, var = st["running_mean"], st["running_var"]
         else:
@@ -67,5 +69,3 @@ class BatchNorm(Layer):
             return (1 - self.momentum) * old + self.momentum * new
 
         return {"running_mean": towards(st["running_mean"], mean), "running_var": towards(st["running_var"], var)}
-
-
