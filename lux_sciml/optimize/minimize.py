@@ -14,7 +14,7 @@ from .result import MinimizeResult
 
 
 def minimize(
-    loss: Callable,
+    loss: Any,
     ps: Any,
     *,
     method: Any,
@@ -47,7 +47,8 @@ def minimize(
     Further arguments:
 
     * `bounds`: `(lower, upper)`, each a number, an array `(n,)`, a `ComponentVector` or `None`; or a
-      `scipy.optimize.Bounds`. A start outside is moved inside. For optax each step is projected onto the bounds.
+      `scipy.optimize.Bounds`. The loss is never evaluated
+      outside: a start there is moved inside. For optax each step is projected onto the bounds.
       Optimistix has no bounds.
     * `max_steps`: the most iterations. Optax makes them all, unless `tol` is given.
     * `tol`: SciPy's `tol`; for optax, stop where no entry of the gradient (with bounds, of its projection) is larger.

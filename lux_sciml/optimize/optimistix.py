@@ -48,19 +48,19 @@ def run(
     arrays, fixed = eqx.partition((method, options), eqx.is_array)
     fixed = _Static(fixed)
     y = jnp.asarray(problem.ravel(ps), jnp.result_type(float))
+    record.value, record.evaluations = float(evaluate(problem, ps, args)[0]), 1
+    if not np.isfinite(record.value):
+        record.history.append(record.value)
+        return False, NOT_FINITE_AT_START
 
     def advance(carry, limit):
         return _advance(problem, fixed, arrays, carry, args, limit)
 
-    for carry, values in in_chunks(advance, _start(problem, fixed, arrays, y, args), record.max_steps):
-        first = not record.history
+    for carry, values in in_chunks(advance, _start(problem, fixed, arrays, y, args, record.value), record.max_steps):
         record.evaluations += len(values)
         record.history += values.tolist()
-        if carry.best.known:
-            record.params, record.value = problem.unravel(carry.best.y), float(carry.best.value)
-        if first and not np.isfinite(record.history[0]) and carry.last.known:
-            return False, NOT_FINITE_AT_START
-        record.report(record.evaluations, problem.unravel(carry.last.y), float(carry.last.value))
+        record.params, record.value = problem.unravel(carry.best.y), float(carry.best.value)
+        record.report(len(record.history), problem.unravel(carry.last.y), float(carry.last.value))
     y = _finish(problem, fixed, arrays, carry, args)
     params = problem.unravel(y)
     value = float(evaluate(problem, params, args)[0])
@@ -121,11 +121,11 @@ def _see(problem: Problem, y: jax.Array, args: Any) -> tuple[jax.Array, _Seen]:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _start(problem: Problem, fixed: _Static, arrays: Any, y: jax.Array, args: Any) -> _Carry:
+def _start(problem: Problem, fixed: _Static, arrays: Any, y: jax.Array, args: Any, value: Any) -> _Carry:
     with jax.numpy_dtype_promotion("standard"):
         state = _Solver(problem, fixed, arrays, y, args).init()
-    nothing = _Seen(jnp.array(False), jnp.array(jnp.inf, y.dtype), y)
-    return _Carry(y, eqx.filter(state, eqx.is_array), nothing, nothing, jnp.array(False), optx.RESULTS.successful)
+    seen = _Seen(jnp.array(True), jnp.asarray(value, y.dtype), y)
+    return _Carry(y, eqx.filter(state, eqx.is_array), seen, seen, jnp.array(False), optx.RESULTS.successful)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -145,9 +145,8 @@ def _advance(
         y, state, seen = solver.step(carry.y, eqx.combine(carry.state, static))
         terminate, result = solver.terminate(carry.y, state)
         seen = _where(seen.known, seen, carry.last)
-        best = _where(seen.known & (seen.value < carry.best.value), seen, carry.best)
-        bad = seen.known & ~jnp.isfinite(seen.value) & ~carry.best.known  # the start
-        failed = (result != optx.RESULTS.successful) | ~jnp.isfinite(y).all() | bad
+        best = _where(seen.value < carry.best.value, seen, carry.best)
+        failed = (result != optx.RESULTS.successful) | ~jnp.isfinite(y).all()
         carry = _Carry(y, eqx.filter(state, eqx.is_array), seen, best, terminate | failed, result)
         return i + 1, carry, values.at[i].set(seen.value)
 

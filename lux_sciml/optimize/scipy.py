@@ -56,7 +56,7 @@ def run(
     """Run `scipy.optimize.minimize`, once more from the best point where it gave up on a failed one."""
     function = _Function(problem, args, record, method, bounds)
     x = problem.ravel(ps)
-    x = function.start(x if bounds is None else np.clip(x, *bounds))
+    x = function.start(function.inside(x))
     for _ in range(2):
         failures = function.failures
         result = scipy.optimize.minimize(
@@ -123,7 +123,8 @@ class _Function:
         return value if self.kind == VALUE else (value, gradient)
 
     def evaluate(self, x: np.ndarray) -> tuple[float, Any]:
-        """Value and gradient; a value of inf where one of them is not finite."""
+        """Value and gradient; a value of inf where one of them is not finite. Never outside of the bounds."""
+        x = self.inside(x)
         key = x.tobytes()
         if key not in self.recent:
             self.recent[key] = self._evaluate(x)
@@ -141,14 +142,14 @@ class _Function:
         if not (np.isfinite(value) and np.isfinite(gradient).all()):
             return np.inf, gradient
         self.highest = max(self.highest, value)
-        if (self.best is None or value < self.record.value) and self.inside(x):
+        if self.best is None or value < self.record.value:
             self.best, self.slope = x.copy(), max(float(np.linalg.norm(gradient)), 1.0)
             self.record.params, self.record.value = self.problem.unravel(self.best), value
         return value, gradient
 
-    def inside(self, x: np.ndarray) -> bool:
-        """Whether x obeys the bounds: some methods step outside on their way."""
-        return self.bounds is None or bool(np.all((self.bounds[0] <= x) & (x <= self.bounds[1])))
+    def inside(self, x: np.ndarray) -> np.ndarray:
+        """The nearest point within the bounds: some methods step outside on their way, or by rounding."""
+        return x if self.bounds is None else np.clip(x, *self.bounds)
 
     def barrier(self, x: np.ndarray) -> tuple[float, np.ndarray]:
         """A cone over the best point, above every value so far."""
@@ -168,10 +169,14 @@ class _Function:
         """SciPy's callback after each iteration."""
         if self.record.steps >= self.record.max_steps:  # TNC has no limit of its own
             raise Finished(False, f"max_steps={self.record.max_steps} reached before convergence")
-        value, _ = self.recent.get(x.tobytes(), (self.record.value, None))
-        self.recent = {key: known for key, known in self.recent.items() if key == x.tobytes()}
+        key = self.inside(x).tobytes()
+        value, _ = self.recent.get(key, (np.inf, None))
+        self.recent = {key: self.recent[key]} if key in self.recent else {}
+        params = self.problem.unravel(self.inside(x))
+        if not np.isfinite(value):  # SLSQP also tells of points that it goes on to reject
+            params, value = self.record.params, self.record.value
         self.record.history.append(value)
-        self.record.report(self.record.steps + 1, self.problem.unravel(x), value)
+        self.record.report(self.record.steps + 1, params, value)
 
 
 def _limits(method: str, steps: int) -> dict[str, int]:
@@ -180,7 +185,7 @@ def _limits(method: str, steps: int) -> dict[str, int]:
         return {"maxfun": 100 * steps}
     if method == "L-BFGS-B":
         return {"maxiter": steps, "maxfun": 100 * steps}
-    return {"maxiter": steps}
+    return {"maxiter": steps + 1 if method == "Nelder-Mead" else steps}  # which counts from 1
 
 
 def _simplex(method: str, x: np.ndarray, bounds: Any) -> dict[str, np.ndarray]:
