@@ -4,9 +4,13 @@ from . import initializers as initializers, testing as testing
 from .components import (
     ComponentVector as ComponentVector,
     Layout as Layout,
+    component as component,
     concat as concat,
     current_derivatives as current_derivatives,
     derivatives as derivatives,
+    load as load,
+    load_into as load_into,
+    save as save,
 )
 from .core import (
     Constant as Constant,

@@ -31,7 +31,7 @@ class SafeMap:
 
     def check_kind(self, flat: jax.Array) -> jax.Array:
         """`flat` itself, if its numbers are of this kind, real or complex floating point; otherwise `TypeError`."""
-        kind = np.complexfloating if self._is_complex else np.floating
+        kind = np.inexact if not self.leaves else np.complexfloating if self._is_complex else np.floating
         if not jnp.issubdtype(flat.dtype, kind):
             raise TypeError(
                 f"expected a vector of {kind.__name__} numbers, got {flat.dtype}; convert it explicitly if that is "

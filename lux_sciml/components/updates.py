@@ -91,7 +91,8 @@ def numbers(node: Any) -> Any:
     if layout_of(node) is not None or hasattr(node, "shape"):
         return node
     if isinstance(node, list | tuple) and not hasattr(node, "_fields") and _all_numbers(node):
-        return jnp.asarray(node).astype(jnp.result_type(jnp.asarray(node), float)) if node else np.zeros(0)
+        array = jnp.asarray(node)
+        return array if jnp.issubdtype(array.dtype, jnp.inexact) else array.astype(float)
     opened = open_container(node)
     if opened is None or not isinstance(opened[0], str | type):
         return node

@@ -186,7 +186,8 @@ class ComponentVector(NamedArithmetic):
         """One component. On a traced vector the whole level is split once: see `_split_level`."""
         layout = self.layout.children.get(key)
         if layout is None and self._is_stack:
-            return self._stacked()._child(key)
+            traced = isinstance(self.data, jax.core.Tracer)
+            return (self._split_level()[_STACK] if traced else self._stacked())._child(key)
         if layout is None:
             self.layout.find((key,))  # raises
         if isinstance(self.data, jax.core.Tracer):
@@ -229,8 +230,6 @@ class ComponentVector(NamedArithmetic):
         return self.layout.is_sequence and len(set(children)) == 1 and not self.layout.ties
 
     def _stacked(self) -> "ComponentVector":
-        if self._parts is not None:
-            return self._parts[_STACK]
         children = list(self.layout.children.values())
         return _make(jnp.reshape(self.data, (*self.shape[:-1], len(children), children[0].size)), children[0])
 
