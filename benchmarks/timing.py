@@ -23,24 +23,31 @@ def pin_allocator() -> None:
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **_ALLOCATOR})
 
 
-def interleaved(calls: dict[str, Callable[[], Any]], *, repeats: int = 200, seconds: float = 20.0) -> dict[str, float]:
-    """The median time of each call, in seconds. The calls take turns, so that noise meets all of them alike."""
-    import jax
+def interleaved(calls: dict[str, Callable[[], Any]], *, turns: int = 100, seconds: float = 20.0) -> dict[str, float]:
+    """The median time of each call, in seconds.
 
-    for call in calls.values():
-        for _ in range(3):
-            jax.block_until_ready(call())
+    The calls take turns, so that noise meets all of them alike. A turn is some milliseconds of calls back to back, as in
+    a training loop: a single short call after another program's would measure cold caches.
+    """
+    inner = {name: max(1, int(0.005 / _turn(call, 3))) for name, call in calls.items()}
     times: dict[str, list[float]] = {name: [] for name in calls}
     end = time.perf_counter() + seconds
-    for i in range(repeats):
-        order = list(calls.items()) if i % 2 else list(calls.items())[::-1]
-        for name, call in order:
-            start = time.perf_counter()
-            jax.block_until_ready(call())
-            times[name].append(time.perf_counter() - start)
+    for i in range(turns):
+        for name, call in list(calls.items())[:: 1 if i % 2 else -1]:
+            times[name].append(_turn(call, inner[name]))
         if time.perf_counter() > end and i >= 10:
             break
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def _turn(call: Callable[[], Any], inner: int) -> float:
+    import jax
+
+    jax.block_until_ready(call())
+    start = time.perf_counter()
+    for _ in range(inner):
+        jax.block_until_ready(call())
+    return (time.perf_counter() - start) / inner
 
 
 def table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
@@ -58,4 +65,6 @@ def machine() -> None:
     import jax
 
     device = jax.devices()[0]
-    print(f"jax {jax.__version__}, {device.platform} ({device.device_kind}), {os.cpu_count()} cores, {platform.platform()}")
+    print(
+        f"jax {jax.__version__}, {device.platform} ({device.device_kind}), {os.cpu_count()} cores, {platform.platform()}"
+    )

@@ -57,5 +57,3 @@ def _unless(fault: Any, code: Any, result: Any) -> Any:
 def guarded(controller: diffrax.AbstractStepSizeController) -> diffrax.AbstractStepSizeController:
     """An adaptive controller with the guard; others, which never shrink their steps, as they are."""
     return Guarded(controller) if isinstance(controller, diffrax.AbstractAdaptiveStepSizeController) else controller
-
-

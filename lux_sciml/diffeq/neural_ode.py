@@ -15,6 +15,7 @@ from ..core.state import is_random_key
 from ..core.structure import parameter_layout
 from .failure import mark_failure
 from .options import SolverOptions
+from .unrolled import unrolled
 from .vector_field import vector_field
 
 
@@ -55,9 +56,7 @@ class NeuralODE(Wrapper, SolverOptions):
 
     def forward(self, x, ps, st):
         y0, ts = self._inputs(x)
-        frozen = vector_field(
-            self.model, st, time_dependent=self.time_dependent, on_state_update=self.on_state_update
-        )
+        frozen = vector_field(self.model, st, time_dependent=self.time_dependent, on_state_update=self.on_state_update)
         adjoint = self.chosen_adjoint()
         if isinstance(adjoint, diffrax.BacksolveAdjoint):  # integrates the gradients of its args: better flat
             ps = ComponentVector.from_tree(ps, like=parameter_layout(self.model))
@@ -65,7 +64,7 @@ class NeuralODE(Wrapper, SolverOptions):
         def solve(y0, ts):
             sol = diffrax.diffeqsolve(
                 diffrax.ODETerm(frozen),
-                self.option("solver"),
+                unrolled(self.option("solver")),
                 ts[0],
                 ts[-1],
                 None if self.dt0 is None else jnp.asarray(self.dt0, ts.dtype),
@@ -94,10 +93,10 @@ class NeuralODE(Wrapper, SolverOptions):
             raise ValueError("a NeuralODE built without `ts` takes the tuple (initial value, times)")
         y0, ts = (x, np.asarray(self.ts)) if self.ts is not None else x
         y0 = jax.tree.map(_floating, y0)
-        types = [jnp.finfo(leaf.dtype).dtype for leaf in jax.tree.leaves(y0)]
+        precise = [jnp.finfo(leaf.dtype) for leaf in jax.tree.leaves(y0) if jnp.finfo(leaf.dtype).bits >= 32]
         if not isinstance(ts, jax.core.Tracer):
             _require_monotone(np.asarray(ts))
-        ts = jnp.asarray(ts).astype(jnp.promote_types(types[0] if types else float, jnp.float32))
+        ts = jnp.asarray(ts).astype(precise[0].dtype if precise else jnp.float32)
         if ts.ndim != (2 if self.batching == "vmap" and ts.ndim == 2 else 1):
             raise ValueError(f"times have shape (times,), or (batch, times) with batching='vmap', got {ts.shape}")
         return y0, ts
@@ -140,7 +139,9 @@ def _floating(x: Any) -> jax.Array:
 def _require_monotone(ts: np.ndarray) -> None:
     steps = np.diff(ts, axis=-1)
     if ts.ndim == 0 or ts.shape[-1] < 2:
-        raise ValueError(f"`ts` holds at least two times, the first one that of the initial value, got shape {ts.shape}")
+        raise ValueError(
+            f"`ts` holds at least two times, the first one that of the initial value, got shape {ts.shape}"
+        )
     if not np.isfinite(ts).all():
         raise ValueError("`ts` holds times that are not finite")
     if not (np.all(steps > 0, axis=-1) | np.all(steps < 0, axis=-1)).all():

@@ -1,0 +1,37 @@
+"""A gradient through one flat vector against the same gradient through the tree of its leaves."""
+
+import timing
+
+timing.pin_allocator()
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+
+import lux_sciml as lux  # noqa: E402
+
+
+def tree_of(leaves: int, numbers: int) -> dict[str, jax.Array]:
+    keys = jax.random.split(jax.random.key(0), leaves)
+    return {f"leaf_{i}": jax.random.normal(k, (max(numbers // leaves, 1),)) for i, k in enumerate(keys)}
+
+
+def loss(tree):
+    return sum(jnp.sum(jnp.tanh(x) ** 2) for x in tree.values())
+
+
+def main():
+    timing.machine()
+    rows = []
+    for leaves in (3, 20, 60, 200):
+        for numbers in (1_000, 10_000, 100_000, 1_000_000, 10_000_000):
+            tree = tree_of(leaves, numbers)
+            ps = lux.ComponentVector.from_tree(tree)
+            by_tree = jax.jit(jax.grad(loss))
+            by_flat = jax.jit(jax.grad(lambda ps: loss(ps.tree())))
+            times = timing.interleaved({"flat": lambda: by_flat(ps), "tree": lambda: by_tree(tree)}, seconds=8.0)
+            rows.append((leaves, numbers, times["flat"] * 1e3, times["tree"] * 1e3, times["flat"] / times["tree"]))
+    timing.table(("leaves", "numbers", "flat (ms)", "tree (ms)", "ratio"), rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""Explicit Runge-Kutta steps with their stages written out."""
+
+import functools
+from typing import Any
+
+import diffrax
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+class _UnrolledStep:
+    """`init` and `step` of an explicit Runge-Kutta solver without a loop over the stages.
+
+    diffrax runs the stages in a checkpointed loop, whose gradient recomputes and copies; written out they fuse, and the
+    gradient of a small net is 1.3 times faster, for the same compile time (benchmarks/bench_neural_ode.py). The numbers are
+    the same, up to rounding.
+    """
+
+    def init(self, terms, t0, t1, y0, args):
+        return terms.vf(t0, y0, args) if self._reuses_last_stage(terms, t0, t1, y0, args) else None
+
+    def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
+        tableau, control = self.tableau, terms.contr(t0, t1)
+        reuse = self._reuses_last_stage(terms, t0, t1, y0, args)
+        last = solver_state
+        if reuse:
+            if made_jump is not False:
+                last = lax.cond(made_jump, lambda: terms.vf(t0, y0, args), lambda: solver_state)
+            ks = [terms.prod(last, control)]
+        else:
+            ks = [terms.vf_prod(t0, y0, args, control)]
+        y1 = y0
+        for row, c in zip(tableau.a_lower, tableau.c, strict=True):
+            t, y1 = t0 + float(c) * (t1 - t0), _plus(y0, row, ks)
+            if reuse:
+                last = terms.vf(t, y1, args)
+                ks.append(terms.prod(last, control))
+            else:
+                ks.append(terms.vf_prod(t, y1, args, control))
+        if not tableau.ssal:
+            y1 = _plus(y0, tableau.b_sol, ks)
+        error = _plus(None, tableau.b_error, ks)
+        dense_info = {"y0": y0, "y1": y1, "k": jax.tree.map(lambda *k: jnp.stack(k), *ks)}
+        return y1, error, dense_info, last, diffrax.RESULTS.successful
+
+    def _reuses_last_stage(self, terms, t0, t1, y0, args) -> bool:
+        """First same as last: the last stage is the first one of the next step."""
+        return self.tableau.fsal and not terms.is_vf_expensive(t0, t1, y0, args)
+
+
+def _plus(y0: Any, weights: Any, ks: list[Any]) -> Any:
+    """`y0 + sum_i weights_i k_i`, without the terms of weight zero."""
+    used = [(float(w), k) for w, k in zip(weights, ks, strict=True) if w != 0]
+    total = jax.tree.map(lambda *k: sum(w * x for (w, _), x in zip(used, k, strict=True)), *(k for _, k in used))
+    return total if y0 is None else jax.tree.map(jnp.add, y0, total)
+
+
+@functools.cache
+def _unrolled_class(cls: type[diffrax.AbstractERK]) -> type[diffrax.AbstractERK]:
+    return type(cls)(cls.__name__, (_UnrolledStep, cls), {"__module__": __name__})
+
+
+def unrolled(solver: diffrax.AbstractSolver) -> diffrax.AbstractSolver:
+    """The solver with its stages written out, if it is an explicit Runge-Kutta method with nothing said about its loop.
+
+    `diffrax.Tsit5(scan_kind="checkpointed")` keeps diffrax's own loop: better where compiling the vector field is slow.
+    """
+    explicit = isinstance(solver, diffrax.AbstractERK) and isinstance(solver.tableau, diffrax.ButcherTableau)
+    plain = explicit and solver.scan_kind is None and type(solver).step is diffrax.AbstractERK.step
+    return _unrolled_class(type(solver))() if plain else solver
