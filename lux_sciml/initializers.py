@@ -40,6 +40,8 @@ class KaimingUniform:
 
     def __call__(self, key, shape, dtype=None):
         dtype = jax.dtypes.canonicalize_dtype(float) if dtype is None else dtype
+        if 0 in shape:
+            return jnp.zeros(shape, dtype)
         return jax.nn.initializers.variance_scaling(self.gain**2, "fan_in", "uniform")(key, shape, dtype)
 
 

@@ -12,7 +12,7 @@ from .state import Mode, is_random_key
 from .structure import parameter_layout
 
 
-def setup(key: jax.Array, layer: Any, dtype=None, flat: bool = True) -> tuple[Any, Any]:
+def setup(key: Any, layer: Any, dtype=None, flat: bool = True) -> tuple[Any, Any]:
     """The parameters and the state of a layer, in training mode.
 
     `key` is a random key, `jax.random.key(0)`. Keys are handed on by position, and parameters and state draw from

@@ -39,7 +39,7 @@ class Dropout(Layer):
             return x, st
         key, next_key = jax.random.split(st["key"])
         shape = x.shape if self.axes is None else self._mask_shape(x)
-        keep = jax.random.bernoulli(key, 1 - self.rate, shape)
+        keep = jax.random.bernoulli(key, 1.0 - self.rate, shape)
         scale = 1 / (1 - self.rate) if self.rate < 1 else 0.0
         return jnp.where(keep, x * scale, jnp.zeros_like(x)), {**st, "key": next_key}
 

@@ -1,0 +1,230 @@
+"""Containers and wrappers: children, their names, and how they are reached."""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lux_sciml as lux
+
+A, B, C = lux.Dense(2, 3), lux.Dense(3, 4), lux.Dense(4, 2)
+X = np.linspace(-1, 1, 10).reshape(5, 2)
+
+
+class Pair(lux.Container):
+    left: lux.Layer
+    right: lux.Layer
+    join: Callable = jnp.add
+
+    def forward(self, x, ps, st):
+        (a, b), st = self.run(ps, st, left=x, right=x)
+        return self.join(a, b), st
+
+
+class Net(lux.Container):
+    encoder: lux.Layer
+    layers: tuple[lux.Layer, ...]
+    blocks: tuple[lux.Layer, ...]
+    heads: Mapping[str, lux.Layer]
+
+    def forward(self, x, ps, st):
+        return x, st
+
+
+class Twice(lux.Wrapper):
+    layer: lux.Layer
+    times: int = 2
+
+    def forward(self, x, ps, st):
+        for _ in range(self.times):
+            x, st = self.layer.forward(x, ps, st)
+        return x, st
+
+
+def call(layer, x, key=0):
+    ps, st = lux.setup(jax.random.key(key), layer)
+    return layer(x, ps, st)[0]
+
+
+# --- children -----------------------------------------------------------------------------------------------------
+
+
+def test_children_are_named_by_fields_tuples_and_dicts():
+    net = Net(A, [A, B], [B], {"mean": C, "variance": C})
+    assert list(net.children) == ["encoder", "layer_0", "layer_1", "blocks_0", "mean", "variance"]
+    ps, st = lux.setup(jax.random.key(0), net)
+    assert list(ps.keys()) == list(st) == list(net.children)
+
+
+def test_functions_become_lambdas_where_layers_are_declared():
+    net = Net(jnp.tanh, [A, jnp.sin], [], {"f": jnp.cos})
+    assert net.encoder == lux.Lambda(jnp.tanh) and net.layer_1 == lux.Lambda(jnp.sin) and net.f == lux.Lambda(jnp.cos)
+    assert Pair(A, jnp.tanh, jnp.multiply).join is jnp.multiply
+    with pytest.raises(TypeError, match="expected a layer or a function, got 3"):
+        Pair(A, 3)
+
+
+def test_names_must_be_unique_and_not_reserved():
+    with pytest.raises(ValueError, match="Net has two children of the name 'layer_0'"):
+        Net(A, [A], [], {"layer_0": B})
+    with pytest.raises(ValueError, match=r"'tree' is a method or property of ComponentVector; .* such as 'tree_'"):
+        lux.Chain(tree=A)
+
+
+def test_chain_takes_layers_by_position_in_a_list_or_by_name():
+    assert lux.Chain(A, B) == lux.Chain([A, B]) == lux.Chain((A, B)) == lux.Chain(layer_0=A, layer_1=B)
+    assert lux.Chain(A, B) != lux.Chain(B, A) and lux.Chain(a=A, b=A) != lux.Chain(b=A, a=A)
+    with pytest.raises(TypeError, match="either by position or by name, not both"):
+        lux.Chain(A, b=B)
+
+
+def test_children_by_name_position_and_slice():
+    chain = lux.Chain(A, B, C)
+    assert chain[0] is chain.layer_0 is chain["layer_0"] and chain[-1] == C
+    assert len(chain) == 3 and list(chain) == [A, B, C]
+    assert chain[1:] == lux.Chain(layer_1=B, layer_2=C) and chain[:0] == lux.Chain()
+    assert bool(lux.Chain())
+    with pytest.raises(
+        AttributeError, match="Chain has no field or child 'layer_9'; its children: layer_0, layer_1, layer_2"
+    ):
+        _ = chain.layer_9
+    with pytest.raises(KeyError, match="Chain has no child 'layer_9'; its children: layer_0"):
+        chain["layer_9"]
+    for index in (3, -4):
+        with pytest.raises(IndexError, match=f"Chain has 3 children, got the index {index}"):
+            chain[index]
+
+
+def test_a_slice_runs_on_its_part_of_the_parameters():
+    chain = lux.Chain(A, jnp.tanh, B)
+    ps, st = lux.setup(jax.random.key(0), chain)
+    names = list(chain[:2].children)
+    y, _ = chain[:2](X, ps.select(*names), {name: st[name] for name in names})
+    assert np.allclose(y, np.tanh(X @ np.asarray(ps.layer_0.weight) + np.asarray(ps.layer_0.bias)))
+
+
+def test_slices_of_other_containers():
+    assert lux.Parallel(jnp.add, A, A, A)[:2] == lux.Parallel(jnp.add, A, A)
+    for container in (Pair(A, A), lux.Parallel(lux.Chain(), A, A)):
+        with pytest.raises(TypeError, match="cannot be sliced: it is more than a sequence of layers"):
+            container[:1]
+
+
+def test_replace_children_keeps_names_and_fields():
+    net = Net(A, [A, B], [B], {"mean": C})
+    other = net.replace_children({name: lux.Chain() for name in net.children})
+    assert list(other.children) == list(net.children) and set(other) == {lux.Chain()}
+    assert net.replace_children(net.children) == net
+
+
+def test_containers_hand_on_state():
+    model = lux.Chain(a=lux.Chain(drop=lux.Dropout(0.5)), b=Pair(lux.Dropout(0.5), jnp.tanh))
+    ps, st = lux.setup(jax.random.key(0), model)
+    assert jax.tree.structure(st) == jax.tree.structure(model(X, ps, st)[1])
+    assert list(st["b"]) == ["left", "right"] and st["b"]["right"] == {}
+    st_next = model(X, ps, st)[1]
+    assert st_next["a"]["drop"]["key"] != st["a"]["drop"]["key"] != st_next["b"]["left"]["key"]
+
+
+# --- wrappers -----------------------------------------------------------------------------------------------------
+
+
+def test_a_wrapper_adds_no_name():
+    wrapper = Twice(lux.Dense(2, 2))
+    ps, st = lux.setup(jax.random.key(0), wrapper)
+    assert list(ps.keys()) == ["weight", "bias"] and st == {}
+    inner, _ = lux.setup(jax.random.key(0), lux.Dense(2, 2))
+    assert ps.equals(inner)
+    weight, bias = map(np.asarray, ps.unpack("weight", "bias"))
+    assert np.allclose(wrapper(X, ps, st)[0], (X @ weight + bias) @ weight + bias)
+
+
+def test_a_wrapper_has_exactly_one_child():
+    assert Twice(A).child is A and Twice(A).child_field == "layer"
+    assert Twice(jnp.sin).child == lux.Lambda(jnp.sin)
+    assert Twice(A).replace_child(B) == Twice(B)
+
+    class Double(lux.Wrapper):
+        first: lux.Layer
+        second: lux.Layer
+
+        def forward(self, x, ps, st):
+            return x, st
+
+    with pytest.raises(TypeError, match="Double wraps exactly one layer, got 2: first, second"):
+        Double(A, B)
+    with pytest.raises(TypeError, match="Twice wraps exactly one layer, got 0: none"):
+        Twice(None)
+
+
+def test_a_wrapper_of_a_container_reaches_its_parameters():
+    ps, _ = lux.setup(jax.random.key(0), lux.Chain(Twice(lux.Chain(lux.Dense(2, 2)))))
+    assert [leaf.path for leaf in ps.layout.leaves] == [
+        ("layer_0", "layer_0", "weight"),
+        ("layer_0", "layer_0", "bias"),
+    ]
+
+
+# --- what the containers compute ----------------------------------------------------------------------------------
+
+
+def affine(ps, x):
+    return x @ np.asarray(ps.weight) + np.asarray(ps.bias)
+
+
+def test_chain():
+    model = lux.Chain(lambda x: x**3, lux.Dense(2, 3, jnp.tanh), lux.Dense(3, 2))
+    ps, st = lux.setup(jax.random.key(0), model)
+    assert np.allclose(model(X, ps, st)[0], affine(ps.layer_2, np.tanh(affine(ps.layer_1, X**3))), atol=1e-14)
+    assert np.array_equal(call(lux.Chain(), X), X)
+
+
+def test_skip_connection():
+    model = lux.SkipConnection(lux.Dense(2, 2), jnp.subtract)
+    ps, st = lux.setup(jax.random.key(0), model)
+    assert np.allclose(model(X, ps, st)[0], affine(ps.layer, X) - X, atol=1e-14)
+    assert np.array_equal(call(lux.SkipConnection(lambda x: 2 * x, jnp.subtract), X), X)
+
+
+def test_skip_connection_by_a_layer():
+    model = lux.SkipConnection(lux.Dense(2, 2), lux.Parallel(jnp.add, lux.Dense(2, 3), lux.Dense(2, 3)))
+    ps, st = lux.setup(jax.random.key(0), model)
+    join = ps.connection
+    expected = affine(join.layer_0, affine(ps.layer, X)) + affine(join.layer_1, X)
+    assert np.allclose(model(X, ps, st)[0], expected, atol=1e-14)
+
+
+def test_parallel():
+    model = lux.Parallel(jnp.multiply, a=lux.Dense(2, 3), b=lux.Dense(2, 3))
+    ps, st = lux.setup(jax.random.key(0), model)
+    assert np.allclose(model(X, ps, st)[0], affine(ps.a, X) * affine(ps.b, X), atol=1e-14)
+    assert np.allclose(model((X, 2 * X), ps, st)[0], affine(ps.a, X) * affine(ps.b, 2 * X), atol=1e-14)
+    with pytest.raises(ValueError, match="Parallel has 2 layers, got a tuple of 3 inputs"):
+        model((X, X, X), ps, st)
+
+
+def test_parallel_without_a_connection_and_with_a_layer():
+    y = call(lux.Parallel(None, lambda x: x, lambda x: -x, jnp.sin), X)
+    assert type(y) is tuple and all(map(np.allclose, y, (X, -X, np.sin(X))))
+    assert np.allclose(
+        call(lux.Parallel(lux.Lambda(lambda ys: ys[0] - ys[1]), lambda x: x, lambda x: 3 * x), X), -2 * X
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "x"),
+    [
+        (lux.Chain(lux.Dense(2, 3, jnp.tanh), lux.Dense(3, 2)), X),
+        (lux.Chain(), X),
+        (lux.SkipConnection(lux.Chain(lux.Dense(2, 2), jnp.tanh), jnp.add), X),
+        (lux.Parallel(jnp.multiply, lux.Dense(2, 3), lux.Dense(2, 3)), (X, X + 1)),
+        (lux.Parallel(None, A, A), X),
+        (Pair(A, jnp.sin, lambda a, b: a[..., :2] * b), X),
+        (Twice(lux.Dense(2, 2, jnp.tanh), times=3), X),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_containers_keep_the_contract(model, x):
+    lux.testing.check_layer(model, x)
