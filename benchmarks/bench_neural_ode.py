@@ -1,7 +1,7 @@
 """Diffrax's published neural ODE example: its Equinox code, the same model here, and torchdiffeq, step by step.
 
-The data, the model (4483 parameters), the solver and the optimiser are those of diffrax's documentation, examples/neural_ode.
-All start from the same weights; the losses of the first steps are printed side by side.
+The data, the model (4483 parameters), the solver and the optimizer are those of diffrax's documentation,
+examples/neural_ode. All start from the same weights; the losses of the first steps are printed side by side.
 """
 
 import timing

@@ -26,8 +26,8 @@ def pin_allocator() -> None:
 def interleaved(calls: dict[str, Callable[[], Any]], *, turns: int = 100, seconds: float = 20.0) -> dict[str, float]:
     """The median time of each call, in seconds.
 
-    The calls take turns, so that noise meets all of them alike. A turn is some milliseconds of calls back to back, as in
-    a training loop: a single short call after another program's would measure cold caches.
+    The calls take turns, so that noise meets all of them alike. A turn is some milliseconds of calls back to back, as
+    in a training loop: a single short call after another program's would measure cold caches.
     """
     inner = {name: max(1, int(0.005 / _turn(call, 3))) for name, call in calls.items()}
     times: dict[str, list[float]] = {name: [] for name in calls}
@@ -64,7 +64,5 @@ def machine() -> None:
     """Print what the figures were measured on."""
     import jax
 
-    device = jax.devices()[0]
-    print(
-        f"jax {jax.__version__}, {device.platform} ({device.device_kind}), {os.cpu_count()} cores, {platform.platform()}"
-    )
+    device = jax.devices()[0].device_kind
+    print(f"jax {jax.__version__}, {device}, {os.cpu_count()} cores, Python {platform.python_version()}\n")

@@ -12,9 +12,9 @@ import numpy as np
 def mark_failure(sol: diffrax.Solution, *, complete: bool) -> diffrax.Solution:
     """The solution with NaN in place of every floating-point output if the solve has failed.
 
-    diffrax returns a finite, wrong state where it runs out of steps, and `inf` at the times that it has not reached. With
-    `complete`, every output was to be filled, and one that is not finite is a failure too (`RESULTS.nonfinite`): a solver
-    with fixed steps goes on through NaN.
+    diffrax returns a finite, wrong state where it runs out of steps, and `inf` at the times that it has not reached.
+    With `complete`, every output was to be filled, and one that is not finite is a failure too (`RESULTS.nonfinite`):
+    a solver with fixed steps goes on through NaN.
     """
     if complete:
         finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(y)) for y in jax.tree.leaves(sol.ys)]))

@@ -22,14 +22,14 @@ from .vector_field import vector_field
 class NeuralODE(Wrapper, SolverOptions):
     r"""The solution of :math:`dy/dt = f(t, y; p)`, :math:`y(t_0) = y_0`, where `f` is a layer, the vector field.
 
-    Chen et al., "Neural ordinary differential equations", NeurIPS 2018. Any layer whose output has the shape of its input
-    will do: a net, or a user's own with known terms and nets. With `time_dependent` it is called with `(t, y)`.
+    Chen et al., "Neural ordinary differential equations", NeurIPS 2018. Any layer whose output has the shape of its
+    input will do: a net, or a user's own with known terms and nets. With `time_dependent` it is called with `(t, y)`.
 
     `ts` are the times at which the solution is saved, the first one that of the initial value; they may run backwards.
-    Built with `ts`, the layer takes `y0`; built without, it takes `(y0, ts)`. Parameters and state are those of the vector
-    field. The output is a `diffrax.Solution` with `ys` of shape `(times, *y0.shape)`, or, by `output`, `ys` or the last
-    state. Initial values of shape `(batch, ...)` are one large equation (`batching="joint"`) or separate ones
-    (`batching="vmap"`: `ys` are `(batch, times, ...)`, and `ts` may be `(batch, times)`). All other options: `SolverOptions`.
+    Built with `ts`, the layer takes `y0`; built without, it takes `(y0, ts)`. Parameters and state are those of the
+    vector field. The output is a `diffrax.Solution` with `ys` of shape `(times, *y0.shape)`, or, by `output`, `ys` or
+    the last state. Initial values of shape `(batch, ...)` are one large equation (`batching="joint"`) or separate ones
+    (`batching="vmap"`: `ys` are `(batch, times, ...)`, and `ts` may be `(batch, times)`). More: `SolverOptions`.
 
     The state is frozen during a solve. A failed solve is NaN throughout, with the reason in `sol.result`; see
     `lux.raise_if_failed`. Raises `ValueError` for times that are not monotone, a vector field that changes shapes,

@@ -30,8 +30,8 @@ class SolverOptions(Layer, kw_only=True):
     * `output`: `"solution"` is the `diffrax.Solution`, `"ys"` its saved values, `"final"` the last state.
     * `batching`: with `"joint"` a batch is one large equation with common steps; with `"vmap"` every sample along
       the first axis has steps, times and a result of its own.
-    * `on_state_update`: `"raise"`, or `"discard"`: one frozen state for the whole solve, with its random keys renewed in
-      the state that is returned.
+    * `on_state_update`: `"raise"`, or `"discard"`: one frozen state for the whole solve, with its random keys renewed
+      in the state that is returned.
     """
 
     solver: Any = diffrax.Tsit5()

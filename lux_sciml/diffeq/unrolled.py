@@ -12,9 +12,9 @@ from jax import lax
 class _UnrolledStep:
     """`init` and `step` of an explicit Runge-Kutta solver without a loop over the stages.
 
-    diffrax runs the stages in a checkpointed loop, whose gradient recomputes and copies; written out they fuse, and the
-    gradient of a small net is 1.3 times faster, for the same compile time (benchmarks/bench_neural_ode.py). The numbers are
-    the same, up to rounding.
+    diffrax runs the stages in a checkpointed loop, whose gradient recomputes and copies. Written out they fuse, and the
+    gradient of a small net is 1.3 times faster, for the same compile time (benchmarks/bench_neural_ode.py). The numbers
+    are the same, up to rounding.
     """
 
     def init(self, terms, t0, t1, y0, args):
