@@ -141,10 +141,8 @@ def test_a_layer_prints_the_options_that_are_not_defaults(layer, text):
 
 def test_what_is_printed_is_python():
     layers = [layer for layer, text in SINGLE if "<" not in text and "Constant" not in text]
-    models = [
-        lux.Chain(lux.Dense(2, 3, jnp.tanh), lux.BatchNorm(3)),
-        lux.Parallel(None, a=lux.Dropout(0.5), b=lux.Chain()),
-    ]
+    layers.append(lux.Chain(lux.Dense(2, 3, jnp.tanh), lux.BatchNorm(3)))
+    layers.append(lux.Parallel(None, a=lux.Dense(1, 1), b=lux.Chain()))
     names = {"tanh": jnp.tanh, "relu": jax.nn.relu, "sum": jnp.sum, "partial": functools.partial}
     names |= {"Polynomial": Polynomial, "Silent": Silent} | vars(lux.initializers) | vars(lux)
     for layer in layers:

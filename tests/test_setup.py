@@ -99,3 +99,9 @@ def test_parameters_that_are_no_numbers_are_refused(key):
 
     with pytest.raises(TypeError, match=r"`layer_0\.inner\.count` has dtype int64: .*belong in the state"):
         lux.setup(key, lux.Chain(Wrong()))
+
+
+def test_layers_without_parameters_follow_the_64_bit_switch(key):
+    for enabled, dtype in ((True, jnp.float64), (False, jnp.float32), (True, jnp.float64)):
+        with jax.enable_x64(enabled):
+            assert lux.setup(key, lux.Chain())[0].dtype == dtype

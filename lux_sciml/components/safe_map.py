@@ -61,7 +61,7 @@ class SafeMap:
 
     def join(self, blocks: list[Any], dtype=None) -> jax.Array:
         """The flat vector `(n,)` of the blocks; the inverse of `split`."""
-        dtype = self.flat_dtype if dtype is None else jax.dtypes.canonicalize_dtype(dtype)
+        dtype = jax.dtypes.canonicalize_dtype(self.flat_dtype if dtype is None else dtype)
         for leaf, x in zip(self.blocks, blocks, strict=True):
             if not self._is_complex and jnp.iscomplexobj(x):
                 raise TypeError(f"`{path_string(leaf.path)}` is complex, where the layout has real numbers")
