@@ -323,6 +323,8 @@ def test_lambda_and_as_layer():
 class Activated(lux.Layer):
     activation: Callable
     inner: lux.Layer
+    wrap: Callable[[lux.Layer], lux.Layer] = lux.Lambda
+    postponed: "lux.Layer | None" = None
 
     def forward(self, x, ps, st):
         return self.activation(x), st
@@ -331,3 +333,7 @@ class Activated(lux.Layer):
 def test_functions_become_layers_only_where_layers_are_declared():
     layer = Activated(jnp.tanh, jnp.sin)
     assert layer.activation is jnp.tanh and layer.inner == lux.Lambda(jnp.sin)
+    assert layer.wrap is lux.Lambda and layer.postponed is None
+    assert layer.replace(postponed=jnp.cos, wrap=lux.as_layer) == Activated(
+        jnp.tanh, lux.Lambda(jnp.sin), lux.as_layer, lux.Lambda(jnp.cos)
+    )

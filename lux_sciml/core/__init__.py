@@ -1,12 +1,7 @@
 """The contract: what a layer is, its parameters, its state. Knows components; knows no concrete layer."""
 
-from .layer import (
-    Container as Container,
-    Lambda as Lambda,
-    Layer as Layer,
-    Wrapper as Wrapper,
-    as_layer as as_layer,
-)
+from .container import Container as Container, Wrapper as Wrapper
+from .layer import Lambda as Lambda, Layer as Layer, as_layer as as_layer
 from .setup import (
     output_shape as output_shape,
     parameter_length as parameter_length,

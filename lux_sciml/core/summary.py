@@ -5,8 +5,9 @@ from typing import Any
 
 import jax
 
+from .container import Container, Wrapper
 from .display import option_text
-from .layer import Container, Layer, Wrapper
+from .layer import Layer
 from .setup import parameter_length, setup, state_length
 
 

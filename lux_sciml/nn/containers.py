@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..core import Container, Layer, as_layer
-from ..core.layer import named_layers
+from ..core.container import named_layers
 
 
 class Chain(Container):

@@ -1,0 +1,163 @@
+"""Container and Wrapper: layers made of layers."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+
+from ..components.vector import refuse_reserved
+from .layer import Layer, as_layer, restore
+from .static import FrozenDict
+
+
+class Container(Layer):
+    """A layer with children: every field that holds a Layer, a tuple of them or a dict of them, in the fields' order.
+
+    A field `encoder: Layer` makes the child `encoder`; a tuple in a field `layers` makes `layer_0`, `layer_1`, ... and
+    in any other field `blocks` makes `blocks_0`, `blocks_1`, ...; a dict makes children of its keys. Functions become
+    `Lambda`s in fields declared as `Layer`, or as tuples or dicts of them. Parameters and state are dicts with the
+    children's names. `forward` calls them by `run`, or by `child.forward(x, ps[name], st[name])`.
+
+    Children are read by name (`model.encoder`, `model["encoder"]`), by position (`model[0]`), counted by `len`.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from lux_sciml import Dense, setup
+    >>> class Sum(Container):
+    ...     left: Layer
+    ...     right: Layer
+    ...     def forward(self, x, ps, st):
+    ...         (a, b), st = self.run(ps, st, left=x, right=x)
+    ...         return a + b, st
+    >>> ps, st = setup(jax.random.key(0), Sum(Dense(2, 3), Dense(2, 3)))
+    >>> ps.left.weight.shape
+    (2, 3)
+    """
+
+    def _check(self) -> None:
+        out: dict[str, Layer] = {}
+        for field, value in self.fields().items():
+            for name, child in _children_of(field, value):
+                if name in out:
+                    raise ValueError(f"{type(self).__name__} has two children of the name {name!r}")
+                refuse_reserved(name)
+                out[name] = child
+        vars(self)["_children"] = out
+
+    @property
+    def children(self) -> Mapping[str, Layer]:
+        """The children by name."""
+        return self._children
+
+    def init_params(self, key):
+        return {name: c.init_params(jax.random.fold_in(key, i)) for i, (name, c) in enumerate(self.children.items())}
+
+    def init_state(self, key):
+        return {name: c.init_state(jax.random.fold_in(key, i)) for i, (name, c) in enumerate(self.children.items())}
+
+    def run(self, ps: dict[str, Any], st: dict[str, Any], **inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The outputs of the named children, each for its own input, and the state with theirs renewed."""
+        outputs, st = [], dict(st)
+        for name, x in inputs.items():
+            y, st[name] = self.children[name].forward(x, ps[name], st[name])
+            outputs.append(y)
+        return tuple(outputs), st
+
+    def replace_children(self, children: Mapping[str, Layer]) -> "Container":
+        """The same container with other children under the same names."""
+        out = {}
+        for field, value in self.fields().items():
+            names = [name for name, _ in _children_of(field, value)]
+            if isinstance(value, Layer):
+                out[field] = children[field]
+            elif names and isinstance(value, tuple):
+                out[field] = tuple(children[name] for name in names)
+            elif names:
+                out[field] = {name: children[name] for name in names}
+        return restore(type(self), {**self.fields(), **out})
+
+    def __getattr__(self, name: str) -> Layer:
+        if name.startswith("_") or "_children" not in vars(self):
+            raise AttributeError(name)
+        if name not in self.children:
+            raise AttributeError(f"{type(self).__name__} has no field or child {name!r}{self._its_children()}")
+        return self.children[name]
+
+    def __getitem__(self, key: Any) -> Any:
+        name, items = type(self).__name__, list(self.children.items())
+        if isinstance(key, slice):
+            if dict(self.fields().get("layers", {})) != dict(items):
+                raise TypeError(f"{name} cannot be sliced: it is more than a sequence of layers")
+            return self.replace(layers=dict(items[key]))
+        if isinstance(key, str) and key not in self.children:
+            raise KeyError(f"{name} has no child {key!r}{self._its_children()}")
+        if isinstance(key, int) and not -len(items) <= key < len(items):
+            raise IndexError(f"{name} has {len(items)} children, got the index {key}")
+        return self.children[key] if isinstance(key, str) else items[key][1]
+
+    def _its_children(self) -> str:
+        return f"; its children: {', '.join(self.children) or 'none'}"
+
+    def __len__(self) -> int:
+        return len(self.children)
+
+    def __iter__(self) -> Iterator[Layer]:
+        return iter(self.children.values())
+
+    def __bool__(self) -> bool:
+        return True
+
+
+class Wrapper(Layer):
+    """A layer around exactly one child, whose parameters and state are the child's own, under no extra name.
+
+    The child is the one field that holds a Layer. Raises `TypeError` where there is none or more than one.
+    """
+
+    @property
+    def child_field(self) -> str:
+        names = [name for name, value in self.fields().items() if isinstance(value, Layer)]
+        if len(names) != 1:
+            raise TypeError(
+                f"{type(self).__name__} wraps exactly one layer, got {len(names)}: {', '.join(names) or 'none'}"
+            )
+        return names[0]
+
+    @property
+    def child(self) -> Layer:
+        """The wrapped layer."""
+        return vars(self)[self.child_field]
+
+    def _check(self) -> None:
+        _ = self.child_field  # raises
+
+    def init_params(self, key):
+        return self.child.init_params(key)
+
+    def init_state(self, key):
+        return self.child.init_state(key)
+
+    def replace_child(self, child: Layer) -> "Wrapper":
+        """The same wrapper around another layer."""
+        return restore(type(self), {**self.fields(), self.child_field: child})
+
+
+def _children_of(field: str, value: Any) -> list[tuple[str, Layer]]:
+    if isinstance(value, Layer):
+        return [(field, value)]
+    if isinstance(value, tuple) and value and all(isinstance(item, Layer) for item in value):
+        stem = "layer" if field == "layers" else field
+        return [(f"{stem}_{i}", item) for i, item in enumerate(value)]
+    if isinstance(value, FrozenDict) and value and all(isinstance(item, Layer) for item in value.values()):
+        return list(value.items())
+    return []
+
+
+def named_layers(layers: tuple[Any, ...], named: Mapping[str, Any]) -> FrozenDict:
+    """The children of a container from its call: `Chain(a, b)`, `Chain([a, b])` or `Chain(first=a, second=b)`."""
+    if layers and named:
+        raise TypeError("give the layers either by position or by name, not both")
+    flat: list[Any] = []
+    for item in layers:
+        flat += item if isinstance(item, list | tuple) else [item]
+    items = named or {f"layer_{i}": item for i, item in enumerate(flat)}
+    return FrozenDict({name: as_layer(item) for name, item in items.items()})
