@@ -232,6 +232,59 @@ def test_gradient_descent_into_nan_is_a_failure():
     assert result.value == pytest.approx(24.2) and np.allclose(result.params, [-1.2, 1.0])
 
 
+def test_scipy_restarts_once_from_the_best_point(monkeypatch):
+    starts = []
+
+    def gives_up(function, x, **arguments):
+        starts.append(np.array(x))
+        if len(starts) == 1:
+            function(np.array([0.5, 2.0, 2.0]))  # the best point
+            value, slope = function(np.array([-1.0, 2.0, 2.0]))  # outside
+            higher, _ = function(np.array([-2.0, 2.0, 2.0]))
+            assert np.isfinite(value) and value < higher and slope[0] < 0  # a descent leads back
+            return scipy.optimize.OptimizeResult(x=x, success=False, message="ABNORMAL")
+        return original(function, x, **arguments)
+
+    original = scipy.optimize.minimize
+    monkeypatch.setattr(scipy.optimize, "minimize", gives_up)
+    result = lux.minimize(log_wall, jnp.array([0.01, 30.0, 3.0]), method="BFGS")
+    assert len(starts) == 2 and np.array_equal(starts[1], [0.5, 2.0, 2.0])
+    assert result.success and result.value == pytest.approx(6 - 6 * np.log(2))
+
+
+def test_scipy_is_not_believed_where_the_loss_is_not_finite(monkeypatch):
+    def claims(function, x, **arguments):
+        function(np.array([-1.0, 2.0, 2.0]))
+        return scipy.optimize.OptimizeResult(x=np.array([-1.0, 2.0, 2.0]), success=True, message="converged")
+
+    monkeypatch.setattr(scipy.optimize, "minimize", claims)
+    result = lux.minimize(log_wall, jnp.array([0.01, 30.0, 3.0]), method="BFGS")
+    assert not result.success and np.array_equal(result.params, [0.01, 30.0, 3.0])
+
+
+def test_scipy_is_not_believed_where_the_gradient_is_large(monkeypatch):
+    def claims(function, x, **arguments):
+        return scipy.optimize.OptimizeResult(x=x, success=True, message="converged")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scipy.optimize, "minimize", claims)
+        at_the_start = lux.minimize(log_wall, jnp.array([1.0, 2.0, 2.0]), method="BFGS")
+        at_the_minimum = lux.minimize(log_wall, jnp.array([2.0, 2.0, 2.0]), method="BFGS")
+        on_a_bound = lux.minimize(log_wall, jnp.array([1.0, 2.0, 2.0]), method="L-BFGS-B", bounds=(None, 1.0))
+    assert not at_the_start.success and "the gradient, 0.4 relative to the loss, is not small" in at_the_start.message
+    assert at_the_minimum.success and on_a_bound.success
+    coarse = lux.minimize(lambda p: jnp.sum(p**4) + jnp.sum(p), jnp.ones(2), method="CG", tol=0.5)
+    assert coarse.success and abs(4 * coarse.params[0] ** 3 + 1) > 0.01  # as coarse as asked for
+
+
+def test_a_hessian_that_is_not_finite_is_a_failure():
+    def loss(p):
+        return jnp.sum(jnp.abs(p) ** 1.5)  # the second derivative at zero is infinite
+
+    result = lux.minimize(loss, jnp.array([0.0, 1.0]), method="trust-exact")
+    assert not result.success and "Hessian is not finite" in result.message
+
+
 def infinite_slope(p):
     return jnp.sum(jnp.sqrt(jnp.abs(p)))  # a gradient of NaN at zero
 
@@ -417,6 +470,7 @@ def test_the_same_loss_is_traced_once(make):
 
     lux.minimize(loss, start(), method=make(), args=jnp.array(0.0), max_steps=5)
     first = len(traces)
+    assert first <= 3  # one program; a line search inside it holds the loss more than once
     lux.minimize(loss, start() + 0.1, method=make(), args=jnp.array(1.0), max_steps=17)
     assert len(traces) == first
 

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
 import numpy as np
 
 LONGEST = 4096  # steps in a chunk: the size of its buffer of values
@@ -35,3 +36,10 @@ def in_chunks(
         if compiled:
             length = max(1, min(LONGEST, 8 * length, int(SECONDS / per_step)))
         compiled = True
+
+
+def strong(carry: Any) -> Any:
+    """A carry without weak types: these turn strong in a loop, and the next chunk would be another program."""
+    return jax.tree.map(
+        lambda x: x if jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended) else x.astype(x.dtype), carry
+    )

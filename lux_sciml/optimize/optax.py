@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from .chunks import LONGEST, in_chunks
+from .chunks import LONGEST, in_chunks, strong
 from .problem import Problem
 from .record import NOT_FINITE_AT_START, Record
 
@@ -91,7 +91,7 @@ def _start(problem: Problem, transform: "_ByValue", ps: Any, bounds: Any) -> _Ca
         state = transform.init(ps)
     point = _Point(ps, nothing, jax.tree.map(jnp.zeros_like, ps), state)
     none = jnp.array(0, jnp.int32)
-    return _Carry(point, ps, state, none, none, nothing, ps, nothing)
+    return strong(_Carry(point, ps, state, none, none, nothing, ps, nothing))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -142,7 +142,7 @@ def _advance(
         return i + 1, carry, values.at[i].set(jnp.where(jnp.isfinite(point.value), point.value, value))
 
     count, carry, values = jax.lax.while_loop(unfinished, evaluate, (0, carry, jnp.zeros(LONGEST, dtype)))
-    return carry, count, values
+    return strong(carry), count, values
 
 
 def _value_dtype(problem: Problem) -> np.dtype:

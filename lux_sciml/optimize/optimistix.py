@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optimistix as optx
 
-from .chunks import LONGEST, in_chunks
+from .chunks import LONGEST, in_chunks, strong
 from .problem import Problem, evaluate
 from .record import NOT_FINITE_AT_START, Record
 
@@ -45,7 +45,7 @@ def run(
 
     Optimistix makes some arrays in the default type: beside float32 parameters they would not compile with x64 on.
     """
-    arrays, fixed = eqx.partition((method, options), eqx.is_array)
+    arrays, fixed = eqx.partition((method, options), lambda x: isinstance(x, jax.Array | np.ndarray))
     fixed = _Static(fixed)
     y = jnp.asarray(problem.ravel(ps), jnp.result_type(float))
     record.value, record.evaluations = float(evaluate(problem, ps, args)[0]), 1
@@ -125,7 +125,8 @@ def _start(problem: Problem, fixed: _Static, arrays: Any, y: jax.Array, args: An
     with jax.numpy_dtype_promotion("standard"):
         state = _Solver(problem, fixed, arrays, y, args).init()
     seen = _Seen(jnp.array(True), jnp.asarray(value, y.dtype), y)
-    return _Carry(y, eqx.filter(state, eqx.is_array), seen, seen, jnp.array(False), optx.RESULTS.successful)
+    carry = _Carry(y, eqx.filter(state, eqx.is_array), seen, seen, jnp.array(False), optx.RESULTS.successful)
+    return strong(carry)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -152,7 +153,7 @@ def _advance(
 
     with jax.numpy_dtype_promotion("standard"):
         count, carry, values = jax.lax.while_loop(unfinished, step, (0, carry, jnp.zeros(LONGEST, carry.y.dtype)))
-    return carry, count, values
+    return strong(carry), count, values
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

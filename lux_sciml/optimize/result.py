@@ -13,7 +13,8 @@ class MinimizeResult:
     * `params`: the parameters, of the kind that was passed in;
     * `value`: the loss there;
     * `success`: whether the method converged, or the run ended as it was asked to (the callback stopped it; all steps
-      of an optax method without `tol` were made). Never true where the value is not finite;
+      of an optax method without `tol` were made). Never true where the value is not finite, nor where SciPy claims to
+      have converged and the relative gradient, max |g_i| max(|x_i|, 1) / max(|f|, 1), is above 0.01 and `tol`;
     * `message`: why the run ended, and what to do where it failed;
     * `steps`: iterations of the method;
     * `evaluations`: evaluations of the loss, each with its gradient where the method uses one. For optax and optimistix

@@ -28,6 +28,7 @@ METHODS = {  # name -> the highest derivative it is given
     "dogleg": HESSIAN,
     "trust-exact": HESSIAN,
 }
+STATIONARY = 1e-2  # the relative gradient above which no method is believed to have converged
 BOUNDED = ("L-BFGS-B", "TNC", "SLSQP", "trust-constr", "Nelder-Mead", "Powell", "COBYLA", "COBYQA")
 
 
@@ -80,6 +81,12 @@ def run(
         return False, f"{method} ended where the loss is not finite; the best point before is returned"
     if not result.success and record.steps >= record.max_steps:
         return False, f"max_steps={record.max_steps} reached before convergence"
+    slope = function.slope(function.best if keep_best else result.x)
+    if result.success and slope > max(STATIONARY, tol or 0.0):
+        return False, (
+            f"{method} ended ({result.message}) where the gradient, {slope:.1g} relative to the loss, is not small: "
+            "start again from the result, or take another method"
+        )
     return bool(result.success), str(result.message)
 
 
@@ -94,7 +101,8 @@ class _Function:
         self.problem, self.args, self.record, self.bounds = problem, args, record, bounds
         self.method, self.kind = method, METHODS[method]
         self.failures = 0
-        self.best, self.highest, self.slope = None, -np.inf, 1.0
+        self.best, self.highest = None, -np.inf
+        self.gradient = np.zeros(0)  # at the best point; empty for methods of values alone
         self.recent: dict[bytes, tuple[float, Any]] = {}  # the evaluations of this step
 
     def derivatives(self) -> dict[str, Any]:
@@ -108,8 +116,6 @@ class _Function:
 
     def start(self, x: np.ndarray) -> np.ndarray:
         value, _ = self.evaluate(x)
-        self.record.value = value
-        self.record.params = self.problem.unravel(x)
         self.record.history.append(value)
         if self.best is None:
             raise Finished(False, NOT_FINITE_AT_START)
@@ -143,7 +149,7 @@ class _Function:
             return np.inf, gradient
         self.highest = max(self.highest, value)
         if self.best is None or value < self.record.value:
-            self.best, self.slope = x.copy(), max(float(np.linalg.norm(gradient)), 1.0)
+            self.best, self.gradient = x.copy(), gradient
             self.record.params, self.record.value = self.problem.unravel(self.best), value
         return value, gradient
 
@@ -155,8 +161,21 @@ class _Function:
         """A cone over the best point, above every value so far."""
         difference = x - self.best
         distance = np.linalg.norm(difference)
-        height = self.highest + 1.0 + abs(self.highest)
-        return height + self.slope * distance, self.slope * difference / max(distance, np.finfo(float).tiny)
+        steepness = max(np.linalg.norm(self.gradient), 1.0)
+        value = self.highest + 1.0 + abs(self.highest) + steepness * distance
+        return min(value, np.finfo(float).max), steepness * difference / max(distance, np.finfo(float).tiny)
+
+    def slope(self, x: np.ndarray) -> float:
+        """The largest change of the loss, relative to it, that the gradient foretells for a relative change of x.
+
+        max |g_i| max(|x_i|, 1) / max(|f|, 1), with the gradient projected onto the bounds: Dennis & Schnabel,
+        *Numerical Methods for Unconstrained Optimization* (1996), section 7.2. Zero for methods of values alone.
+        """
+        if self.kind == VALUE:
+            return 0.0
+        value, gradient = (self.record.value, self.gradient) if x is self.best else self.evaluate(x)
+        step = x - self.inside(x - gradient)
+        return float(np.max(np.abs(step) * np.maximum(np.abs(x), 1), initial=0) / max(abs(value), 1))
 
     def product(self, x: np.ndarray, v: np.ndarray) -> np.ndarray:
         cast = self.problem.cast
