@@ -108,6 +108,24 @@ def test_optax_takes_the_steps_of_a_plain_loop(dtype):
     np.testing.assert_allclose(result.params.data, params.data, rtol=rtol)
 
 
+def test_optax_sees_the_parameters_as_they_are():
+    """Labels and masks are trees of the parameters' own kind; states may hold keys and Python's numbers."""
+
+    def loss(tree):
+        return jnp.sum((tree["a"] - 1) ** 2) + jnp.sum((tree["b"] - 1) ** 2)
+
+    transform = optax.chain(
+        optax.multi_transform({"move": optax.sgd(0.1), "stay": optax.set_to_zero()}, {"a": "move", "b": "stay"}),
+        optax.GradientTransformation(
+            lambda ps: (0.0, jax.random.key(0)), lambda u, state, ps: (u, (state[0] + 1.0, state[1]))
+        ),
+    )
+    tree = {"a": jnp.zeros(2), "b": jnp.zeros(3)}
+    result = lux.minimize(loss, tree, method=transform, max_steps=100)
+    np.testing.assert_allclose(result.params["a"], 1.0, atol=1e-6)
+    np.testing.assert_array_equal(result.params["b"], 0.0)
+
+
 @pytest.mark.parametrize("method", ["BFGS", "Newton-CG", "trust-exact", optx.BFGS(1e-9, 1e-9)], ids=str)
 def test_quadratic_with_its_exact_solution(method):
     data = (jnp.array(MATRIX), jnp.array(TARGET))
@@ -540,6 +558,8 @@ def test_parameters_that_are_refused(method):
         lux.minimize(lambda p: 0.0, jnp.ones(2, complex), method=method)
     with pytest.raises(TypeError, match="outside of"):
         jax.jit(lambda p: lux.minimize(jnp.sum, p, method=method).params)(jnp.ones(2))
+    with pytest.raises(ValueError, match="no parameters"):
+        lux.minimize(lambda p: 0.0, {}, method=method)
     with pytest.raises(ValueError, match="got a batch"):
         lux.minimize(rosenbrock, start().layout.wrap(jnp.ones((3, 2))), method=method)
 

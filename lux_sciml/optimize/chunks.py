@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 LONGEST = 4096  # steps in a chunk: the size of its buffer of values
@@ -40,6 +41,9 @@ def in_chunks(
 
 def strong(carry: Any) -> Any:
     """A carry without weak types: these turn strong in a loop, and the next chunk would be another program."""
-    return jax.tree.map(
-        lambda x: x if jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended) else x.astype(x.dtype), carry
-    )
+
+    def cast(x: Any) -> jax.Array:
+        x = jnp.asarray(x)
+        return x if jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended) else x.astype(x.dtype)
+
+    return jax.tree.map(cast, carry)

@@ -56,8 +56,8 @@ def minimize(
     * `callback(step, ps, value)`: called after every iteration of SciPy, and about ten times a second with optax and
       optimistix (after every step where one takes longer). It ends the run by returning `True`.
     * `progress`: show a progress bar.
-    * `keep_best`: return the best parameters evaluated, rather than the last. Set `False` where values are not
-      comparable, as for losses that draw a new minibatch or new noise in each evaluation.
+    * `keep_best`: return the best parameters evaluated, rather than the last. Set `False` where the values of two
+      evaluations are not comparable (a loss with noise).
     * `options`: SciPy's options of the method, or the options of the optimistix solver.
 
     Where the loss or its gradient is not finite, no method is led astray: SciPy sees a finite barrier there, and starts

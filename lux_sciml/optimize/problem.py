@@ -39,6 +39,8 @@ class Problem:
             raise TypeError("minimize runs outside of jax.jit, grad and vmap: it decides in Python when to stop")
         named = isinstance(ps, ComponentVector)
         layout = Layout.of(ps)
+        if layout.size == 0:
+            raise ValueError("there are no parameters to fit: ps holds no numbers")
         if any(jnp.issubdtype(leaf.dtype, jnp.complexfloating) for leaf in layout.leaves):
             raise TypeError("minimize takes real parameters: store complex ones as their real and imaginary parts")
         if named and ps.ndim != 1:
