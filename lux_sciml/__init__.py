@@ -2,12 +2,23 @@
 
 from . import initializers as initializers, testing as testing
 from .components import (
+    ComponentMatrix as ComponentMatrix,
     ComponentVector as ComponentVector,
+    Constrained as Constrained,
+    Interval as Interval,
+    Laplace as Laplace,
     Layout as Layout,
+    Positive as Positive,
+    Simplex as Simplex,
+    bounds as bounds,
     component as component,
     concat as concat,
     current_derivatives as current_derivatives,
     derivatives as derivatives,
+    hessian as hessian,
+    hvp as hvp,
+    jacobian as jacobian,
+    laplace as laplace,
     load as load,
     load_into as load_into,
     save as save,

@@ -1,4 +1,4 @@
-"""Arithmetic that keeps the names."""
+"""Arrays with names: arithmetic that keeps them."""
 
 import operator
 from collections.abc import Callable
@@ -9,21 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def _operand(vector: Any, other: Any) -> Any:
+def _operand(named: Any, other: Any) -> Any:
     """The other operand as an array or a number; `NotImplemented` for types that are not ours to handle."""
-    if isinstance(other, NamedArithmetic):
-        if other.layout is not vector.layout:
-            vector.layout.require_same(other.layout)
+    if isinstance(other, type(named)):
+        named._require_same_names(other)
         return other.data
     if isinstance(other, int | float | complex | np.ndarray | np.generic | jax.Array):
-        if np.ndim(other) and np.shape(other)[-1] != vector.layout.size:
-            raise ValueError(f"an array of shape {np.shape(other)} does not fit a vector of {vector.layout.summary()}")
+        shape = named._named_shape
+        if np.ndim(other) and np.shape(other)[-len(shape) :] != shape:
+            raise ValueError(f"an array of shape {np.shape(other)} does not fit {named._noun()}")
         return other
     return NotImplemented
 
 
-def _named(vector: Any, data: Any) -> Any:
-    return type(vector).tree_unflatten(vector.layout, (data,))
+def _named(named: Any, data: Any) -> Any:
+    return type(named).tree_unflatten(named.tree_flatten()[1], (data,))
 
 
 def _binary(f: Callable[[Any, Any], Any]) -> tuple[Callable, Callable]:
@@ -52,11 +52,11 @@ def _unary(f: Callable[[Any], Any]) -> Callable:
     return lambda self: _named(self, f(self.data))
 
 
-class NamedArithmetic:
-    """Operators for a class with `data` and `layout`.
+class NamedArray:
+    """Operators for a pytree class with `data` and static names: `_named_shape`, `_require_same_names` and `_noun`.
 
-    The names are kept with numbers, with arrays `(n,)` on the right, with NumPy arrays on either side and with
-    vectors of the same layout; another layout raises `ValueError`; comparisons and `@` give plain arrays.
+    The names are kept with numbers, with arrays of the same trailing shape on the right, with NumPy arrays on either
+    side and with operands of the same names; other names raise `ValueError`; comparisons give plain arrays.
     """
 
     __slots__ = ()
@@ -75,8 +75,33 @@ class NamedArithmetic:
     __gt__, __ge__ = _comparison(operator.gt), _comparison(operator.ge)
     __hash__ = None  # as for every type whose equality is elementwise
 
-    def __matmul__(self, other):
-        return jnp.matmul(self.data, jnp.asarray(other))
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return jnp.shape(self.data)
 
-    def __rmatmul__(self, other):
-        return jnp.matmul(jnp.asarray(other), self.data)
+    @property
+    def ndim(self) -> int:
+        return jnp.ndim(self.data)
+
+    @property
+    def size(self) -> int:
+        return jnp.size(self.data)
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.data.dtype
+
+    def __jax_array__(self) -> jax.Array:
+        return jnp.asarray(self.data)
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.array(self.data, dtype=dtype) if copy else np.asarray(self.data, dtype=dtype)
+
+    def __copy__(self):
+        return self
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"a {type(self).__name__} is immutable")

@@ -320,6 +320,19 @@ class Layout(SafeMap):
         more = len(self.leaves) - most
         return f"{self.size} numbers: " + ", ".join(names) + (f", and {more} more" if more > 0 else "")
 
+    def to_json(self) -> str:
+        """The layout as a JSON document: see `components.serialize`."""
+        from .serialize import to_json
+
+        return to_json(self)
+
+    @staticmethod
+    def from_json(text: str | bytes) -> "Layout":
+        """The layout of a JSON document that `to_json` wrote."""
+        from .serialize import from_json
+
+        return from_json(text)
+
     # --- comparing ------------------------------------------------------------------------------------------
 
     def difference(self, other: "Layout", *, order: bool = True, dtypes: bool = True) -> str | None:

@@ -87,6 +87,8 @@ class SafeMap:
         with different numbers; `TypeError` at leaves that are no floating-point arrays.
         """
         got = type(self).of(tree)
+        if got is self and layout_of(tree) is not None:
+            return jnp.asarray(tree.data, dtype)
         if got is not self:
             self.require_same(got, order=False, dtypes=False)
         leaves = self.collect(tree)

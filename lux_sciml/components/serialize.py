@@ -4,7 +4,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Hashable
+import zipfile
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from .compare import Differences, differences
 from .containers import ARRAY, Static, Tied, container_name, path_string
 from .layout import Layout
+from .matrix import ComponentMatrix
 from .vector import ComponentVector
 
 _VERSION = 1
@@ -94,7 +95,7 @@ def _imported(name: str) -> type:
     return out
 
 
-def save(path: str | os.PathLike, vector: ComponentVector) -> None:
+def save(path: str | os.PathLike, vector: Any) -> None:
     """Write a vector to one file: NumPy's npz with the numbers, and the layout as JSON; no pickle.
 
     The file is written beside `path` and then renamed, so that `path` never holds half a file.
@@ -119,9 +120,9 @@ def save(path: str | os.PathLike, vector: ComponentVector) -> None:
 def load(path: str | os.PathLike) -> ComponentVector:
     """The vector in a file, as it was saved. Raises `ValueError` for files that `save` did not write."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             layout, dtype, data = file["layout"].item(), file["dtype"].item(), file["data"]
-    except (ValueError, KeyError, EOFError) as error:
+    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{os.fspath(path)!r} holds no ComponentVector: {error}") from error
     return ComponentVector(data.view(jnp.dtype(dtype)), from_json(layout))
 
@@ -161,13 +162,15 @@ def load_into(like: ComponentVector, source: Any, strict: bool = True) -> tuple[
     return like.layout.wrap(like.layout.join(new, like.dtype)), report
 
 
-def _auxdata(layout: Hashable) -> bytes:
-    return to_json(layout).encode()
-
-
 jax.export.register_pytree_node_serialization(
     ComponentVector,
     serialized_name="lux_sciml.ComponentVector",
-    serialize_auxdata=_auxdata,
+    serialize_auxdata=lambda layout: to_json(layout).encode(),
     deserialize_auxdata=from_json,
+)
+jax.export.register_pytree_node_serialization(
+    ComponentMatrix,
+    serialized_name="lux_sciml.ComponentMatrix",
+    serialize_auxdata=lambda layouts: json.dumps([to_json(layout) for layout in layouts]).encode(),
+    deserialize_auxdata=lambda text: tuple(map(from_json, json.loads(text))),
 )

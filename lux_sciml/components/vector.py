@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 
 from .._compat import made_in_current_trace
-from .arithmetic import NamedArithmetic
+from .arithmetic import NamedArray
 from .containers import DICT, NONE, Path, Static
 from .layout import Layout
 from .show import show, table
@@ -17,7 +17,7 @@ from .updates import At, numbers, updated, updates
 
 
 @jax.tree_util.register_pytree_with_keys_class
-class ComponentVector(NamedArithmetic):
+class ComponentVector(NamedArray):
     """A flat vector whose parts have names: `data`, an array `(n,)`, and `layout`, which is static.
 
     `ComponentVector(a=1.0, b=[1.0, 2.0], c={"d": jnp.ones((2, 3))})` builds one from its components, in the order
@@ -111,35 +111,28 @@ class ComponentVector(NamedArithmetic):
     def __reduce__(self):
         return ComponentVector, (np.asarray(self.data), self.layout)
 
-    def __copy__(self) -> "ComponentVector":
-        return self
-
-    def __deepcopy__(self, memo) -> "ComponentVector":
-        return self
-
     # --- as an array ----------------------------------------------------------------------------------------
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        return jnp.shape(self.data)
+    def _named_shape(self) -> tuple[int, ...]:
+        return (self.layout.size,)
 
-    @property
-    def ndim(self) -> int:
-        return jnp.ndim(self.data)
+    def _require_same_names(self, other: "ComponentVector") -> None:
+        if other.layout is not self.layout:
+            self.layout.require_same(other.layout)
 
-    @property
-    def size(self) -> int:
-        return jnp.size(self.data)
+    def _noun(self) -> str:
+        return f"a vector of {self.layout.summary()}"
 
-    @property
-    def dtype(self) -> np.dtype:
-        return self.data.dtype
+    def __matmul__(self, other):
+        if isinstance(other, ComponentVector):
+            self._require_same_names(other)
+        elif isinstance(other, NamedArray):
+            return NotImplemented
+        return jnp.matmul(self.data, jnp.asarray(other))
 
-    def __jax_array__(self) -> jax.Array:
-        return jnp.asarray(self.data)
-
-    def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        return np.array(self.data, dtype=dtype) if copy else np.asarray(self.data, dtype=dtype)
+    def __rmatmul__(self, other):
+        return jnp.matmul(jnp.asarray(other), self.data)
 
     def __len__(self) -> int:
         return len(self.layout.children) if self.layout.is_sequence else self.shape[0]
@@ -305,6 +298,13 @@ class ComponentVector(NamedArithmetic):
             raise TypeError(f"merge needs named components, got {self.layout.summary()}")
         ties = [pair for pair in self.layout.ties if not any(path[0] in components for path in pair)]
         return ComponentVector.from_tree({**self.tree(), **numbers(components)}, dtype=self.dtype, ties=ties)
+
+    def outer(self, other: Any) -> Any:
+        """The outer product with another vector, or an array, as a ComponentMatrix."""
+        from .matrix import ComponentMatrix
+
+        columns = self.layout.of(other)
+        return ComponentMatrix(jnp.outer(self.data, columns.ravel(other)), self, columns)
 
     def zeros_like(self) -> "ComponentVector":
         """Zeros with the same names."""

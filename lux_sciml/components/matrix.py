@@ -1,0 +1,197 @@
+"""ComponentMatrix: a matrix whose rows and columns have names."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .arithmetic import NamedArray
+from .containers import ARRAY
+from .layout import Layout
+from .safe_map import layout_of
+from .vector import ComponentVector, view
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class ComponentMatrix(NamedArray):
+    """A matrix `data` `(m, n)` with the layouts `rows` and `columns`, as `lux.jacobian` and `lux.hessian` return it.
+
+    `J["a", "c"]` is the block of the components `a` and `c`, shaped `(*shape_a, *shape_c)`; where one of them is a
+    sub-tree, the block is again a ComponentMatrix. `:` stands for all rows or columns. The output of a function without
+    names has plain rows, indexed as the output is: `J[0, "c"]`, `J[:, "c"]`. Without any name, `J[...]` indexes `data`.
+
+    `@`, `solve` and `T` carry the names along and raise `ValueError` where they do not fit. Sums, and products with
+    numbers, work as for ComponentVectors.
+
+    >>> u, v = ComponentVector(a=1, b=[2, 3]), ComponentVector(c=[1, 10])
+    >>> J = u.outer(v)
+    >>> J["b", "c"]
+    Array([[ 2., 20.],
+           [ 3., 30.]], dtype=float32)
+    >>> J.T @ u
+    ComponentVector(c=[14, 140])
+    """
+
+    __slots__ = ("__weakref__", "columns", "data", "rows")
+
+    data: jax.Array
+    rows: Layout
+    columns: Layout
+
+    def __init__(self, data: Any, rows: Layout | ComponentVector, columns: Layout | ComponentVector):
+        rows, columns = getattr(rows, "layout", rows), getattr(columns, "layout", columns)
+        data = jnp.asarray(data)
+        if data.shape[-2:] != (rows.size, columns.size):
+            raise ValueError(
+                f"expected a matrix of shape ({rows.size}, {columns.size}), got {data.shape}; the rows have "
+                f"{rows.summary()}, the columns {columns.summary()}"
+            )
+        _fill(self, data, rows, columns)
+
+    # --- as a pytree and as an array ------------------------------------------------------------------------
+
+    def tree_flatten_with_keys(self):
+        return ((jax.tree_util.GetAttrKey("data"), self.data),), (self.rows, self.columns)
+
+    def tree_flatten(self):
+        return (self.data,), (self.rows, self.columns)
+
+    @classmethod
+    def tree_unflatten(cls, layouts, children) -> "ComponentMatrix":
+        return _fill(object.__new__(cls), children[0], *layouts)  # never validated, as for ComponentVector
+
+    def __reduce__(self):
+        return ComponentMatrix, (np.asarray(self.data), self.rows, self.columns)
+
+    @property
+    def _named_shape(self) -> tuple[int, ...]:
+        return self.rows.size, self.columns.size
+
+    def _require_same_names(self, other: "ComponentMatrix") -> None:
+        self.rows.require_same(other.rows)
+        self.columns.require_same(other.columns)
+
+    def _noun(self) -> str:
+        return f"a matrix of shape {self._named_shape}"
+
+    def __repr__(self) -> str:
+        kind = f"{self.dtype}[{','.join(map(str, self.shape))}]" if hasattr(self.data, "dtype") else self.data
+        return f"ComponentMatrix({kind}, rows={self.rows!r}, columns={self.columns!r})"
+
+    # --- reading --------------------------------------------------------------------------------------------
+
+    def __getitem__(self, key: Any) -> Any:
+        if not (isinstance(key, str) or (isinstance(key, tuple) and any(map(_is_name, key)))):
+            return self.data[key]
+        if not isinstance(key, tuple) or len(key) != 2:
+            raise KeyError(f"a block has two names, J['a', 'c'] or J[:, 'c'], got {key!r}")
+        (rows, row_layout), (columns, column_layout) = _place(self.rows, key[0]), _place(self.columns, key[1])
+        block = self.data[..., rows, :][..., columns]
+        if row_layout.is_array and column_layout.is_array:
+            return block.reshape(*block.shape[:-2], *row_layout.shape, *column_layout.shape)
+        return ComponentMatrix(block, row_layout, column_layout)
+
+    @property
+    def T(self) -> "ComponentMatrix":
+        """The transpose."""
+        return ComponentMatrix(jnp.swapaxes(self.data, -1, -2), self.columns, self.rows)
+
+    def diagonal(self) -> ComponentVector:
+        """The diagonal. Raises `ValueError` where rows and columns have different names."""
+        self.rows.require_same(self.columns)
+        return view(jnp.diagonal(self.data, axis1=-2, axis2=-1), self.rows)
+
+    # --- linear algebra -------------------------------------------------------------------------------------
+
+    def __matmul__(self, other: Any) -> Any:
+        """The product with a vector, an array `(n,)` or `(n, k)`, or a matrix; a vector has the names of the rows."""
+        if isinstance(other, ComponentMatrix):
+            self.columns.require_same(other.rows)
+            return ComponentMatrix(self.data @ other.data, self.rows, other.columns)
+        return _product(self.data, _right_side(other, self.columns), self.rows)
+
+    def __rmatmul__(self, other: Any) -> Any:
+        """`v @ J`: the product from the left, with the names of the columns."""
+        if layout_of(other) is not None:
+            return self.T @ other
+        return _product(jnp.swapaxes(self.data, -1, -2), jnp.asarray(other), self.columns)
+
+    def solve(self, other: Any) -> Any:
+        """The solution `x` of `J @ x = other`, with the names of the columns; `other` is as for `@`.
+
+        By LU factorization; a singular matrix gives non-finite numbers. Raises `ValueError` unless the matrix is
+        square: `jnp.linalg.lstsq(J.data, b)` solves other systems.
+        """
+        if self.rows.size != self.columns.size:
+            raise ValueError(
+                f"solve needs a square matrix, got shape {self.shape}; `jnp.linalg.lstsq(J.data, b)` solves others"
+            )
+        if isinstance(other, ComponentMatrix):
+            self.rows.require_same(other.rows)
+            return ComponentMatrix(jnp.linalg.solve(self.data, other.data), self.columns, other.columns)
+        right = _right_side(other, self.rows)
+        x = jnp.linalg.solve(self.data, right)
+        return view(x, self.columns) if right.ndim == 1 else x
+
+    def as_operator(self, tags: object = ()) -> Any:
+        """The matrix as a `lineax` operator, from vectors with the names of the columns to those of the rows.
+
+        `tags` are lineax's: `lineax.positive_semidefinite_tag`, for instance.
+
+        >>> import lineax
+        >>> u = ComponentVector(a=1, b=[2, 4])
+        >>> operator = ComponentMatrix(jnp.diag(u.data), u, u).as_operator()
+        >>> lineax.linear_solve(operator, u).value
+        ComponentVector(a=1, b=[1, 1])
+        """
+        import lineax
+
+        block = self.data.reshape(*_shape(self.rows), *_shape(self.columns))
+        output = _as_pytree(jax.ShapeDtypeStruct(_shape(self.rows), self.dtype), self.rows)
+        return lineax.PyTreeLinearOperator(_as_pytree(_as_pytree(block, self.columns), self.rows), output, tags)
+
+
+def _fill(matrix: ComponentMatrix, data: Any, rows: Layout, columns: Layout) -> ComponentMatrix:
+    for name, value in (("data", data), ("rows", rows), ("columns", columns)):
+        object.__setattr__(matrix, name, value)
+    return matrix
+
+
+def _is_name(key: Any) -> bool:
+    return isinstance(key, str) or (isinstance(key, tuple) and any(isinstance(k, str) for k in key))
+
+
+def _place(layout: Layout, key: Any) -> tuple[Any, Layout]:
+    """Where a component lies on one axis, and its layout."""
+    if key is Ellipsis or (isinstance(key, slice) and key == slice(None)):
+        return slice(None), layout
+    if layout.container == ARRAY and not _is_name(key):
+        index = np.arange(layout.size).reshape(layout.shape)[key]
+        return np.ravel(index), Layout(ARRAY, {}, np.shape(index), layout.dtype)
+    node = layout.find(key)[1]
+    return (np.ravel(layout.index(key)) if node.ties else layout.slice(key)), node.untied
+
+
+def _right_side(other: Any, layout: Layout) -> jax.Array:
+    if layout_of(other) is not None:
+        layout.require_same(other.layout)
+        return other.data
+    other = jnp.asarray(other)
+    if layout.is_array and other.shape == layout.shape:
+        other = other.reshape(-1)
+    if other.ndim == 0 or other.shape[0] != layout.size:
+        raise ValueError(f"an array of shape {other.shape} does not fit {layout.summary()}")
+    return other
+
+
+def _product(matrix: jax.Array, right: jax.Array, layout: Layout) -> Any:
+    return view(matrix @ right, layout) if right.ndim == 1 else matrix @ right
+
+
+def _as_pytree(x: Any, layout: Layout) -> Any:
+    return x if layout.is_array else ComponentVector.tree_unflatten(layout, (x,))
+
+
+def _shape(layout: Layout) -> tuple[int, ...]:
+    return layout.shape if layout.is_array else (layout.size,)

@@ -1,0 +1,31 @@
+"""Plots with names."""
+
+from typing import Any
+
+import numpy as np
+
+from .components import ComponentVector
+
+
+def plot(solution: Any, *paths: str, ax: Any = None, **options: Any) -> Any:
+    """Draw the components of a solution over time, one line each, with their names as the legend.
+
+    `solution` is a `diffrax.Solution` of a solve that started from a ComponentVector; `paths` choose components (all by
+    default); `options` go to matplotlib's `Axes.plot`. Returns the axes, `ax` or new ones. Raises `TypeError` where the
+    states have no names, `ImportError` without matplotlib: `pip install lux-sciml[plot]`.
+    """
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise ImportError("plots need matplotlib: pip install lux-sciml[plot]") from error
+    if not isinstance(solution.ys, ComponentVector):
+        raise TypeError("the states of this solution have no names: start the solve from a ComponentVector")
+    ax = plt.subplots()[1] if ax is None else ax
+    layout, ys = solution.ys.layout, np.asarray(solution.ys.data)
+    indices = np.concatenate([np.ravel(layout.index(path)) for path in paths]) if paths else np.arange(layout.size)
+    labels = layout.labels()
+    for i in indices:
+        ax.plot(np.asarray(solution.ts), ys[:, i], label=labels[i], **options)
+    ax.set_xlabel("time")
+    ax.legend()
+    return ax
