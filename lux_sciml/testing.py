@@ -8,10 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import keystr
+from jax.tree_util import keystr, tree_leaves_with_path
 
 from .components import ComponentVector, Layout
 from .core import Layer, Mode, parameter_length, setup, testmode, trainmode
+from .core.state import is_random_key
 
 _STEP = 1e-5  # of the finite differences: eps^(1/3) in float64
 _SAME = 1e-9  # two programs of one computation in float64, relative to the largest number
@@ -49,10 +50,8 @@ def check_layer(
     >>> from lux_sciml import Dense
     >>> check_layer(Dense(2, 3, jnp.tanh), jnp.ones((4, 2)))
     """
-    unknown = set(derivatives) - {"forward", "reverse", "second"}
-    if unknown:
-        raise ValueError(f"derivatives are 'forward', 'reverse' and 'second', got {', '.join(map(repr, unknown))}")
-    key = jax.random.key(0) if key is None else key
+    if not set(derivatives) <= {"forward", "reverse", "second"}:
+        raise ValueError(f"derivatives are 'forward', 'reverse' and 'second', got {', '.join(derivatives)}")
     traces: list[Layer] = []
 
     @jax.jit
@@ -61,7 +60,7 @@ def check_layer(
         return layer(x, ps, st)
 
     def arguments(dtype):
-        ps, st = setup(key, layer, dtype)
+        ps, st = setup(jax.random.key(0) if key is None else key, layer, dtype)
         return _cast(x, dtype), ps, testmode(st) if mode is Mode.TEST else trainmode(st)
 
     _check_value(layer)
@@ -88,15 +87,13 @@ def _check_value(layer: Layer) -> None:
     for what, copy in copies.items():
         if copy != layer or hash(copy) != hash(layer):
             names = [name for name, value in layer.fields().items() if copy.fields().get(name) != value]
-            raise AssertionError(
-                f"a copy of the layer, {what}, is not equal to it, so that jit compiles again for each; the field "
-                f"{', '.join(names)} does not compare by value"
-            )
+            says = f"a copy of the layer, {what}, is not equal to it, so that jit compiles again for each"
+            raise AssertionError(f"{says}; the field {', '.join(names)} does not compare by value")
 
 
 def _check_setup(layer: Layer, ps: ComponentVector, st: Any, ps_again: ComponentVector, st_again: Any) -> None:
-    says = "two setups with the same key differ at"
-    _require_same(says, {"ps": ps.tree(), "st": st}, {"ps": ps_again.tree(), "st": st_again})
+    now, again = {"ps": ps.tree(), "st": st}, {"ps": ps_again.tree(), "st": st_again}
+    _require_same("two setups with the same key differ at", now, again)
     if parameter_length(layer) != ps.size:
         raise AssertionError(f"parameter_length says {parameter_length(layer)}, but setup makes {ps.size} parameters")
 
@@ -111,8 +108,7 @@ def _check_pure(layer: Layer, x: Any, ps: ComponentVector, st: Any) -> None:
     y = {"y": first["y"]}
     _require_same("the flat vector and the nested dict of parameters differ at", y, {"y": layer(x, ps, st)[0]})
     with _attempt("a call with the dict of parameters in sorted order"):
-        y_sorted, _ = layer(x, before["ps"], st)
-    _require_same("the order of the dict of parameters matters at", y, {"y": y_sorted})
+        _require_same("the order of the dict of parameters matters at", y, {"y": layer(x, before["ps"], st)[0]})
 
 
 def _check_jit(run: Callable, traces: list[Layer], layer: Layer, x: Any, ps: ComponentVector, st: Any) -> None:
@@ -121,19 +117,17 @@ def _check_jit(run: Callable, traces: list[Layer], layer: Layer, x: Any, ps: Com
     _require_same("jax.jit changes the output at", {"y": layer(x, ps, st)[0]}, {"y": y}, _SAME)
     run(layer.replace(), x, ps, st_next)
     if len(traces) > 1:
-        raise AssertionError(
-            "a second call, with an equal layer and the state that came out of the first, traces again: "
-            "weakly typed numbers in the state do that, give them a dtype"
-        )
+        says = "a second call, with an equal layer and the state that came out of the first, traces again"
+        raise AssertionError(f"{says}: weakly typed numbers in the state do that, give them a dtype")
 
 
 def _check_dtype(run: Callable, layer: Layer, x: Any, ps: ComponentVector, st: Any, dtype: str) -> None:
     with _attempt(f"a call in {dtype}"):
         y, st_next = run(layer, x, ps, st)
-    for path, leaf in _leaves({"y": y}):
-        if _inexact(leaf) and jnp.finfo(leaf.dtype).dtype != jnp.dtype(dtype):
+    for path, leaf in ((path, leaf) for path, leaf in _leaves({"y": y}) if _inexact(leaf)):
+        if jnp.finfo(leaf.dtype).dtype != jnp.dtype(dtype):
             raise AssertionError(f"`{path}` is {leaf.dtype}, where parameters and inputs are {dtype}")
-        if _inexact(leaf) and not np.isfinite(np.asarray(leaf)).all():
+        if not np.isfinite(np.asarray(leaf)).all():
             raise AssertionError(f"`{path}` is not finite in {dtype}")
     _require_kept(st, st_next)
 
@@ -165,9 +159,6 @@ def _samples(tree: dict[str, Any], axis: int) -> dict[str, Any]:
         found = ", ".join(f"`{path}` {size}" for path, size in sizes.items())
         raise AssertionError(f"there is no batch along axis {axis} (sizes: {found}); pass batch_axis=None")
     return jax.tree.map(lambda leaf: np.stack(np.split(np.asarray(leaf), np.shape(leaf)[axis], axis)), tree)
-
-
-# --- derivatives --------------------------------------------------------------------------------------------------
 
 
 def _check_derivatives(layer, x, ps, st, derivatives, differentiable_input, rtol) -> None:
@@ -226,36 +217,32 @@ def _directions(z: Any, layout: Layout, inputs: list[str]) -> Iterator[tuple[str
     rng, (flat, others) = np.random.default_rng(1), jax.tree.map(np.zeros_like, z)
 
     def random(like):
-        numbers = rng.standard_normal((2, *like.shape))
-        return numbers[0] + 1j * numbers[1] if np.iscomplexobj(like) else numbers[0]
+        real, imag = rng.standard_normal((2, *like.shape))
+        return real + 1j * imag if np.iscomplexobj(like) else real
 
     for leaf in layout.leaves:
-        data = np.zeros_like(flat.data)
-        data[leaf.offset : leaf.offset + leaf.size] = random(data[leaf.offset : leaf.offset + leaf.size])
-        yield ".".join(["ps", *map(str, leaf.path)]), (layout.wrap(data), others)
+        where = np.isin(np.arange(layout.size), np.arange(leaf.offset, leaf.offset + leaf.size))
+        yield ".".join(["ps", *map(str, leaf.path)]), (layout.wrap(where * random(flat.data)), others)
     for i, path in enumerate(inputs):
         yield path, (flat, [random(leaf) if i == j else leaf for j, leaf in enumerate(others)])
 
 
 def _require_slope(kind: str, got: Any, expected: Any, path: str, rtol: float, value: Any) -> None:
     """Raise unless two derivatives agree to `rtol`, up to the rounding that differences of `value` have."""
-    size = np.maximum(np.abs(got), np.abs(expected)).max(initial=0) + 1e-3 * (1 + np.abs(value).max(initial=0))
-    error = np.abs(got - expected).max(initial=0)
-    if not error <= rtol * size:
-        where = np.unravel_index(np.argmax(np.abs(got - expected)), np.shape(got))
-        raise AssertionError(
-            f"the {kind} derivative along `{path}` is {np.asarray(got)[where]:.6g}, where finite differences give "
-            f"{np.asarray(expected)[where]:.6g}"
-        )
-
-
-# --- comparing ----------------------------------------------------------------------------------------------------
+    got, expected = np.ravel(got), np.ravel(expected)
+    size = max(np.abs(x).max(initial=0) for x in (got, expected)) + 1e-3 * (1 + np.abs(value).max(initial=0))
+    error = np.abs(got - expected)
+    if not (np.isfinite(error).all() and error.max(initial=0) <= rtol * size):
+        a, b = got[np.argmax(error)], expected[np.argmax(error)]
+        raise AssertionError(f"the {kind} derivative along `{path}` is {a:.6g}, where finite differences give {b:.6g}")
 
 
 @contextlib.contextmanager
 def _attempt(what: str) -> Iterator[None]:
     try:
         yield
+    except AssertionError:
+        raise
     except Exception as error:
         raise AssertionError(f"{what} raises {type(error).__name__}: {str(error).strip().splitlines()[0]}") from error
 
@@ -269,10 +256,9 @@ def _require_same(says: str, a: dict[str, Any], b: dict[str, Any], rtol: float =
         x, y = _numbers(x), _numbers(others[path])
         if x.shape != y.shape or x.dtype != y.dtype:
             raise AssertionError(f"{says} `{path}`: {x.dtype}{list(x.shape)} and {y.dtype}{list(y.shape)}")
-        if x.tobytes() == y.tobytes():
-            continue
-        error = np.abs(x - y).max() if _inexact(x) else np.sum(x != y)
-        if not (rtol and _inexact(x) and np.allclose(x, y, 0, rtol * np.abs(x).max(initial=1e-3), equal_nan=True)):
+        close = rtol and _inexact(x) and np.allclose(x, y, 0, rtol * np.abs(x).max(initial=1e-3), equal_nan=True)
+        if not (close or x.tobytes() == y.tobytes()):
+            error = np.abs(x - y).max() if _inexact(x) else np.sum(x != y)
             raise AssertionError(f"{says} `{path}` by {error:.3g}")
 
 
@@ -289,16 +275,14 @@ def _require_kept(st: Any, st_next: Any) -> None:
 
 def _leaves(tree: Any) -> list[tuple[str, Any]]:
     """The leaves, Modes included, with paths such as `st.layer_0.mode`."""
-    found = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda leaf: isinstance(leaf, Mode))
+    found = tree_leaves_with_path(tree, is_leaf=lambda leaf: isinstance(leaf, Mode))
     return [(keystr(path, simple=True, separator="."), leaf) for path, leaf in found]
 
 
 def _numbers(leaf: Any) -> np.ndarray:
     if isinstance(leaf, Mode):
         return np.asarray(leaf is Mode.TRAIN)
-    if jnp.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
-        return np.asarray(jax.random.key_data(leaf))
-    return np.asarray(leaf)
+    return np.asarray(jax.random.key_data(leaf) if is_random_key(leaf) else leaf)
 
 
 def _inexact(leaf: Any) -> bool:
@@ -309,10 +293,8 @@ def _cast(x: Any, dtype: str) -> Any:
     """Floating-point and complex numbers in the given precision; the rest as it is."""
 
     def cast(leaf):
-        leaf = leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
-        if not _inexact(leaf):
-            return leaf
+        leaf = leaf if isinstance(leaf, ComponentVector) else jnp.asarray(leaf)
         to = np.result_type(dtype, np.complex64) if jnp.issubdtype(leaf.dtype, jnp.complexfloating) else dtype
-        return leaf.astype(to) if isinstance(leaf, ComponentVector) else jnp.asarray(leaf).astype(to)
+        return leaf.astype(to) if _inexact(leaf) else leaf
 
     return jax.tree.map(cast, x, is_leaf=lambda node: isinstance(node, ComponentVector))

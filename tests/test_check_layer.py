@@ -11,7 +11,7 @@ import pytest
 from jax import lax
 
 import lux_sciml as lux
-from lux_sciml.testing import check_layer
+from lux_sciml.testing import _require_slope, check_layer
 
 X = jax.random.normal(jax.random.key(1), (4, 3), jnp.float32)
 
@@ -346,6 +346,13 @@ def test_inputs_and_outputs_may_be_component_vectors():
     check_layer(Oscillator(), lux.ComponentVector(x=1.0, v=0.5), batch_axis=None)
 
 
+@pytest.mark.parametrize("got", [np.inf, -np.inf, np.nan, 1.0 + 2e-5])
+def test_a_derivative_is_wrong_where_it_is_infinite_or_beyond_the_tolerance(got):
+    with pytest.raises(AssertionError, match=r"along `x` is .*, where finite differences give 1"):
+        _require_slope("forward-mode", got, 1.0, "x", rtol=1e-5, value=0.0)
+    _require_slope("forward-mode", 1.0 + 0.9e-5, 1.0, "x", rtol=1e-5, value=0.0)
+
+
 def test_it_needs_no_64_bit_switch_and_leaves_it_alone():
     with jax.enable_x64(False):
         check_layer(lux.Dense(3, 2, jnp.tanh), X)
@@ -353,5 +360,5 @@ def test_it_needs_no_64_bit_switch_and_leaves_it_alone():
 
 
 def test_unknown_derivatives_are_refused():
-    with pytest.raises(ValueError, match="derivatives are 'forward', 'reverse' and 'second', got 'third'"):
+    with pytest.raises(ValueError, match="derivatives are 'forward', 'reverse' and 'second', got third"):
         check_layer(Sound(), X, derivatives=("third",))
