@@ -19,8 +19,8 @@ def bounds(ps: ComponentVector, limits: Mapping[str, tuple[Any, Any]]) -> tuple[
     """Lower and upper bounds by name: `lux.bounds(ps, {"physics.*": (0, None)})`; `None`, and unnamed, is unbounded.
 
     Keys are patterns as for `Layout.mask`, later ones override earlier ones; values are pairs of numbers or arrays that
-    broadcast to the shape of each component. As SciPy takes them: `scipy.optimize.Bounds(lb.data, ub.data)`; a projected
-    step is `ps.layout.wrap(jnp.clip(ps.data, lb.data, ub.data))`.
+    broadcast to the shape of each component. As SciPy takes them: `scipy.optimize.Bounds(lb.data, ub.data)`; a
+    projected step is `ps.layout.wrap(jnp.clip(ps.data, lb.data, ub.data))`.
 
     Raises `KeyError` for a pattern that matches nothing, `ValueError` where a lower bound is above the upper one.
 
@@ -127,8 +127,8 @@ class Constrained:
     """Constraints by name for parameters of one layout: a map from free vectors to those that keep them.
 
     `Constrained(layout, {"physics.*": Positive(), "mix": Simplex()})`; keys are patterns as for `Layout.mask`, and what
-    none of them names is free. Optimise `free = c.inverse(ps)`, evaluate the loss at `c.forward(free)`, and, for a density
-    over the free vector, add `c.log_det(free)`. Hashable, by value.
+    none of them names is free. Optimize `free = c.inverse(ps)`, evaluate the loss at `c.forward(free)`, and, for a
+    density over the free vector, add `c.log_det(free)`. Hashable, by value.
 
     Raises `KeyError` for a pattern that matches nothing, `ValueError` where two patterns match one component.
 

@@ -67,7 +67,7 @@ def jacobian(f: Callable[..., Any], *, mode: str | None = None, has_aux: bool = 
             (rows,), _ = jax.eval_shape(lambda flat: ((flat_f(flat)[0],), None), flat)
             chosen = "forward" if columns.size <= rows.size else "reverse"
         transform = jax.jacfwd if chosen == "forward" else jax.jacrev
-        with derivatives(chosen), _explained(chosen):
+        with derivatives(chosen), _explained():
             matrix, (rows, aux) = transform(flat_f, has_aux=True)(flat)
         named = ComponentMatrix(matrix, rows.value, columns)
         return (named, aux) if has_aux else named
@@ -88,7 +88,7 @@ def hessian(f: Callable[..., Any], *, has_aux: bool = False) -> Callable[..., An
 
     def value(x, *args):
         flat, layout = _flat(x)
-        with derivatives("both"), _explained("both"):
+        with derivatives("both"), _explained():
             gradient = jax.grad(_scalar_function(f, x, args, has_aux), has_aux=True)
             matrix, aux = jax.jacfwd(gradient, has_aux=True)(flat)
         named = ComponentMatrix(matrix, layout, layout)
@@ -100,8 +100,8 @@ def hessian(f: Callable[..., Any], *, has_aux: bool = False) -> Callable[..., An
 def hvp(f: Callable[..., Any]) -> Callable[..., Any]:
     """The function `(x, v, *args) -> H v`, the Hessian of the scalar function `f` by its first argument times `v`.
 
-    `v`, a vector or tree with the names of `x`, gives a result of the same kind. Forward over reverse mode: the cost is
-    that of a few gradients, and the Hessian is never built.
+    `v` is a vector or tree with the names of `x`, or the flat array of such a vector; the result is of the kind of `x`.
+    Forward over reverse mode: the cost is that of a few gradients, and the Hessian is never built.
 
     >>> hvp(lambda p: p.a**2 * p.b)(ComponentVector(a=3, b=1), ComponentVector(a=1, b=0))
     ComponentVector(a=2, b=6)
@@ -109,8 +109,8 @@ def hvp(f: Callable[..., Any]) -> Callable[..., Any]:
 
     def value(x, v, *args):
         flat, layout = _flat(x)
-        direction = layout.ravel(v, flat.dtype) if layout_of(v) is None else layout.check(v).astype(flat.dtype)
-        with derivatives("both"), _explained("both"):
+        direction = (layout.ravel(v) if layout_of(x) is None else layout.check(v)).astype(flat.dtype)
+        with derivatives("both"), _explained():
             gradient = jax.grad(_scalar_function(f, x, args, False), has_aux=True)
             return _like(x, jax.jvp(lambda flat: gradient(flat)[0], (flat,), (direction,))[1], layout)
 
@@ -161,17 +161,16 @@ def _scalar_function(f: Callable[..., Any], x: Any, args: tuple[Any, ...], has_a
 
 
 @contextlib.contextmanager
-def _explained(mode: str) -> Iterator[None]:
+def _explained() -> Iterator[None]:
     """Turns JAX's errors about a mode that a function does not have into what to do about it."""
     try:
         yield
     except (TypeError, ValueError) as error:
         text = str(error)
         if "forward-mode autodiff (jvp) to a custom_vjp function" in text:
-            other = "`mode='reverse'`" if mode == "forward" else "first derivatives in reverse mode only"
             raise TypeError(
-                f"this function has a reverse mode only (a custom_vjp, as of a solver's adjoint): take {other}, or a "
-                "solver with `adjoint='auto'`, which follows the mode"
+                "this function has a reverse mode only (a custom_vjp, as of a solver's adjoint): take "
+                "`mode='reverse'`, or a solver with `adjoint='auto'`, which follows the mode"
             ) from error
         if "Reverse-mode differentiation does not work" in text:
             raise TypeError(
