@@ -1,6 +1,7 @@
 """minimize: one call over SciPy, optimistix and optax."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,8 +9,9 @@ import optax
 import optimistix as optx
 
 from . import optax as _optax, optimistix as _optimistix, scipy as _scipy
-from .problem import Problem, evaluate, flat_bounds
-from .record import Finished, Record
+from .part import Part
+from .problem import Problem, evaluate, flat_bounds, not_finite
+from .record import NOT_FINITE_AT_START, Finished, Record
 from .result import MinimizeResult
 
 
@@ -26,6 +28,7 @@ def minimize(
     progress: bool = False,
     has_aux: bool = False,
     keep_best: bool = True,
+    trainable: str | Sequence[str] | None = None,
     options: dict[str, Any] | None = None,
 ) -> MinimizeResult:
     """Find parameters where a loss is small: $\\min_p L(p)$.
@@ -58,6 +61,8 @@ def minimize(
     * `progress`: show a progress bar.
     * `keep_best`: return the best parameters evaluated, rather than the last. Set `False` where the values of two
       evaluations are not comparable (a loss with noise).
+    * `trainable`: patterns of the components to fit, `"physics.*"` or `["physics.*", "net.layer_2"]`; the method sees
+      these numbers only, and the others stay as they are. Needs a ComponentVector; bounds are those of all components.
     * `options`: SciPy's options of the method, or the options of the optimistix solver.
 
     Where the loss or its gradient is not finite, no method is led astray: SciPy sees a finite barrier there, and starts
@@ -68,7 +73,8 @@ def minimize(
     The compiled step depends on the loss and the method: calls with the same function object, and with equal options,
     compile once. Quasi-Newton methods need a loss without noise: tolerances of 1e-6 or less in the solvers inside it.
 
-    Raises `TypeError` for a method, loss or parameters of another kind and `ValueError` for unknown names and sizes.
+    Raises `TypeError` for a method, loss or parameters of another kind, `ValueError` for unknown names and sizes, and
+    `KeyError` for a pattern that matches nothing.
 
     >>> import jax.numpy as jnp, lux_sciml as lux, optax
     >>> def rosenbrock(p, a):
@@ -84,6 +90,24 @@ def minimize(
     """
     if max_steps < 1:
         raise ValueError(f"max_steps must be at least 1, got {max_steps}")
+    if trainable is not None:
+        part = Part.of(loss, ps, args, trainable)
+        told = callback and (lambda step, chosen, value: callback(step, part.join(chosen, ps), value))
+        result = minimize(
+            part,
+            part.take(ps),
+            method=method,
+            args=(ps, args),
+            bounds=part.bounds(bounds),
+            max_steps=max_steps,
+            tol=tol,
+            callback=told,
+            progress=progress,
+            has_aux=has_aux,
+            keep_best=keep_best,
+            options=options,
+        )
+        return dataclasses.replace(result, params=part.join(result.params, ps))
     problem = Problem.of(loss, ps, args, has_aux)
     run = _runner(problem, method, flat_bounds(bounds, problem), tol, keep_best, options or {})
     if not problem.named:
@@ -97,6 +121,8 @@ def minimize(
         success, message = False, f"interrupted after {record.steps} steps"
     finally:
         record.close()
+    if message == NOT_FINITE_AT_START:
+        message += not_finite(ps=ps, args=args)
     return MinimizeResult(
         params=record.params,
         value=float(record.value),

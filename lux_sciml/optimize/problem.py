@@ -84,6 +84,22 @@ def evaluate(problem: Problem, ps: Any, args: Any) -> tuple[jax.Array, Any]:
     return problem(ps, args)
 
 
+def not_finite(**inputs: Any) -> str:
+    """Where the inputs of a loss hold numbers that are not finite, as the end of a sentence."""
+    found = []
+    for name, tree in inputs.items():
+        if isinstance(tree, ComponentVector):
+            tree = tree.tree()
+        for path, x in jax.tree_util.tree_leaves_with_path(tree):
+            x = np.asarray(x) if isinstance(x, jax.Array | np.ndarray | float) else np.zeros(0)
+            wrong = int(np.sum(~np.isfinite(x))) if np.issubdtype(x.dtype, np.inexact) else 0
+            if wrong:
+                found.append(
+                    f"`{name}{jax.tree_util.keystr(path)}` holds {wrong} of {x.size} numbers that are NaN or inf"
+                )
+    return f" ({'; '.join(found)})" if found else ""
+
+
 def flat_bounds(bounds: Any, problem: Problem) -> tuple[np.ndarray, np.ndarray] | None:
     """Lower and upper bounds `(n,)`, rounded to the parameters' dtype, from what `minimize` takes.
 

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import scipy.optimize
 
+from ..components import derivatives
 from .problem import Problem
 from .record import NOT_FINITE_AT_START, Finished, Record
 
@@ -179,10 +180,12 @@ class _Function:
 
     def product(self, x: np.ndarray, v: np.ndarray) -> np.ndarray:
         cast = self.problem.cast
-        return _require_finite(_hessian_product(self.problem, cast(x), cast(v), self.args), self.method)
+        with derivatives("both"):
+            return _require_finite(_hessian_product(self.problem, cast(x), cast(v), self.args), self.method)
 
     def hessian(self, x: np.ndarray) -> np.ndarray:
-        return _require_finite(_hessian(self.problem, self.problem.cast(x), self.args), self.method)
+        with derivatives("both"):
+            return _require_finite(_hessian(self.problem, self.problem.cast(x), self.args), self.method)
 
     def step(self, x: np.ndarray, *_: Any) -> None:
         """SciPy's callback after each iteration."""
