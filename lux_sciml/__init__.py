@@ -46,11 +46,26 @@ from .diffeq import (
     vector_field as vector_field,
 )
 from .nn import (
+    AlternatePrecision as AlternatePrecision,
     BatchNorm as BatchNorm,
+    BidirectionalRNN as BidirectionalRNN,
+    BranchLayer as BranchLayer,
     Chain as Chain,
     Dense as Dense,
     Dropout as Dropout,
+    GRUCell as GRUCell,
+    LSTMCell as LSTMCell,
+    Maxout as Maxout,
+    PairwiseFusion as PairwiseFusion,
     Parallel as Parallel,
+    Recurrence as Recurrence,
+    RecurrentCell as RecurrentCell,
+    RepeatedLayer as RepeatedLayer,
+    ReverseSequence as ReverseSequence,
+    RNNCell as RNNCell,
     SkipConnection as SkipConnection,
+    Stack as Stack,
+    StackedCells as StackedCells,
+    StatefulRecurrentCell as StatefulRecurrentCell,
 )
 from .optimize import MinimizeResult as MinimizeResult, minimize as minimize

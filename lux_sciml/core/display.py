@@ -56,8 +56,7 @@ def _inside(layer: Any) -> dict[str, Any]:
     children = getattr(layer, "children", None)
     if children is not None:
         return dict(children)
-    field = getattr(layer, "child_field", None)
-    return {field: layer.child} if field else {}
+    return {name: value for name, value in layer.fields().items() if hasattr(value, "init_params")}
 
 
 def _options(layer: Any, skip: Any = ()) -> list[str]:

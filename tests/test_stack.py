@@ -1,0 +1,140 @@
+"""RepeatedLayer and Stack: depth by one scan."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lux_sciml as lux
+from lux_sciml.testing import check_layer
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(4, 3))
+BLOCK = lux.Chain(lux.Dense(3, 3, jnp.tanh), lux.BatchNorm(3), lux.Dropout(0.25))
+INJECTED = lux.Parallel(jnp.add, lux.Dense(3, 3, jnp.tanh), lux.Dense(3, 3))
+
+
+def unstacked(tree, i):
+    return jax.tree.map(lambda leaf: leaf[i], tree)
+
+
+def test_a_stack_is_a_chain_of_copies(key):
+    stack, chain = lux.Stack(BLOCK, 3), lux.Chain([BLOCK] * 3)
+    ps, st = lux.setup(key, stack)
+    ps_chain, st_chain = lux.setup(key, chain)
+    assert ps.size == ps_chain.size == lux.parameter_length(stack) == 3 * (12 + 6)
+    for i in range(3):
+        for name, mine in ps.layer_0.items():
+            assert np.array_equal(mine[i], ps_chain[f"layer_{i}"].layer_0[name])
+    y, st_next = stack(X, ps, st)
+    y_chain, st_chain = chain(X, ps_chain, st_chain)
+    assert np.allclose(y, y_chain, atol=1e-14)
+    for i in range(3):
+        mine, others = unstacked(st_next, i), st_chain[f"layer_{i}"]
+        assert np.allclose(mine["layer_1"]["running_var"], others["layer_1"]["running_var"], rtol=1e-12)
+        assert mine["layer_2"]["key"] == others["layer_2"]["key"]
+
+
+def test_a_stack_keeps_the_declared_order(key):
+    layer = lux.Stack(lux.Chain(b=lux.Dense(3, 3), a=lux.Dense(3, 3)), 2)
+    assert list(lux.setup(key, layer)[0].labels())[:2] == ["b.weight[0,0,0]", "b.weight[0,0,1]"]
+
+
+def test_the_program_does_not_grow_with_the_stack(key):
+    def equations(n):
+        layer = lux.Stack(BLOCK, n)
+        jaxpr = jax.make_jaxpr(jax.grad(lambda ps, st: layer(X, ps, st)[0].sum()))(*lux.setup(key, layer))
+        return str(jaxpr).count(" = ")
+
+    assert equations(2) == equations(30)
+
+
+def test_a_checkpointed_stack_has_the_same_gradient_and_keeps_less(key):
+    ps, st = lux.setup(key, lux.Stack(BLOCK, 3))
+
+    def gradient(checkpoint):
+        layer = lux.Stack(BLOCK, 3, checkpoint)
+        return jax.make_jaxpr(f := jax.grad(lambda ps: layer(X, ps, st)[0].sum()))(ps), f(ps)
+
+    (plain, expected), (kept, found) = gradient(False), gradient(True)
+    assert np.allclose(found.data, expected.data, atol=1e-13)
+    stored = [len(re.findall(r"f64\[3,4,3\]", str(jaxpr))) for jaxpr in (plain, kept)]
+    assert stored[1] < stored[0]
+
+
+def test_only_what_changes_in_the_state_goes_through_the_scan(key):
+    for layer in (lux.Stack(BLOCK, 2), lux.RepeatedLayer(BLOCK, 2)):
+        ps, st = lux.setup(key, layer)
+        st = lux.testmode(st)
+        after = layer(X, ps, st)[1]
+        assert all(a is b for a, b in zip(jax.tree.leaves(st), jax.tree.leaves(after), strict=True))
+        lux.NeuralODE(layer, ts=jnp.linspace(0.0, 0.1, 2))(X, ps, st)
+
+
+def test_an_empty_stack_is_the_identity(key):
+    for layer in (lux.Stack(BLOCK, 0), lux.RepeatedLayer(BLOCK, 0)):
+        ps, st = lux.setup(key, layer)
+        assert np.array_equal(layer(X, ps, st)[0], X)
+    assert lux.parameter_length(lux.Stack(BLOCK, 0)) == 0
+
+
+def test_a_repeated_layer_feeds_each_repeat_to_the_next(key):
+    layer = lux.RepeatedLayer(BLOCK, 3)
+    ps, st = lux.setup(key, layer)
+    y, expected_st = X, st
+    for _ in range(3):
+        y, expected_st = BLOCK(y, ps, expected_st)
+    found, found_st = layer(X, ps, st)
+    assert np.allclose(found, y, atol=1e-14) and found_st["layer_2"]["key"] == expected_st["layer_2"]["key"]
+    assert np.allclose(found_st["layer_1"]["running_mean"], expected_st["layer_1"]["running_mean"], rtol=1e-12)
+
+
+def test_input_injection_gives_the_input_to_every_repeat(key):
+    layer = lux.RepeatedLayer(INJECTED, 3, input_injection=True)
+    ps, st = lux.setup(key, layer)
+    y = X
+    for _ in range(3):
+        y, _ = INJECTED((y, X), ps, st)
+    assert np.allclose(layer(X, ps, st)[0], y, atol=1e-14)
+
+
+def test_inputs_take_the_precision_of_the_output(key):
+    for layer in (lux.Stack(lux.Dense(3, 3), 2), lux.RepeatedLayer(lux.Dense(3, 3), 2)):
+        with jax.numpy_dtype_promotion("standard"):
+            assert layer(X.astype("float32"), *lux.setup(key, layer))[0].dtype == jnp.float64
+
+
+def test_shapes_must_stay(key):
+    for layer in (lux.Stack(lux.Dense(3, 2), 2), lux.RepeatedLayer(lux.Dense(3, 2), 2)):
+        name = type(layer).__name__
+        with pytest.raises(ValueError, match=rf"{name} needs .* got a Dense from \(4, 3\) to \(4, 2\)"):
+            layer(X, *lux.setup(key, layer))
+    for make in (lux.Stack, lux.RepeatedLayer):
+        with pytest.raises(ValueError, match="not negative, got -1"):
+            make(BLOCK, -1)
+
+
+def test_stacks_print_what_they_repeat():
+    assert repr(lux.Stack(lux.Dense(2, 2), 3, checkpoint=True)) == (
+        "Stack(\n"
+        "    n = 3,\n"
+        "    checkpoint = True,\n"
+        "    layer = Dense(2, 2),                          # 6 parameters\n"
+        ")         # Total: 18 parameters."
+    )
+
+
+LAYERS = [
+    (lux.Stack(lux.Chain(lux.Dense(3, 3, jnp.tanh), lux.Dropout(0.25)), 2), {"batch_axis": None}),
+    (lux.Stack(lux.Stack(lux.Dense(3, 3, jnp.tanh), 2), 2, checkpoint=True), {}),
+    (lux.Stack(BLOCK, 2), {"mode": lux.Mode.TEST}),
+    (lux.RepeatedLayer(BLOCK, 3), {"mode": lux.Mode.TEST}),
+    (lux.RepeatedLayer(INJECTED, 3, input_injection=True), {}),
+]
+
+
+@pytest.mark.parametrize(("layer", "options"), LAYERS)
+def test_stacks_keep_the_contract(layer, options):
+    check_layer(layer, X, **options)
