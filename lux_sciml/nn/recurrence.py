@@ -136,7 +136,7 @@ class StatefulRecurrentCell(Wrapper):
     def forward(self, x, ps, st):
         if x.shape[:-1] != self.batch_shape:
             raise ValueError(
-                f"{option_text(self)} keeps a carry for inputs of shape {(*self.batch_shape, '...')}, got {x.shape}; "
+                f"{option_text(self)} keeps the carry of a batch of shape {self.batch_shape}, got inputs {x.shape}; "
                 f"batch_shape={x.shape[:-1]} is for these"
             )
         initial = cell_of(self.cell).initial_carry(ps, self.batch_shape, x.dtype)
