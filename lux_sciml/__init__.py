@@ -31,6 +31,7 @@ from .core import (
     Mode as Mode,
     Wrapper as Wrapper,
     as_layer as as_layer,
+    jacobian_vector_product as jacobian_vector_product,
     output_shape as output_shape,
     parameter_length as parameter_length,
     setup as setup,
@@ -39,6 +40,7 @@ from .core import (
     testmode as testmode,
     trainmode as trainmode,
     update_state as update_state,
+    vector_jacobian_product as vector_jacobian_product,
 )
 from .diffeq import (
     NeuralODE as NeuralODE,
@@ -53,7 +55,10 @@ from .nn import (
     Chain as Chain,
     Dense as Dense,
     Dropout as Dropout,
+    GroupNorm as GroupNorm,
     GRUCell as GRUCell,
+    InstanceNorm as InstanceNorm,
+    LayerNorm as LayerNorm,
     LSTMCell as LSTMCell,
     Maxout as Maxout,
     PairwiseFusion as PairwiseFusion,
@@ -62,10 +67,16 @@ from .nn import (
     RecurrentCell as RecurrentCell,
     RepeatedLayer as RepeatedLayer,
     ReverseSequence as ReverseSequence,
+    RMSNorm as RMSNorm,
     RNNCell as RNNCell,
     SkipConnection as SkipConnection,
     Stack as Stack,
     StackedCells as StackedCells,
     StatefulRecurrentCell as StatefulRecurrentCell,
+)
+from .operators import (
+    batched_jacobian as batched_jacobian,
+    divergence as divergence,
+    laplacian as laplacian,
 )
 from .optimize import MinimizeResult as MinimizeResult, minimize as minimize

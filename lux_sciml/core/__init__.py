@@ -1,6 +1,10 @@
 """The contract: what a layer is, its parameters, its state. Knows components; knows no concrete layer."""
 
 from .container import Container as Container, Wrapper as Wrapper
+from .derivatives import (
+    jacobian_vector_product as jacobian_vector_product,
+    vector_jacobian_product as vector_jacobian_product,
+)
 from .layer import Lambda as Lambda, Layer as Layer, as_layer as as_layer
 from .setup import (
     output_shape as output_shape,

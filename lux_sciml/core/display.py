@@ -1,5 +1,6 @@
 """The printed model: valid Python, only options that are not the defaults, and parameter counts as comments."""
 
+import dataclasses
 import functools
 import inspect
 from typing import Any
@@ -52,7 +53,9 @@ def _lines(layer: Any, name: str, depth: int) -> list[str]:
 
 
 def _inside(layer: Any) -> dict[str, Any]:
-    """The layers to print inside this one, by name."""
+    """The layers to print inside this one, by name; none where the layer made them from its options."""
+    if any(_holds(vars(layer).get(field.name), True) for field in dataclasses.fields(layer) if not field.init):
+        return {}
     children = getattr(layer, "children", None)
     if children is not None:
         return dict(children)
