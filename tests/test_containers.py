@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import lux_sciml as lux
+from lux_sciml.testing import check_layer
 
 A, B, C = lux.Dense(2, 3), lux.Dense(3, 4), lux.Dense(4, 2)
 X = np.linspace(-1, 1, 10).reshape(5, 2)
@@ -228,3 +229,90 @@ def test_parallel_without_a_connection_and_with_a_layer():
 )
 def test_containers_keep_the_contract(model, x):
     lux.testing.check_layer(model, x)
+
+
+# --- side by side, by pairs, the largest, another precision ---------------------------------------------------------
+
+PAIR = lux.Chain(lambda pair: jnp.concatenate(pair, -1), lux.Dense(6, 3))
+
+
+def test_branches_all_get_the_input(key):
+    for connection in (None, jnp.multiply):
+        layer = lux.BranchLayer(lux.Dense(2, 3), lux.Dense(2, 3, jnp.tanh), connection=connection)
+        ps, st = lux.setup(key, layer)
+        ys = tuple(layer[i](X, ps[f"layer_{i}"], {})[0] for i in range(2))
+        y, _ = layer(X, ps, st)
+        assert np.array_equal(y, jnp.multiply(*ys)) if connection else all(map(np.array_equal, y, ys))
+    layer = lux.BranchLayer(lux.Dense(2, 3), lux.Dense(2, 3), connection=PAIR)
+    assert list(layer.children) == ["layer_0", "layer_1", "connection"] and call(layer, X).shape == (5, 3)
+    swap = lux.BranchLayer(lambda pair: pair[1], lambda pair: pair[0])
+    assert call(swap, (1.0, 2.0)) == (2.0, 1.0)
+
+
+def test_pairwise_fusion_takes_in_one_input_after_each_layer(key):
+    layer = lux.PairwiseFusion(jnp.subtract, lux.Dense(2, 3), lux.Dense(3, 3, jnp.tanh))
+    ps, st = lux.setup(key, layer)
+    inputs = (X, np.ones((5, 3)), np.full((5, 3), 2.0))
+    first = layer[0](X, ps.layer_0, {})[0] - inputs[1]
+    assert np.allclose(layer(inputs, ps, st)[0], layer[1](first, ps.layer_1, {})[0] - inputs[2], atol=1e-14)
+    assert call(lux.PairwiseFusion(jnp.add, jnp.negative, jnp.square), 3.0) == 3.0  # (-3 + 3)^2 + 3
+    with pytest.raises(ValueError, match="PairwiseFusion of 2 layers takes 3 inputs, got a tuple of 2"):
+        layer(inputs[:2], ps, st)
+
+
+def test_pairwise_fusion_by_a_layer_keeps_its_state():
+    layer = lux.PairwiseFusion(
+        lux.Chain(lambda pair: pair[0] + pair[1], lux.BatchNorm(2)), lux.Dense(2, 2), lux.Dense(2, 2)
+    )
+    ps, st = lux.setup(jax.random.key(0), layer)
+    y = X
+    for i in range(2):
+        pair = (layer[1 + i](y, ps[f"layer_{i}"], {})[0], X)
+        y, st["connection"] = layer.connection(pair, ps.connection, st["connection"])
+    found, found_st = layer(X, ps, lux.setup(jax.random.key(0), layer)[1])
+    mean = found_st["connection"]["layer_1"]["running_mean"]
+    assert np.allclose(found, y, atol=1e-14) and np.allclose(mean, st["connection"]["layer_1"]["running_mean"])
+
+
+def test_maxout_takes_the_largest(key):
+    layer = lux.Maxout([lux.Dense(2, 3)] * 4)
+    ps, st = lux.setup(key, layer)
+    ys = [layer[i](X, ps[f"layer_{i}"], {})[0] for i in range(4)]
+    assert np.array_equal(layer(X, ps, st)[0], np.max(ys, 0))
+    with pytest.raises(ValueError, match="Maxout needs at least one layer"):
+        lux.Maxout()
+
+
+def test_alternate_precision_computes_in_it_and_casts_back(key):
+    seen = []
+    inner = lux.Chain(lux.Dense(2, 3), lambda x: seen.append(x.dtype) or x, lux.BatchNorm(3))
+    layer = lux.AlternatePrecision(inner, jnp.bfloat16)
+    assert layer == lux.AlternatePrecision(inner, "bfloat16")
+    ps, st = lux.setup(key, layer, "float32")
+    for state in (st, lux.testmode(st)):
+        (y, st_next), gradient = (
+            layer(X.astype("float32"), ps, state),
+            jax.grad(lambda ps, st=state: layer(X.astype("float32"), ps, st)[0].sum())(ps),
+        )
+        assert y.dtype == gradient.dtype == st_next["layer_2"]["running_mean"].dtype == jnp.float32
+    assert set(seen) == {jnp.dtype("bfloat16")}
+    assert np.abs(y - inner(X.astype("float32"), ps, state)[0]).max() < 0.05
+    with pytest.raises(TypeError, match="AlternatePrecision needs a floating-point type, got int32"):
+        lux.AlternatePrecision(inner, "int32")
+
+
+JOINED = [
+    (lux.BranchLayer(lux.Dense(2, 3, jnp.tanh), lux.Dense(2, 3), connection=PAIR), X),
+    (lux.PairwiseFusion(PAIR, lux.Dense(2, 3, jnp.tanh)), (X, np.ones((5, 3)))),
+    (lux.Maxout([lux.Dense(2, 3)] * 2), X),
+]
+
+
+@pytest.mark.parametrize(("layer", "x"), JOINED)
+def test_joined_layers_keep_the_contract(layer, x):
+    check_layer(layer, x)
+
+
+def test_alternate_precision_keeps_the_contract():
+    check_layer(lux.AlternatePrecision(lux.Dense(2, 3), "float32"), X, derivatives=())
+    check_layer(lux.AlternatePrecision(lux.Dense(2, 3, jnp.tanh), "float64"), X)

@@ -11,7 +11,13 @@ from .containers import (
 )
 from .dropout import Dropout as Dropout
 from .linear import Dense as Dense
-from .norm import BatchNorm as BatchNorm
+from .norm import (
+    BatchNorm as BatchNorm,
+    GroupNorm as GroupNorm,
+    InstanceNorm as InstanceNorm,
+    LayerNorm as LayerNorm,
+    RMSNorm as RMSNorm,
+)
 from .recurrence import (
     BidirectionalRNN as BidirectionalRNN,
     Recurrence as Recurrence,

@@ -1,5 +1,7 @@
-"""BatchNorm: normalisation over the batch."""
+"""Normalizations: over the batch, over groups of features, over space, over the features of a sample."""
 
+import abc
+import math
 from collections.abc import Callable
 from dataclasses import field
 
@@ -10,17 +12,88 @@ from ..activations import identity
 from ..core import Layer, Mode
 from ..core.display import option_text
 
+_HALF = (jnp.float16, jnp.bfloat16)
 
-class BatchNorm(Layer):
-    r"""Normalises each feature over all other axes: :math:`y = \sigma(\gamma (x - \mu) / \sqrt{v + \epsilon} + \beta)`.
 
-    Input and output `(..., features)`. In training, mean and (biased) variance are those of the batch, and the running
-    ones in the state move towards them, the variance unbiased: `running = (1 - momentum) * running + momentum * new`.
-    In test mode the running ones are used. With `track_stats=False` it is always the batch's. Parameters, with
-    `affine`: `scale` and `bias`, both `(features,)`. State: `running_mean`, `running_var`, `mode`.
+class _Norm(Layer):
+    """What all normalizations share. Statistics are computed in float32 at least."""
 
-    Ioffe and Szegedy, "Batch normalization", ICML 2015. Raises `ValueError` for another number of features and, in
-    training, for a batch with a single value a feature.
+    affine: bool = field(default=True, kw_only=True)
+    epsilon: float = field(default=1e-5, kw_only=True)
+
+    def _init_affine(self, shape):
+        return {"scale": jnp.ones(shape), "bias": jnp.zeros(shape)} if self.affine else {}
+
+    def _standard(self, x, mean, var):
+        """(x - mean) / sqrt(var + epsilon), in the precision of x."""
+        wide = _wide(x)
+        return _as_narrow((wide - mean.astype(wide.dtype)) * lax.rsqrt(var.astype(wide.dtype) + self.epsilon), x)
+
+    def _activated(self, y, ps):
+        return self.activation(y * ps["scale"] + ps["bias"] if self.affine else y)
+
+    def _require_features(self, x, before=1):
+        """Raise unless x has `features` last and at least `before` axes in front of them, the batch first."""
+        if x.ndim <= before or x.shape[-1] != self.features:
+            space = "space, " * (before - 1)
+            raise ValueError(
+                f"{option_text(self)} expects inputs of shape (batch, {space}..., {self.features}), got {x.shape}"
+            )
+
+
+class _TrackingNorm(_Norm):
+    """A normalization of each feature that may keep running statistics for the test mode."""
+
+    features: int
+    activation: Callable = identity
+    track_stats: bool = field(default=True, kw_only=True)
+    momentum: float = field(default=0.1, kw_only=True)
+
+    def init_params(self, key):
+        return self._init_affine(self.features)
+
+    def init_state(self, key):
+        if not self.track_stats:
+            return {}
+        zeros, ones = jnp.zeros(self.features), jnp.ones(self.features)
+        return {"running_mean": zeros, "running_var": ones, "mode": Mode.TRAIN}
+
+    @abc.abstractmethod
+    def _axes(self, x):
+        """The axes to take the statistics over."""
+
+    def forward(self, x, ps, st):
+        axes = self._axes(x)
+        if self.track_stats and st["mode"] is Mode.TEST:
+            mean, var = st["running_mean"], st["running_var"]
+        else:
+            count = math.prod(x.shape[axis] for axis in axes)
+            if count < 2:
+                raise ValueError(f"{option_text(self)} needs more than one value a feature, got shape {x.shape}")
+            mean, var = jnp.mean(_wide(x), axes, keepdims=True), jnp.var(_wide(x), axes, keepdims=True)
+            if self.track_stats:
+                st = {**st, **self._moved(st, mean, var * (count / (count - 1)))}
+        return self._activated(self._standard(x, mean, var), ps), st
+
+    def _moved(self, st, mean, var):
+        def towards(old, new):
+            new = lax.stop_gradient(new).reshape(-1, self.features).mean(0).astype(old.dtype)
+            return (1 - self.momentum) * old + self.momentum * new
+
+        return {"running_mean": towards(st["running_mean"], mean), "running_var": towards(st["running_var"], var)}
+
+
+class BatchNorm(_TrackingNorm):
+    r"""Normalizes each feature over all other axes: :math:`y = \sigma(\gamma (x - \mu) / \sqrt{v + \epsilon} + \beta)`.
+
+    Input and output `(batch, ..., features)`. In training, mean and (biased) variance are those of the batch, and the
+    running ones in the state move towards them, the variance unbiased: `running = (1 - momentum) * running + momentum *
+    new`. In test mode the running ones are used. With `track_stats=False` it is always the batch's. Parameters, with
+    `affine`: `scale` and `bias`, both `(features,)`. State, with
+    `track_stats`: `running_mean`, `running_var`, `mode`.
+
+    Ioffe and Szegedy, "Batch normalization", ICML 2015. Raises `ValueError` for another number of features, and where
+    the statistics are those of a batch with a single value a feature.
 
     >>> import jax, jax.numpy as jnp, lux_sciml as lux
     >>> layer = lux.BatchNorm(3, momentum=0.5)
@@ -30,42 +103,146 @@ class BatchNorm(Layer):
     Array([2.25, 2.75, 3.25], dtype=float32)
     """
 
+    def _axes(self, x):
+        self._require_features(x)
+        return tuple(range(x.ndim - 1))
+
+
+class InstanceNorm(_TrackingNorm):
+    r"""Normalizes each feature of each sample over space.
+
+    .. math:: y = \sigma(\gamma (x - \mu) / \sqrt{v + \epsilon} + \beta)
+
+    Input and output `(batch, *space, features)`. By default there are no parameters (`affine=True` makes `scale` and
+    `bias`, both `(features,)`) and no running statistics; `track_stats=True` keeps their means over the batch, as
+    `BatchNorm` does, and uses them in test mode. State, if tracked: as BatchNorm's.
+
+    Ulyanov, Vedaldi and Lempitsky, "Instance normalization", arXiv:1607.08022. Raises `ValueError` for another number
+    of features, for inputs without an axis of space, and for a single point of space.
+
+    >>> import jax, jax.numpy as jnp, lux_sciml as lux
+    >>> layer = lux.InstanceNorm(3)
+    >>> ps, st = lux.setup(jax.random.key(0), layer)
+    >>> bool(jnp.allclose(layer(jnp.arange(24.0).reshape(2, 4, 3), ps, st)[0].mean(1), 0.0))
+    True
+    """
+
+    affine: bool = field(default=False, kw_only=True)
+    track_stats: bool = field(default=False, kw_only=True)
+
+    def _axes(self, x):
+        self._require_features(x, before=2)
+        return tuple(range(1, x.ndim - 1))
+
+
+class GroupNorm(_Norm):
+    r"""Normalizes groups of features of each sample, together and over space.
+
+    .. math:: y = \sigma(\gamma (x - \mu) / \sqrt{v + \epsilon} + \beta)
+
+    Input and output `(batch, ..., features)`; the features are split into `groups` of neighbors. Parameters, with
+    `affine`: `scale` and `bias`, both `(features,)`. No state; training and testing are the same.
+
+    Wu and He, "Group normalization", ECCV 2018. Raises `ValueError` for another number of features, and for groups that
+    do not divide it.
+
+    >>> import jax, jax.numpy as jnp, lux_sciml as lux
+    >>> layer = lux.GroupNorm(6, 2)
+    >>> ps, st = lux.setup(jax.random.key(0), layer)
+    >>> layer(jnp.ones((8, 5, 5, 6)), ps, st)[0].shape
+    (8, 5, 5, 6)
+    """
+
     features: int
+    groups: int
     activation: Callable = identity
-    affine: bool = field(default=True, kw_only=True)
-    track_stats: bool = field(default=True, kw_only=True)
-    epsilon: float = field(default=1e-5, kw_only=True)
-    momentum: float = field(default=0.1, kw_only=True)
+
+    def __post_init__(self):
+        if self.groups < 1 or self.features % self.groups:
+            raise ValueError(f"GroupNorm cannot split {self.features} features into {self.groups} equal groups")
 
     def init_params(self, key):
-        return {"scale": jnp.ones(self.features), "bias": jnp.zeros(self.features)} if self.affine else {}
-
-    def init_state(self, key):
-        running = {"running_mean": jnp.zeros(self.features), "running_var": jnp.ones(self.features)}
-        return {**(running if self.track_stats else {}), "mode": Mode.TRAIN}
+        return self._init_affine(self.features)
 
     def forward(self, x, ps, st):
-        if x.ndim < 2 or x.shape[-1] != self.features:
-            raise ValueError(
-                f"{option_text(self)} expects inputs of shape (batch, ..., {self.features}), got {x.shape}"
-            )
-        if st["mode"] is Mode.TEST and self.track_stats:
-            mean, var = st["running_mean"], st["running_var"]
-        else:
-            axes, count = tuple(range(x.ndim - 1)), x.size // self.features
-            mean, var = jnp.mean(x, axes), jnp.var(x, axes)
-            if st["mode"] is Mode.TRAIN and self.track_stats:
-                if count < 2:
-                    raise ValueError(f"BatchNorm in training needs more than one value a feature, got shape {x.shape}")
-                st = {**st, **self._moved(st, mean, var * (count / (count - 1)))}
-        y = (x - mean) * lax.rsqrt(var + self.epsilon)
-        if self.affine:
-            y = y * ps["scale"] + ps["bias"]
-        return self.activation(y), st
+        self._require_features(x)
+        grouped = x.reshape(x.shape[0], -1, self.groups, self.features // self.groups)
+        wide = _wide(grouped)
+        mean, var = jnp.mean(wide, (1, 3), keepdims=True), jnp.var(wide, (1, 3), keepdims=True)
+        return self._activated(self._standard(grouped, mean, var).reshape(x.shape), ps), st
 
-    def _moved(self, st, mean, var):
-        def towards(old, new):
-            new = lax.stop_gradient(new).astype(old.dtype)
-            return (1 - self.momentum) * old + self.momentum * new
 
-        return {"running_mean": towards(st["running_mean"], mean), "running_var": towards(st["running_var"], var)}
+class LayerNorm(_Norm):
+    r"""Normalizes each sample over its last axes: :math:`y = \sigma(\gamma (x - \mu) / \sqrt{v + \epsilon} + \beta)`.
+
+    Input and output `(..., *shape)`, where `shape` is the number of features or a tuple of sizes; mean and variance are
+    taken over these axes. Parameters, with `affine`: `scale` and `bias`, both of that shape. No state.
+
+    Ba, Kiros and Hinton, "Layer normalization", arXiv:1607.06450. Raises `ValueError` for inputs of another shape.
+
+    >>> import jax, jax.numpy as jnp, lux_sciml as lux
+    >>> layer = lux.LayerNorm(4)
+    >>> ps, st = lux.setup(jax.random.key(0), layer)
+    >>> bool(jnp.allclose(layer(jnp.arange(8.0).reshape(2, 4), ps, st)[0].mean(1), 0.0))
+    True
+    """
+
+    shape: int | tuple[int, ...]
+    activation: Callable = identity
+
+    def init_params(self, key):
+        return self._init_affine(self.shape)
+
+    def forward(self, x, ps, st):
+        axes = _last_axes(self, x)
+        mean, var = jnp.mean(_wide(x), axes, keepdims=True), jnp.var(_wide(x), axes, keepdims=True)
+        return self._activated(self._standard(x, mean, var), ps), st
+
+
+class RMSNorm(_Norm):
+    r"""Divides each sample by its root mean square over the last axes.
+
+    .. math:: y = \gamma x / \sqrt{\overline{x^2} + \epsilon}
+
+    Input and output `(..., *shape)`, where `shape` is the number of features or a tuple of sizes. Parameter, with
+    `affine`: `scale` of that shape. No state.
+
+    Zhang and Sennrich, "Root mean square layer normalization", NeurIPS 2019. Raises `ValueError` for inputs of another
+    shape.
+
+    >>> import jax, jax.numpy as jnp, lux_sciml as lux
+    >>> layer = lux.RMSNorm(2, epsilon=0.0)
+    >>> ps, st = lux.setup(jax.random.key(0), layer)
+    >>> layer(jnp.array([3.0, 4.0]), ps, st)[0]
+    Array([0.84852815, 1.1313709 ], dtype=float32)
+    """
+
+    shape: int | tuple[int, ...]
+
+    def init_params(self, key):
+        return {"scale": jnp.ones(self.shape)} if self.affine else {}
+
+    def forward(self, x, ps, st):
+        mean_square = jnp.mean(jnp.square(_wide(x)), _last_axes(self, x), keepdims=True)
+        y = _as_narrow(_wide(x) * lax.rsqrt(mean_square + self.epsilon), x)
+        return (y * ps["scale"] if self.affine else y), st
+
+
+def _wide(x):
+    """In float32 at least: sums of many half-precision numbers lose digits, and squares overflow."""
+    return x.astype(jnp.float32) if x.dtype in _HALF else x
+
+
+def _as_narrow(y, x):
+    """`y` as narrow as `x`, if that was widened."""
+    return y.astype(x.dtype) if x.dtype in _HALF else y
+
+
+def _last_axes(layer, x):
+    """The axes of the layer's shape, which must be the last ones of x."""
+    shape = layer.shape if isinstance(layer.shape, tuple) else (layer.shape,)
+    if x.ndim < len(shape) or x.shape[x.ndim - len(shape) :] != shape:
+        raise ValueError(
+            f"{option_text(layer)} expects inputs of shape (..., {', '.join(map(str, shape))}), got {x.shape}"
+        )
+    return tuple(range(-len(shape), 0))
