@@ -1,8 +1,8 @@
 """Differential operators of functions that work sample by sample: Jacobians, divergence, Laplacian.
 
-`f` maps `(..., n)` to `(..., m)`, each sample along the leading axes for itself, as layers do: to differentiate a layer,
-pass `lambda x: layer(x, ps, st)[0]`. It is called on the whole batch. The operators are plain functions of JAX: they
-nest, and stand under `jit`, `grad` and `vmap`.
+`f` maps `(..., n)` to `(..., m)`, each sample along the leading axes for itself, as layers do: for a layer pass
+`lambda x: layer(x, ps, st)[0]`. It is called on the whole batch. The operators are plain functions of JAX: they nest,
+and stand under `jit`, `grad` and `vmap`.
 """
 
 from collections.abc import Callable
@@ -90,5 +90,6 @@ def _directions(x: Any) -> jax.Array:
 def _require_batch(x: Any, leading: tuple[int, ...], shape: tuple[int, ...]) -> None:
     if x.ndim == 0 or leading != x.shape[:-1]:
         raise ValueError(
-            f"expected a function that keeps the leading axes {x.shape[:-1]} of inputs {x.shape}, this one gives {shape}"
+            f"expected a function that keeps the leading axes {x.shape[:-1]} of inputs {x.shape}, this one gives "
+            f"{shape}"
         )

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from .layer import Layer
 
@@ -14,6 +13,7 @@ def jacobian_vector_product(layer: Layer, x: Any, ps: Any, st: Any, *, dx: Any =
 
     Returns `(y, dy, st)`. A direction that is left out is zero. Raises `ValueError` where both are.
 
+    >>> import jax.numpy as jnp
     >>> from lux_sciml import Dense, setup
     >>> ps, st = setup(jax.random.key(0), Dense(2, 3))
     >>> y, dy, st = jacobian_vector_product(Dense(2, 3), jnp.ones(2), ps, st, dps=ps)
@@ -39,6 +39,7 @@ def vector_jacobian_product(layer: Layer, x: Any, ps: Any, st: Any) -> tuple[Any
     `dy` has the structure of `y`. `dx` and `dps`, a ComponentVector if `ps` is one, are the gradients of
     `sum(y * dy)` by the input and by the parameters.
 
+    >>> import jax.numpy as jnp
     >>> from lux_sciml import Dense, setup
     >>> ps, st = setup(jax.random.key(0), Dense(2, 3))
     >>> y, pullback, st = vector_jacobian_product(Dense(2, 3), jnp.ones(2), ps, st)
