@@ -1,0 +1,145 @@
+"""One solve with the options that all layers share: input, the solve itself, batches, output, and the state after."""
+
+from collections.abc import Callable
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..components import ComponentVector
+from ..core import Constant, Layer, Mode
+from ..core.state import is_random_key
+from ..core.structure import parameter_layout
+from .failure import mark_failure
+from .options import SolverOptions
+from .unrolled import unrolled
+
+
+def save_times(ts: Any) -> Constant | None:
+    """The times in a layer's field, checked; `None` where they come with each call."""
+    if ts is None:
+        return None
+    _require_monotone(np.asarray(ts))
+    return Constant(ts)
+
+
+def initial_value_and_times(layer: Any, x: Any) -> tuple[Any, jax.Array]:
+    """The input `y0`, or `(y0, ts)` where the layer was built without `ts`, in floating point and of one precision."""
+    if layer.ts is None and not (isinstance(x, tuple) and len(x) == 2):
+        raise ValueError(f"a {type(layer).__name__} built without `ts` takes the tuple (initial value, times)")
+    y0, ts = (x, np.asarray(layer.ts)) if layer.ts is not None else x
+    y0 = floating(y0)
+    return y0, times_like(ts, y0, layer.batching)
+
+
+def floating(tree: Any) -> Any:
+    """Arrays in floating point; integers become JAX's default floats."""
+
+    def convert(x):
+        x = jnp.asarray(x)
+        return x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(float)
+
+    return jax.tree.map(convert, tree)
+
+
+def times_like(ts: Any, y0: Any, batching: str) -> jax.Array:
+    """Times of shape `(times,)`, or `(batch, times)`, in the precision of `y0`, single at least."""
+    if not isinstance(ts, jax.core.Tracer):
+        _require_monotone(np.asarray(ts))
+    precise = [jnp.finfo(leaf.dtype) for leaf in jax.tree.leaves(y0) if jnp.finfo(leaf.dtype).bits >= 32]
+    ts = jnp.asarray(ts).astype(precise[0].dtype if precise else jnp.float32)
+    if ts.ndim != (2 if batching == "vmap" and ts.ndim == 2 else 1):
+        raise ValueError(f"times have shape (times,), or (batch, times) with batching='vmap', got {ts.shape}")
+    return ts
+
+
+def solve(
+    layer: SolverOptions,
+    terms: diffrax.AbstractTerm,
+    y0: Any,
+    ts: jax.Array,
+    ps: Any,
+    *,
+    controller: diffrax.AbstractStepSizeController | None = None,
+) -> diffrax.Solution:
+    """From `ts[0]` to `ts[-1]`, saved at `ts`, with the layer's options; `args` of the terms are its parameters.
+
+    A failed solve is NaN. `controller` stands in for the one of the options.
+    """
+    adjoint = layer.chosen_adjoint()
+    if isinstance(adjoint, diffrax.BacksolveAdjoint):  # integrates the gradients of its args: better flat
+        ps = ComponentVector.from_tree(ps, like=parameter_layout(layer))
+    saveat = layer.option("saveat")
+    if saveat is None:
+        saveat = diffrax.SaveAt(t1=True) if layer.output == "final" else diffrax.SaveAt(ts=ts)
+    sol = diffrax.diffeqsolve(
+        terms,
+        unrolled(layer.option("solver")),
+        ts[0],
+        ts[-1],
+        None if layer.dt0 is None else jnp.asarray(layer.dt0, ts.dtype),
+        y0,
+        ps,
+        saveat=saveat,
+        stepsize_controller=layer.controller() if controller is None else controller,
+        adjoint=adjoint,
+        event=layer.option("event"),
+        max_steps=layer.max_steps,
+        throw=layer.throw,
+        progress_meter=layer.option("progress_meter"),
+    )
+    return mark_failure(sol, complete=layer.saveat is None and layer.event is None)
+
+
+def batched(layer: SolverOptions, st: Any, one: Callable[..., Any], samples: tuple[Any, ...], ts: jax.Array) -> Any:
+    """`one(*samples, ts)`; with `batching="vmap"` for each sample along the first axis by itself."""
+    if layer.batching == "joint":
+        return one(*samples, ts)
+    _require_no_training(st)
+    return eqx.filter_vmap(one, in_axes=(*(0 for _ in samples), 0 if ts.ndim == 2 else None))(*samples, ts)
+
+
+def output(layer: SolverOptions, sol: diffrax.Solution) -> Any:
+    """The solution, its saved values or the last one, as the layer's `output` says."""
+    if layer.output == "solution":
+        return sol
+    if layer.output == "ys":
+        return sol.ys
+    time_axis = 1 if layer.batching == "vmap" else 0
+    return jax.tree.map(lambda y: jnp.take(y, -1, axis=time_axis), sol.ys)
+
+
+def renewed(layer: SolverOptions, model: Layer, x: Any, ps: Any, st: Any) -> Any:
+    """The state after a solve that froze it; where updates are discarded, its random keys are advanced by one call."""
+    if layer.on_state_update == "raise" or not any(map(is_random_key, jax.tree.leaves(st))):
+        return st
+    after = model.forward(x, ps, st)[1]
+    return jax.tree.map(lambda old, new: new if is_random_key(old) else old, st, after)
+
+
+def _require_no_training(st: Any) -> None:
+    modes = jax.tree.leaves(st, is_leaf=lambda x: isinstance(x, Mode))
+    if Mode.TRAIN in [mode for mode in modes if isinstance(mode, Mode)]:
+        raise ValueError(
+            'batching="vmap" solves every sample by itself, where a state in training has no meaning; '
+            'pass `lux.testmode(st)` or use batching="joint"'
+        )
+
+
+def _require_monotone(ts: np.ndarray) -> None:
+    steps = np.diff(ts, axis=-1)
+    if ts.ndim == 0 or ts.shape[-1] < 2:
+        raise ValueError(
+            f"`ts` holds at least two times, the first one that of the initial value, got shape {ts.shape}"
+        )
+    if not np.isfinite(ts).all():
+        raise ValueError("`ts` holds times that are not finite")
+    if not (np.all(steps > 0, axis=-1) | np.all(steps < 0, axis=-1)).all():
+        place = int(np.argmax(steps.reshape(-1, steps.shape[-1])[0] * np.sign(steps.flat[0]) <= 0))
+        raise ValueError(
+            f"`ts` must strictly increase or strictly decrease; it turns after position {place}: "
+            f"{ts[..., place].flat[0]}, {ts[..., place + 1].flat[0]}"
+        )
