@@ -1,0 +1,179 @@
+"""How a fixed point is differentiated, once it is found."""
+
+import abc
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import equinox.internal as eqxi
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import optimistix as optx
+from jax import lax
+
+from .linear import choose_linear_solver
+
+FAR = 100.0  # times the tolerance: beyond it a gradient would be wrong, not just inexact
+
+
+class PointAdjoint(optx.AbstractAdjoint):
+    """An adjoint that needs the solution only, not the way to it: memory does not grow with the number of steps.
+
+    It is an adjoint of `optimistix.fixed_point` and, from the same rule, that of `lux.DeepEquilibrium` for every
+    solver, of fixed points or not.
+    """
+
+    @abc.abstractmethod
+    def attach(self, residual: Callable[[Any, Any], Any], root: Any, args: Any, solver: Any, okay: Any) -> Any:
+        """`root` with derivatives by `args`, where `residual(root, args)` is zero (`f(y) - y` for fixed points).
+
+        `solver` says the tolerances (`rtol`, `atol`, `norm`), `okay` whether the solve has succeeded. `residual` must
+        not close over traced arrays.
+        """
+
+    def apply(self, primal_fn, rewrite_fn, inputs, tags):
+        loop = (lambda *args, **kwargs: eqxi.while_loop(*args, kind="lax", **kwargs),)
+        stopped = jax.tree.map(lambda x: lax.stop_gradient(x) if eqx.is_array(x) else x, inputs)
+        root, residual = primal_fn(stopped + loop)
+        arrays, static = eqx.partition(inputs, eqx.is_array)
+        kept, kept_static = eqx.partition(residual, eqx.is_array)
+
+        def rewritten(y, args):
+            arrays, kept = args
+            return rewrite_fn(y, eqx.combine(kept, kept_static), eqx.combine(arrays, static))
+
+        okay = residual[1] == optx.RESULTS.successful
+        return self.attach(rewritten, root, (arrays, kept), inputs[1], okay), residual
+
+
+class CheckedImplicitAdjoint(PointAdjoint):
+    r"""The implicit function theorem, whose failures are data.
+
+    :math:`dy = -(\partial r / \partial y)^{-1} (\partial r / \partial p) dp` where `r(y, p) = 0`, in forward, reverse
+    and second order. `optimistix.ImplicitAdjoint` returns a plausible, wrong gradient where the solve has not
+    converged, and stops the program where its linear solve fails. Here, with `on_failure`,
+
+    * `"flag"`: the gradient is NaN where the residual of the solve, or of the linear solve, is more than a hundred
+      times its tolerance;
+    * `"nan"`: it is NaN wherever either solve has not converged;
+    * `"raise"`: it raises there.
+
+    `linear_solver` is any of lineax's, `lux.FixedPointLinearSolver(...)` or, with `None`, chosen by size: dense for 16
+    unknowns or fewer, otherwise the fixed-point iteration (with Anderson acceleration unless the fixed point was found
+    by `optimistix.FixedPointIteration`). Residuals of linear solves are judged by `rtol`, relative to the largest
+    number on the right-hand side.
+
+    >>> import jax, jax.numpy as jnp, optimistix as optx
+    >>> def solve(a, steps):
+    ...     solver, adjoint = optx.FixedPointIteration(1e-6, 1e-6), CheckedImplicitAdjoint()
+    ...     f = lambda y, a: a * y + 1
+    ...     return optx.fixed_point(f, solver, 0.0, a, max_steps=steps, throw=False, adjoint=adjoint).value
+    >>> jax.grad(solve)(0.9, 256).round(), jax.grad(solve)(0.9, 5)  # optimistix.ImplicitAdjoint: 41 for the second
+    (Array(100., dtype=float32, weak_type=True), Array(nan, dtype=float32, weak_type=True))
+    """
+
+    linear_solver: lx.AbstractLinearSolver | None = None
+    rtol: float = 1e-5
+    max_steps: int = 256
+    on_failure: str = "flag"
+
+    def __check_init__(self):
+        require_on_failure(self.on_failure)
+
+    def attach(self, residual, root, args, solver, okay):
+        linear = self.chosen(root, isinstance(solver, optx.FixedPointIteration))
+        exact = self.on_failure != "flag"
+
+        @jax.custom_jvp
+        def attached(root, args, okay):
+            return root
+
+        @attached.defjvp
+        def _(primals, tangents):
+            root, args, okay = primals
+            root = attached(root, args, okay)  # again, for derivatives of this derivative
+            g, apply = jax.linearize(lambda y: residual(y, args), root)
+            _, rhs = jax.jvp(lambda args: residual(root, args), (args,), (tangents[1],))
+            converged = okay if exact else relative_error(solver, g, root) < FAR
+            minus = jax.tree.map(jnp.negative, rhs)
+            dy = lax.custom_linear_solve(apply, minus, self._checked(linear), self._checked(linear))
+            return root, self._marked(dy, converged, "the solve for the fixed point has not converged")
+
+        return attached(jax.tree.map(lax.stop_gradient, root), args, lax.stop_gradient(okay))
+
+    def chosen(self, root: Any, plain: bool) -> lx.AbstractLinearSolver:
+        """The linear solver for a solution like `root`."""
+        if self.linear_solver is not None:
+            return self.linear_solver
+        size = sum(leaf.size for leaf in jax.tree.leaves(root))
+        return choose_linear_solver(size, plain, self.rtol, self.max_steps)
+
+    def _checked(self, linear: lx.AbstractLinearSolver) -> Callable:
+        def solve(apply, b):
+            x, error = solve_and_check(apply, b, linear, self.rtol)
+            limit = 1 if self.on_failure != "flag" else FAR
+            return self._marked(x, error <= limit, "the linear solve for the gradient has not converged")
+
+        return solve
+
+    def _marked(self, tree: Any, good: Any, says: str) -> Any:
+        if self.on_failure == "raise":
+            return eqx.error_if(tree, ~good, says)
+        return nan_unless(good, tree)
+
+
+class PhantomAdjoint(PointAdjoint):
+    r"""Phantom gradients: those of `steps` damped steps :math:`y \leftarrow (1 - \tau) y + \tau f(y)` at the solution.
+
+    Cheap, and always defined, also far from convergence; not the exact gradient, of which it is the first terms of a
+    damped Neumann series. `tau` is `damping`. One step, undamped, is the Jacobian-free gradient of Fung et al.
+
+    Geng et al., "On training implicit models", NeurIPS 2021; Fung et al., "JFB", AAAI 2022.
+
+    >>> import jax, jax.numpy as jnp, optimistix as optx
+    >>> def solve(a, steps):  # of y = a y + 1: the exact derivative by a is y / (1 - a) = 4
+    ...     solver = optx.FixedPointIteration(1e-6, 1e-6)
+    ...     return optx.fixed_point(lambda y, a: a * y + 1, solver, 0.0, a, adjoint=PhantomAdjoint(steps)).value
+    >>> [jax.grad(solve)(0.5, k).round(3).item() for k in (1, 2, 5)]
+    [2.0, 3.0, 3.875]
+    """
+
+    steps: int = 1
+    damping: float = 1.0
+
+    def __check_init__(self):
+        if self.steps < 1 or not 0 < self.damping <= 1:
+            raise ValueError(f"PhantomAdjoint needs steps >= 1 and damping in (0, 1], got {self.steps}, {self.damping}")
+
+    def attach(self, residual, root, args, solver, okay):
+        y = start = jax.tree.map(lax.stop_gradient, root)
+        for _ in range(self.steps):
+            y = jax.tree.map(lambda y, g: y + self.damping * g, y, residual(y, args))
+        # The solution itself, with the derivatives of the steps after it.
+        return jax.tree.map(lambda root, y: root + (y - lax.stop_gradient(y)), start, y)
+
+
+def relative_error(solver: Any, g: Any, root: Any) -> jax.Array:
+    """The residual in units of the solver's tolerances."""
+    return solver.norm(jax.tree.map(lambda g, y: g / (solver.atol + solver.rtol * jnp.abs(y)), g, root))
+
+
+def solve_and_check(apply: Callable, b: Any, linear: lx.AbstractLinearSolver, rtol: float) -> tuple[Any, jax.Array]:
+    """The solution of `apply(x) = b`, and its largest residual in units of `rtol` times the largest number of `b`."""
+    structure = jax.eval_shape(lambda: b)
+    operator = lx.FunctionLinearOperator(apply, structure)
+    x, _, _ = linear.compute(linear.init(operator, {}), b, {})
+    largest = optx.max_norm(b)
+    left = optx.max_norm(jax.tree.map(jnp.subtract, apply(x), b))
+    return x, jnp.where(left == 0, 0, left / (rtol * largest))
+
+
+def nan_unless(good: Any, tree: Any) -> Any:
+    """The tree, with NaN for every number where it is not good; by a product, whose transpose is NaN there too."""
+    return jax.tree.map(lambda x: x * jnp.where(good, jnp.ones((), x.dtype), jnp.nan), tree)
+
+
+def require_on_failure(choice: str) -> None:
+    if choice not in ("flag", "nan", "raise"):
+        raise ValueError(f'on_failure is "flag", "nan" or "raise", got {choice!r}')

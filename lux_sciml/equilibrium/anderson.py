@@ -1,0 +1,74 @@
+"""Anderson acceleration."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optimistix as optx
+
+from .accelerated import Accelerated, History, solve_small
+
+
+class Anderson(Accelerated):
+    r"""Anderson acceleration of the fixed-point iteration, a solver for `optimistix.fixed_point`.
+
+    With :math:`g = f(y) - y` and the differences :math:`\Delta G, \Delta F` of the last `history` evaluations,
+
+    .. math::
+        y_{k+1} = (1 - d) f_k + d\, y_k - (\Delta F - d\, \Delta G) \gamma, \quad
+        \gamma = (\Delta G^T \Delta G + \lambda \tfrac{\operatorname{tr}(\Delta G^T \Delta G)}{m} I)^{-1}
+        \Delta G^T g_k,
+
+    where `d` is `damp`, the weight of the old iterate as in `optimistix.FixedPointIteration`, and :math:`\lambda` is
+    `regularization`: relative, since an absolute one outgrows :math:`\Delta G^T \Delta G` near the solution and turns
+    the method into averaging. `None` is 1e-10 in double and 1e-7 in single precision. With `per_sample` the samples
+    along the first axis of every array have weights, guards and convergence of their own; otherwise all numbers share
+    them. A step whose residual is more than `max_growth` times larger is halved (`jnp.inf`: never).
+
+    Anderson, J. ACM 12, 1965; Walker and Ni, "Anderson acceleration for fixed-point iterations", SIAM J. Numer. Anal.
+    49, 2011. Raises `ValueError` for options out of range.
+
+    >>> import jax.numpy as jnp, optimistix as optx
+    >>> f = lambda y, rates: rates * y + 1
+    >>> sol = optx.fixed_point(f, Anderson(rtol=1e-4, atol=1e-4), jnp.zeros(3), args=jnp.array([0.5, 0.9, 0.99]))
+    >>> sol.value.round(), sol.stats["num_steps"] < 20
+    (Array([  2.,  10., 100.], dtype=float32), Array(True, dtype=bool))
+    """
+
+    rtol: float
+    atol: float
+    norm: Callable = optx.max_norm
+    history: int = 6
+    damp: float = 0.0
+    regularization: float | None = None
+    max_growth: float = 10.0
+    per_sample: bool = False
+    trace: int = 0
+
+    def __check_init__(self):
+        if self.history < 1:
+            raise ValueError(f"Anderson needs a history of one or more, got {self.history}")
+        if not 0 <= self.damp < 1:
+            raise ValueError(f"damp is the weight of the old iterate, in [0, 1), got {self.damp}")
+        if self.regularization is not None and self.regularization < 0:
+            raise ValueError(f"regularization is relative and not negative, got {self.regularization}")
+
+    def difference(self, dy, dg):
+        return dg
+
+    def pairs(self, history: History, dx, df):
+        products = jnp.einsum("msn,sn->sm", history.dx, dx)
+        return products, products
+
+    def direction(self, history: History, g: jax.Array):
+        m, dtype = self.history, g.dtype
+        relative = self.regularization
+        if relative is None:
+            relative = 1e-10 if jnp.finfo(dtype).bits >= 64 else 1e-7
+        scale = jnp.trace(history.gram, axis1=1, axis2=2) / m
+        shift = jnp.where(scale > 0, relative * scale, 1)[:, None, None] * jnp.eye(m, dtype=dtype)
+        weights = solve_small(history, history.gram + shift, jnp.einsum("msn,sn->sm", history.dx, g))
+        past = jnp.einsum("msn,sm->sn", history.df, weights)
+        if self.damp == 0:
+            return g - past
+        return (1 - self.damp) * g - past + self.damp * jnp.einsum("msn,sm->sn", history.dx, weights)

@@ -1,0 +1,58 @@
+"""Broyden's method with limited memory."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optimistix as optx
+
+from .accelerated import Accelerated, History, solve_small
+
+
+class Broyden(Accelerated):
+    r"""Broyden's good method with limited memory, a solver for `optimistix.fixed_point`.
+
+    The Jacobian of :math:`g = f(y) - y` starts as :math:`-I` and gets the rank-one updates of the last `history`
+    differences :math:`S` of `y` and :math:`\Delta F` of `f`; older ones drop out. In the compact form,
+
+    .. math:: y_{k+1} = f_k + \Delta F (\operatorname{triu}(S^T S) - S^T \Delta F)^{-1} S^T g_k
+
+    A step whose residual is more than `max_growth` times larger is halved: 1 is a line search for descent, `jnp.inf`
+    accepts every step. With `per_sample` the samples along the first axis of every array have a memory, guards and
+    convergence of their own.
+
+    Broyden, Math. Comp. 19, 1965; Byrd, Nocedal and Schnabel, "Representations of quasi-Newton matrices and their use
+    in limited memory methods", Math. Programming 63, 1994. Raises `ValueError` for options out of range.
+
+    >>> import jax.numpy as jnp, optimistix as optx
+    >>> f = lambda y, args: 2 * y - jnp.cos(y)  # no contraction
+    >>> sol = optx.fixed_point(f, Broyden(rtol=1e-5, atol=1e-5), jnp.array(1.0))
+    >>> sol.value.round(4)
+    Array(0.7391, dtype=float32)
+    """
+
+    rtol: float
+    atol: float
+    norm: Callable = optx.max_norm
+    history: int = 10
+    max_growth: float = 10.0
+    per_sample: bool = False
+    trace: int = 0
+
+    def __check_init__(self):
+        if self.history < 1:
+            raise ValueError(f"Broyden needs a history of one or more, got {self.history}")
+
+    def difference(self, dy, dg):
+        return dy
+
+    def pairs(self, history: History, dx, df):
+        steps = jnp.einsum("msn,sn->sm", history.dx, dx)
+        newest = history.age == 0
+        column = steps - jnp.einsum("msn,sn->sm", history.dx, df)
+        row = jnp.where(newest, steps, 0) - jnp.einsum("msn,sn->sm", history.df, dx)
+        return column, row
+
+    def direction(self, history: History, g: jax.Array):
+        weights = solve_small(history, history.gram, jnp.einsum("msn,sn->sm", history.dx, g))
+        return g + jnp.einsum("msn,sm->sn", history.df, weights)
