@@ -11,6 +11,7 @@ from jax import lax
 from ..activations import identity
 from ..core import Layer, Mode
 from ..core.display import option_text
+from .shapes import as_tuple, require_last
 
 _HALF = (jnp.float16, jnp.bfloat16)
 
@@ -194,7 +195,9 @@ class LayerNorm(_Norm):
         return self._init_affine(self.shape)
 
     def forward(self, x, ps, st):
-        axes = _last_axes(self, x)
+        shape = as_tuple(self.shape)
+        require_last(self, x, shape)
+        axes = tuple(range(-len(shape), 0))
         mean, var = jnp.mean(_wide(x), axes, keepdims=True), jnp.var(_wide(x), axes, keepdims=True)
         return self._activated(self._standard(x, mean, var), ps), st
 
@@ -223,7 +226,9 @@ class RMSNorm(_Norm):
         return {"scale": jnp.ones(self.shape)} if self.affine else {}
 
     def forward(self, x, ps, st):
-        mean_square = jnp.mean(jnp.square(_wide(x)), _last_axes(self, x), keepdims=True)
+        shape = as_tuple(self.shape)
+        require_last(self, x, shape)
+        mean_square = jnp.mean(jnp.square(_wide(x)), tuple(range(-len(shape), 0)), keepdims=True)
         y = _as_narrow(_wide(x) * lax.rsqrt(mean_square + self.epsilon), x)
         return (y * ps["scale"] if self.affine else y), st
 
@@ -236,13 +241,3 @@ def _wide(x):
 def _as_narrow(y, x):
     """`y` as narrow as `x`, if that was widened."""
     return y.astype(x.dtype) if x.dtype in _HALF else y
-
-
-def _last_axes(layer, x):
-    """The axes of the layer's shape, which must be the last ones of x."""
-    shape = layer.shape if isinstance(layer.shape, tuple) else (layer.shape,)
-    if x.ndim < len(shape) or x.shape[x.ndim - len(shape) :] != shape:
-        raise ValueError(
-            f"{option_text(layer)} expects inputs of shape (..., {', '.join(map(str, shape))}), got {x.shape}"
-        )
-    return tuple(range(-len(shape), 0))

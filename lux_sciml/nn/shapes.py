@@ -1,0 +1,17 @@
+"""Shapes that layers ask for."""
+
+from typing import Any
+
+from ..core.display import option_text
+
+
+def as_tuple(sizes: int | tuple[int, ...]) -> tuple[int, ...]:
+    """A size as a tuple of one."""
+    return sizes if isinstance(sizes, tuple) else (sizes,)
+
+
+def require_last(layer: Any, x: Any, shape: tuple[int, ...]) -> None:
+    """Raise `ValueError` unless the last axes of `x` have this shape."""
+    if x.ndim < len(shape) or x.shape[x.ndim - len(shape) :] != shape:
+        sizes = ", ".join(map(str, shape))
+        raise ValueError(f"{option_text(layer)} expects inputs of shape (..., {sizes}), got {x.shape}")
