@@ -54,7 +54,6 @@ from .recurrent_cells import (
     RNNCell as RNNCell,
     StackedCells as StackedCells,
 )
-from .utilities import Flatten as Flatten, NoOp as NoOp, Reshape as Reshape, SelectDim as SelectDim
 from .stack import RepeatedLayer as RepeatedLayer, Stack as Stack
 from .transformer import (
     ClassTokens as ClassTokens,
@@ -62,3 +61,4 @@ from .transformer import (
     TransformerEncoderBlock as TransformerEncoderBlock,
 )
 from .upsample import PixelShuffle as PixelShuffle, Upsample as Upsample
+from .utilities import Flatten as Flatten, NoOp as NoOp, Reshape as Reshape, SelectDim as SelectDim

@@ -13,6 +13,7 @@ from ..core import Container, Layer, Wrapper
 from ..core.container import named_layers
 from ..core.display import option_text
 from ..initializers import Uniform, zeros
+from .shapes import require_last
 
 
 class RecurrentCell(Layer):
@@ -74,8 +75,7 @@ class _GatedCell(RecurrentCell):
 
     def forward(self, x, ps, st):
         x, carry = x if isinstance(x, tuple) else (x, None)
-        if x.ndim == 0 or x.shape[-1] != self.in_features:
-            raise ValueError(f"{option_text(self)} expects inputs of shape (..., {self.in_features}), got {x.shape}")
+        require_last(self, x, (self.in_features,))
         if carry is None:
             carry = self.initial_carry(ps, x.shape[:-1], x.dtype)
         self._check_carry(carry, x.shape[:-1])
