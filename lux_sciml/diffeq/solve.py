@@ -58,7 +58,7 @@ def times_like(ts: Any, y0: Any, batching: str) -> jax.Array:
 
 def solve(
     layer: SolverOptions,
-    terms: diffrax.AbstractTerm,
+    terms: Any,
     y0: Any,
     ts: jax.Array,
     ps: Any,
