@@ -11,7 +11,7 @@ from jax import lax
 from ..activations import gain, identity
 from ..core import Layer
 from ..initializers import KaimingUniform, Uniform
-from .windows import Padding, as_batch, as_pairs, check_window, extent, pads, per_axis
+from .windows import Padding, Sizes, as_batch, as_pairs, check_window, extent, pads, per_axis
 
 
 class _Convolution(Layer):
@@ -19,11 +19,11 @@ class _Convolution(Layer):
 
     in_features: int
     out_features: int
-    window: int | tuple[int, ...]
+    window: Sizes
     activation: Callable = identity
-    stride: int | tuple[int, ...] = field(default=1, kw_only=True)
+    stride: Sizes = field(default=1, kw_only=True)
     padding: Padding = field(default=0, kw_only=True)
-    dilation: int | tuple[int, ...] = field(default=1, kw_only=True)
+    dilation: Sizes = field(default=1, kw_only=True)
     groups: int = field(default=1, kw_only=True)
     use_bias: bool = field(default=True, kw_only=True)
     init_weight: Callable | None = field(default=None, kw_only=True)
@@ -115,7 +115,7 @@ class ConvTranspose(_Convolution):
     (4, 32, 32, 3)
     """
 
-    output_padding: int | tuple[int, ...] = field(default=0, kw_only=True)
+    output_padding: Sizes = field(default=0, kw_only=True)
 
     def __post_init__(self):
         super().__post_init__()

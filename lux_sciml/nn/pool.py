@@ -14,7 +14,7 @@ from jax import lax
 
 from ..core import Layer
 from ..core.display import option_text
-from .windows import Padding, as_batch, check_window, extent, pads, per_axis
+from .windows import Padding, Sizes, as_batch, check_window, extent, pads, per_axis
 
 
 class _Reduction(Layer):
@@ -60,10 +60,10 @@ class _LP(_Reduction):
 class _Pool(Layer):
     """The options of pooling by a window that slides over space."""
 
-    window: int | tuple[int, ...]
-    stride: int | tuple[int, ...] | None = field(default=None, kw_only=True)
+    window: Sizes
+    stride: Sizes | None = field(default=None, kw_only=True)
     padding: Padding = field(default=0, kw_only=True)
-    dilation: int | tuple[int, ...] = field(default=1, kw_only=True)
+    dilation: Sizes = field(default=1, kw_only=True)
 
     def __post_init__(self):
         self.window = per_axis(self.window, 1)
@@ -211,7 +211,7 @@ class GlobalLPPool(_LP, _GlobalPool):
 
 
 class _AdaptivePool(_Reduction):
-    size: int | tuple[int, ...]
+    size: Sizes
 
     def forward(self, x, ps, st):
         space = _space(self, x)

@@ -1,6 +1,7 @@
 """Resizing space: interpolation, and features that become space."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import field
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from ..core import Layer
 from ..core.display import option_text
-from .windows import per_axis
+from .windows import Sizes, per_axis
 
 
 class Upsample(Layer):
@@ -35,8 +36,8 @@ class Upsample(Layer):
     """
 
     mode: str = "nearest"
-    size: int | tuple[int, ...] | None = field(default=None, kw_only=True)
-    scale: float | tuple[float, ...] | None = field(default=None, kw_only=True)
+    size: Sizes | None = field(default=None, kw_only=True)
+    scale: float | Sequence[float] | None = field(default=None, kw_only=True)
     align_corners: bool = field(default=False, kw_only=True)
 
     def __post_init__(self):

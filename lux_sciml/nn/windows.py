@@ -1,14 +1,15 @@
 """Windows that slide over space: their strides and padding, written once for convolutions and pooling."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
-import jax
 from jax import lax
 
 from ..core.display import option_text
 
-Padding = str | int | tuple[int | tuple[int, int], ...]  # "SAME", "VALID", 1, (1, 2), ((0, 1), (1, 1))
+Sizes = int | Sequence[int]  # for all axes of space, or for each
+Padding = str | int | Sequence[int | Sequence[int]]  # "SAME", "VALID", 1, (1, 2), ((0, 1), (1, 1))
 
 
 def check_window(layer: Any) -> None:
@@ -30,7 +31,7 @@ def check_window(layer: Any) -> None:
 
 def per_axis(value: Any, n: int) -> tuple[Any, ...]:
     """One value for each of `n` axes, from such a tuple or from one value for all."""
-    return value if isinstance(value, tuple) else (value,) * n
+    return tuple(value) if isinstance(value, list | tuple) else (value,) * n
 
 
 def extent(layer: Any) -> tuple[int, ...]:
@@ -42,7 +43,7 @@ def extent(layer: Any) -> tuple[int, ...]:
 def as_pairs(padding: Padding, n: int) -> list[tuple[int, int]]:
     """Numbers before and after each of `n` axes, from any padding but "SAME"."""
     padding = 0 if padding == "VALID" else padding
-    return [pad if isinstance(pad, tuple) else (pad, pad) for pad in per_axis(padding, n)]
+    return [(pad, pad) if isinstance(pad, int) else tuple(pad) for pad in per_axis(padding, n)]
 
 
 def pads(layer: Any, space: tuple[int, ...]) -> list[tuple[int, int]]:
@@ -58,7 +59,7 @@ def pads(layer: Any, space: tuple[int, ...]) -> list[tuple[int, int]]:
     return out
 
 
-def as_batch(layer: Any, x: Any, features: int | None = None) -> tuple[jax.Array, tuple[int, ...]]:
+def as_batch(layer: Any, x: Any, features: int | None = None) -> tuple[Any, tuple[int, ...]]:
     """`(..., *space, features)` with the first axes as one, and these axes. Raises `ValueError` for other inputs."""
     n = len(layer.window)
     if x.ndim <= n or features not in (None, x.shape[-1]):
