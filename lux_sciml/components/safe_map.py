@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from .containers import Path, close_container, open_container, path_string
+from .split import split
 
 
 class SafeMap:
@@ -56,7 +56,7 @@ class SafeMap:
     def split(self, flat: Any) -> list[jax.Array]:
         """The blocks of a flat vector `(n,)`, each in its recorded shape and dtype."""
         flat = self.check(flat)
-        parts = lax.split(flat, self._sizes) if len(self.blocks) > 1 else [flat][: len(self.blocks)]
+        parts = split(flat, self._sizes) if self.blocks else []
         return [p.reshape(leaf.shape).astype(leaf.dtype) for p, leaf in zip(parts, self.blocks, strict=True)]
 
     def join(self, blocks: list[Any], dtype=None) -> jax.Array:
@@ -74,7 +74,7 @@ class SafeMap:
     def unravel(self, flat: Any) -> Any:
         """The tree of a flat vector `(n,)`, every leaf in its recorded shape and dtype.
 
-        One `lax.split`, whose gradient is one `concatenate`. Raises `ValueError` for another length or rank,
+        One split, whose gradient is one `concatenate`. Raises `ValueError` for another length or rank,
         `TypeError` for integers or booleans, and for complex numbers where real ones are expected. A vector of
         another precision is cast to the recorded dtypes.
         """

@@ -13,6 +13,7 @@ from .arithmetic import NamedArray
 from .containers import DICT, NONE, Path, Static
 from .layout import Layout
 from .show import show, table
+from .split import split
 from .updates import At, numbers, updated, updates
 
 
@@ -191,7 +192,7 @@ class ComponentVector(NamedArray):
         return view(lax.slice_in_dim(jnp.asarray(self.data), start, start + layout.size, axis=-1), layout)
 
     def _split_level(self) -> dict[Hashable, Any]:
-        """All components of this level by one `lax.split`, kept while the trace that made the data goes on.
+        """All components of this level by one split, kept while the trace that made the data goes on.
 
         A slice for each access would cost a whole vector each in the gradient; the gradient of one split is one
         `concatenate`.
@@ -199,8 +200,7 @@ class ComponentVector(NamedArray):
         if self._parts is not None:
             return self._parts
         children = self.layout.children
-        sizes = [child.size for child in children.values()]
-        parts = lax.split(self.data, sizes, axis=self.data.ndim - 1) if len(sizes) > 1 else [self.data]
+        parts = split(self.data, tuple(child.size for child in children.values()))
         out = {
             key: self._gathered(key) if child.ties else view(part, child)
             for part, (key, child) in zip(parts, children.items(), strict=True)

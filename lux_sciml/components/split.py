@@ -1,0 +1,53 @@
+"""Cutting a vector into parts so that XLA compiles what follows quickly: see docs/flat_vectors.md."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental.xla_metadata import set_xla_metadata
+
+_FEWEST_PARTS, _MOST_NUMBERS = 16, 2**22  # fewer parts compile quickly anyway; of more numbers, copies cost run time
+
+
+def split(x: jax.Array, sizes: tuple[int, ...]) -> list[jax.Array]:
+    """The parts of `x` along its last axis; the gradient is one `concatenate`.
+
+    XLA on the CPU compiles a slice, and whatever is fused with it, anew for each offset. For many parts the offsets are
+    therefore made at run time, so that equal parts are cut, and used, by the same compiled code.
+    """
+    if len(sizes) == 1:
+        return [x]
+    if x.ndim > 1 or len(sizes) < _FEWEST_PARTS or x.size > _MOST_NUMBERS:
+        return list(lax.split(x, sizes, axis=x.ndim - 1))
+    return _split_many(x, tuple(sizes))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _split_many(x, sizes):
+    return _compiled(x, sizes)
+
+
+@_split_many.defjvp
+def _tangent(sizes, primals, tangents):
+    return _split_many(*primals, sizes), list(lax.split(*tangents, sizes))  # transposed: one `concatenate`
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _compiled(x, sizes):
+    return lax.platform_dependent(x, cpu=lambda x: _chain(x, sizes), default=lambda x: list(lax.split(x, sizes)))
+
+
+def _chain(x, sizes):
+    """Each part together with the offset of the next one, by functions that are neither inlined nor specialized."""
+    offset, parts = lax.optimization_barrier(jnp.int32(0)), []
+    with set_xla_metadata(inlineable="false"):
+        for size in sizes:
+            part, offset = _cut(x, offset, size)
+            parts.append(part)
+    return parts
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _cut(x, offset, size):
+    return lax.dynamic_slice(x, (offset,), (size,), allow_negative_indices=False), offset + size
