@@ -6,8 +6,9 @@ from typing import Any
 import jax
 from jax.extend.core import Jaxpr, Literal
 
-from ..core import Layer
+from ..core import Layer, Mode
 from ..core.display import option_text
+from ..core.state import is_random_key
 from ..core.summary import walk
 
 
@@ -45,6 +46,23 @@ def refuse_updates(layer: Layer, call: Callable[[Any], Any], st: Any, kept: Any)
         f"{name} updates its state (`{entry}`) inside a solve, which evaluates it many times and may reject steps; "
         'pass `lux.testmode(st)`, or `on_state_update="discard"` to keep one state for the whole solve'
     )
+
+
+def refuse_training(st: Any) -> None:
+    """Raise `ValueError` for a state in training where every sample is solved by itself."""
+    modes = jax.tree.leaves(st, is_leaf=lambda x: isinstance(x, Mode))
+    if Mode.TRAIN in [mode for mode in modes if isinstance(mode, Mode)]:
+        raise ValueError(
+            'batching="vmap" solves every sample by itself, where a state in training has no meaning; '
+            'pass `lux.testmode(st)` or use batching="joint"'
+        )
+
+
+def renewed_keys(st: Any, after: Callable[[], Any]) -> Any:
+    """The state with its random keys, if it has any, as they are in the state `after()` a call."""
+    if not any(map(is_random_key, jax.tree.leaves(st))):
+        return st
+    return jax.tree.map(lambda old, new: new if is_random_key(old) else old, st, after())
 
 
 def _origin(jaxpr: Jaxpr, var: Any) -> int | None:
