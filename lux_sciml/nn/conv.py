@@ -11,7 +11,7 @@ from jax import lax
 from ..activations import gain, identity
 from ..core import Layer
 from ..initializers import KaimingUniform, Uniform
-from .windows import Padding, Sizes, as_batch, as_pairs, check_window, extent, pads, per_axis
+from .windows import Padding, Sizes, as_batch, as_pairs, check_window, extent, pads, per_axis, strides
 
 
 class _Convolution(Layer):
@@ -93,7 +93,7 @@ class Conv(_Convolution):
 
     def forward(self, x, ps, st):
         x, lead = as_batch(self, x, self.in_features)
-        options = {"window_strides": per_axis(self.stride, len(self.window)), "padding": pads(self, x.shape[1:-1])}
+        options = {"window_strides": strides(self), "padding": pads(self, x.shape[1:-1])}
         return self._convolve(x, ps, ps["weight"], lead, **options), st
 
 
@@ -121,7 +121,7 @@ class ConvTranspose(_Convolution):
         super().__post_init__()
         n = len(self.window)
         extra = per_axis(self.output_padding, n)
-        largest = tuple(map(max, per_axis(self.stride, n), per_axis(self.dilation, n)))
+        largest = tuple(map(max, strides(self), per_axis(self.dilation, n)))
         if len(extra) != n or not all(0 <= a < b for a, b in zip(extra, largest, strict=True)):
             raise ValueError(
                 f"ConvTranspose needs an output_padding from 0 to below stride or dilation {largest}, got {extra}"
@@ -131,15 +131,15 @@ class ConvTranspose(_Convolution):
         x, lead = as_batch(self, x, self.in_features)
         n = len(self.window)
         flipped = jnp.flip(ps["weight"], range(n))
-        options = {"window_strides": (1,) * n, "lhs_dilation": per_axis(self.stride, n), "padding": self._pads()}
+        options = {"window_strides": (1,) * n, "lhs_dilation": strides(self), "padding": self._pads()}
         return self._convolve(x, ps, flipped, lead, **options), st
 
     def _pads(self):
         """What to pad the input with, which the stride has spread out."""
         n = len(self.window)
-        extra, stride = per_axis(self.output_padding, n), per_axis(self.stride, n)
+        extra = per_axis(self.output_padding, n)
         if self.padding == "SAME":
-            excess = [reach - step for reach, step in zip(extent(self), stride, strict=True)]
+            excess = [reach - step for reach, step in zip(extent(self), strides(self), strict=True)]
             removed = [(max(more, 0) // 2, more - max(more, 0) // 2) for more in excess]
         else:
             removed = as_pairs(self.padding, n)

@@ -14,7 +14,7 @@ from jax import lax
 
 from ..core import Layer
 from ..core.display import option_text
-from .windows import Padding, Sizes, as_batch, check_window, extent, pads, per_axis
+from .windows import Padding, Sizes, as_batch, check_window, extent, pads, per_axis, strides
 
 
 class _Reduction(Layer):
@@ -67,7 +67,6 @@ class _Pool(Layer):
 
     def __post_init__(self):
         self.window = per_axis(self.window, 1)
-        self.stride = self.window if self.stride is None else self.stride
         check_window(self)
 
     def forward(self, x, ps, st):
@@ -85,7 +84,7 @@ class _Pool(Layer):
             np.asarray(start, x.dtype),
             combine,
             (1, *self.window, 1),
-            (1, *per_axis(self.stride, len(self.window)), 1),
+            (1, *strides(self), 1),
             ((0, 0), *padding, (0, 0)),
             None,
             (1, *per_axis(self.dilation, len(self.window)), 1),
@@ -116,7 +115,7 @@ class MaxPool(_Pool):
         axes = zip(
             self.window,
             per_axis(self.dilation, len(self.window)),
-            per_axis(self.stride, len(self.window)),
+            strides(self),
             extent(self),
             x.shape[1:-1],
             strict=True,

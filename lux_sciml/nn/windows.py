@@ -17,8 +17,11 @@ def check_window(layer: Any) -> None:
     name, n = type(layer).__name__, len(layer.window)
     if n == 0:
         raise ValueError(f"{name} needs a window of one size for each axis of space, got ()")
-    for option in ("window", "stride", "dilation"):
-        sizes = per_axis(getattr(layer, option), n)
+    for option, sizes in (
+        ("window", layer.window),
+        ("stride", strides(layer)),
+        ("dilation", per_axis(layer.dilation, n)),
+    ):
         if len(sizes) != n:
             raise ValueError(f"{name} with a window of {n} axes got a {option} of {len(sizes)}: {sizes}")
         if min(sizes) < 1:
@@ -32,6 +35,11 @@ def check_window(layer: Any) -> None:
 def per_axis(value: Any, n: int) -> tuple[Any, ...]:
     """One value for each of `n` axes, from such a tuple or from one value for all."""
     return tuple(value) if isinstance(value, list | tuple) else (value,) * n
+
+
+def strides(layer: Any) -> tuple[int, ...]:
+    """The step of the window along each axis; the window itself where none is given."""
+    return per_axis(layer.window if layer.stride is None else layer.stride, len(layer.window))
 
 
 def extent(layer: Any) -> tuple[int, ...]:
@@ -50,7 +58,7 @@ def pads(layer: Any, space: tuple[int, ...]) -> list[tuple[int, int]]:
     """Numbers before and after each axis for a window that slides over `space`. Raises where it does not fit."""
     n = len(layer.window)
     if layer.padding == "SAME":
-        out = lax.padtype_to_pads(space, extent(layer), per_axis(layer.stride, n), "SAME")
+        out = lax.padtype_to_pads(space, extent(layer), strides(layer), "SAME")
     else:
         out = as_pairs(layer.padding, n)
     padded = tuple(size + sum(pad) for size, pad in zip(space, out, strict=True))

@@ -1,0 +1,154 @@
+"""Pooling, upsampling and pixel shuffle."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lux_sciml as lux
+from lux_sciml.testing import check_layer
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(2, 5, 6, 3))
+REDUCED = {
+    lux.MaxPool: lambda x: x.max((1, 2)),
+    lux.MeanPool: lambda x: x.mean((1, 2)),
+    lux.LPPool: lambda x: np.sqrt((x**2).sum((1, 2))),
+}
+
+
+def pooled(x, reduce, window, stride, dilation, pads, fill):
+    x = np.pad(x, [(0, 0), *pads, (0, 0)], constant_values=fill)
+    starts = [
+        range(0, size - d * (k - 1), s) for size, k, s, d in zip(x.shape[1:3], window, stride, dilation, strict=True)
+    ]
+    y = np.zeros((len(x), *map(len, starts), x.shape[-1]))
+    for p in itertools.product(*(range(len(s)) for s in starts)):
+        cut = [slice(s[i], s[i] + d * k, d) for s, i, k, d in zip(starts, p, window, dilation, strict=True)]
+        y[:, *p] = reduce(x[:, *cut])
+    return y
+
+
+@pytest.mark.parametrize("dilation", [1, (2, 1)], ids=str)
+@pytest.mark.parametrize("pool", REDUCED)
+def test_pools_are_their_definition(pool, dilation):
+    layer = pool((2, 3), stride=(1, 2), padding=((1, 0), (1, 1)), dilation=dilation)
+    fill = -np.inf if pool is lux.MaxPool else 0.0
+    expected = pooled(X, REDUCED[pool], (2, 3), (1, 2), np.broadcast_to(dilation, 2), ((1, 0), (1, 1)), fill)
+    assert np.allclose(layer(X, {}, {})[0], expected, atol=1e-13)
+
+
+def test_the_window_is_the_default_stride():
+    for layer, shape in ((lux.MaxPool((2, 3)), (2, 2, 2, 3)), (lux.MeanPool((2, 3), padding="SAME"), (2, 3, 2, 3))):
+        assert lux.output_shape(layer, X) == shape
+    assert repr(lux.MaxPool((2, 3), padding=1)) == "MaxPool((2, 3), padding=1)"
+
+
+def test_padding_may_not_count_in_the_mean():
+    ones = np.ones((1, 3, 1))
+    assert lux.MeanPool(2, padding=1)(ones, {}, {})[0].ravel().tolist() == [0.5, 1.0]
+    assert lux.MeanPool(2, padding=1, count_padding=False)(ones, {}, {})[0].ravel().tolist() == [1.0, 1.0]
+
+
+def test_max_pool_of_integers_and_of_negative_numbers_in_padding():
+    for x in (np.full((1, 2, 1), -3), np.full((1, 2, 1), -3.0)):
+        for dilation in (1, 2):
+            assert np.all(np.asarray(lux.MaxPool(2, padding=1, stride=1, dilation=dilation)(x, {}, {})[0]) == -3)
+
+
+def test_the_norm_has_a_zero_gradient_at_zero():
+    for layer in (lux.LPPool(2), lux.GlobalLPPool(p=3), lux.AdaptiveLPPool(2, p=1.5)):
+        gradient = jax.grad(lambda x, layer=layer: layer(x, {}, {})[0].sum())(jnp.zeros((1, 4, 1)))
+        assert not np.any(gradient)
+
+
+def test_global_pools():
+    assert np.allclose(lux.GlobalMeanPool()(X, {}, {})[0], X.mean((1, 2)))
+    assert np.allclose(lux.GlobalMaxPool(keepdims=True)(X, {}, {})[0], X.max((1, 2), keepdims=True))
+    assert np.allclose(lux.GlobalLPPool(p=3)(X, {}, {})[0], (np.abs(X) ** 3).sum((1, 2)) ** (1 / 3))
+
+
+def test_adaptive_pools_share_space_out():
+    y = np.asarray(lux.AdaptiveMeanPool((2, 4))(X, {}, {})[0])
+    assert y.shape == (2, 2, 4, 3)
+    assert np.allclose(y[:, 0, 1], X[:, 0:3, 1:3].mean((1, 2)))  # of 5 and 6: rows 0 to 3, columns 1 to 3
+    assert np.allclose(y[:, 1, 3], X[:, 2:5, 4:6].mean((1, 2)))
+    assert np.allclose(lux.AdaptiveLPPool(1)(X, {}, {})[0], np.sqrt((X**2).sum((1, 2), keepdims=True)))
+    assert lux.AdaptiveMaxPool((4,))(X, {}, {})[0].shape == (2, 5, 4, 3)
+
+
+def test_upsampling_by_whole_numbers_repeats():
+    y = lux.Upsample(scale=(2, 3))(X, {}, {})[0]
+    assert np.array_equal(y, X.repeat(2, 1).repeat(3, 2))
+    assert lux.Upsample("cubic", size=4)(X[:, 0], {}, {})[0].shape == (2, 4, 3)
+
+
+@pytest.mark.parametrize("mode", ["linear", "cubic"])
+def test_interpolation_keeps_constants_and_lines(mode):
+    line = np.arange(6.0)[None, :, None]
+    y = np.asarray(lux.Upsample(mode, size=11, align_corners=True)(line, {}, {})[0]).ravel()
+    inside = slice(2, -2) if mode == "cubic" else slice(None)  # at the border, cubic repeats the last number
+    assert np.allclose(y[inside], np.linspace(0, 5, 11)[inside])
+    assert np.allclose(lux.Upsample(mode, scale=2.5)(np.ones((1, 6, 1)), {}, {})[0], 1.0)
+    y = np.asarray(lux.Upsample("linear", scale=2)(line, {}, {})[0]).ravel()
+    assert np.allclose(y[1:-1], np.arange(0.25, 5, 0.5)) and y[0] == 0 and y[-1] == 5
+
+
+def test_upsample_of_integers():
+    with jax.numpy_dtype_promotion("standard"):
+        y = lux.Upsample("linear", size=3, align_corners=True)(np.array([[[0], [1]]], "int64"), {}, {})[0]
+    assert y.ravel().tolist() == [0, 0.5, 1]
+
+
+def test_pixel_shuffle_makes_space_of_features():
+    x = np.arange(2 * 3 * 8.0).reshape(1, 2, 3, 8)
+    y = np.asarray(lux.PixelShuffle(2)(x, {}, {})[0])
+    assert y.shape == (1, 4, 6, 2)
+    for i, j in itertools.product(range(2), range(2)):
+        assert np.array_equal(y[:, i::2, j::2], x[..., [2 * i + j, 4 + 2 * i + j]])
+
+
+def test_bad_options_and_inputs():
+    with pytest.raises(
+        ValueError, match=r"MaxPool\(\(2, 2\)\) expects .* \(\.\.\., height, width, features\), got \(5, 3\)"
+    ):
+        lux.MaxPool((2, 2))(X[0, 0, :5], {}, {})
+    with pytest.raises(ValueError, match=r"reaches \(7, 2\) does not fit into \(5, 6\)"):
+        lux.MeanPool((7, 2))(X, {}, {})
+    with pytest.raises(ValueError, match="LPPool needs a finite p above 0, got -1"):
+        lux.LPPool(2, p=-1)
+    with pytest.raises(ValueError, match=r"GlobalMaxPool\(\) expects .* \(batch, \*space, features\), got \(2, 3\)"):
+        lux.GlobalMaxPool()(jnp.zeros((2, 3)), {}, {})
+    with pytest.raises(ValueError, match=r"cannot pool the space of an input of shape \(2, 5, 6, 3\)"):
+        lux.AdaptiveMaxPool((2, 2, 2))(X, {}, {})
+    with pytest.raises(ValueError, match="knows the modes 'nearest', 'linear', 'cubic', got 'bicubic'"):
+        lux.Upsample("bicubic", size=3)
+    for options in ({}, {"size": 2, "scale": 2}):
+        with pytest.raises(ValueError, match="either size or scale"):
+            lux.Upsample(**options)
+    with pytest.raises(ValueError, match='mode "nearest" has no align_corners'):
+        lux.Upsample(size=2, align_corners=True)
+    with pytest.raises(ValueError, match=r"makes a size of 0 from 5"):
+        lux.Upsample(scale=0.1)(X, {}, {})
+    with pytest.raises(ValueError, match=r"a multiple of 4\), got \(2, 5, 6, 3\)"):
+        lux.PixelShuffle(2)(X, {}, {})
+
+
+LAYERS = [
+    lux.MaxPool((2, 3), stride=2, padding="SAME"),
+    lux.MaxPool((2, 2), dilation=2),
+    lux.MeanPool((2, 3), padding=1, count_padding=False),
+    lux.LPPool((2, 2), p=3),
+    lux.GlobalMaxPool(),
+    lux.AdaptiveMeanPool((2, 4)),
+    lux.Upsample("cubic", scale=1.5),
+    lux.Upsample(size=(3, 7)),
+    lux.PixelShuffle(1),
+]
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: type(layer).__name__)
+def test_pools_keep_the_contract(layer):
+    check_layer(layer, X[:, :4, :4, :2])
