@@ -61,8 +61,8 @@ class CheckedImplicitAdjoint(PointAdjoint):
 
     `linear_solver` is any of lineax's, `lux.FixedPointLinearSolver(...)` or, with `None`, chosen by size: dense for 16
     unknowns or fewer, otherwise the fixed-point iteration (with Anderson acceleration unless the fixed point was found
-    by `optimistix.FixedPointIteration`). Residuals of linear solves are judged by `rtol`, relative to the largest
-    number on the right-hand side.
+    by `optimistix.FixedPointIteration`). The residual of a linear solve `A x = b` is judged by `rtol` times
+    `max |b| + max |x|`; `rtol=None` is the larger one of the tolerances of the solve for the fixed point.
 
     >>> import jax, jax.numpy as jnp, optimistix as optx
     >>> def solve(a, steps):
@@ -74,7 +74,7 @@ class CheckedImplicitAdjoint(PointAdjoint):
     """
 
     linear_solver: lx.AbstractLinearSolver | None = None
-    rtol: float = 1e-5
+    rtol: float | None = None
     max_steps: int = 256
     on_failure: str = "flag"
 
@@ -82,7 +82,7 @@ class CheckedImplicitAdjoint(PointAdjoint):
         require_on_failure(self.on_failure)
 
     def attach(self, residual, root, args, solver, okay):
-        linear = self.chosen(root, isinstance(solver, optx.FixedPointIteration))
+        linear, rtol = self.linear_solve(root, solver)
         exact = self.on_failure != "flag"
 
         @jax.custom_jvp
@@ -97,22 +97,25 @@ class CheckedImplicitAdjoint(PointAdjoint):
             _, rhs = jax.jvp(lambda args: residual(root, args), (args,), (tangents[1],))
             converged = okay if exact else relative_error(solver, g, root) < FAR
             minus = jax.tree.map(jnp.negative, rhs)
-            dy = lax.custom_linear_solve(apply, minus, self._checked(linear), self._checked(linear))
+            dy = lax.custom_linear_solve(apply, minus, *2 * (self._checked(linear, rtol),))
             return root, self._marked(dy, converged, "the solve for the fixed point has not converged")
 
         return attached(jax.tree.map(lax.stop_gradient, root), args, lax.stop_gradient(okay))
 
-    def chosen(self, root: Any, plain: bool) -> lx.AbstractLinearSolver:
-        """The linear solver for a solution like `root`."""
+    def linear_solve(self, root: Any, solver: Any) -> tuple[lx.AbstractLinearSolver, float]:
+        """The linear solver for a solution like `root`, found by `solver`, and its tolerance."""
+        leaves, rtol = jax.tree.leaves(root), self.rtol
+        if rtol is None:
+            rtol = max(solver.rtol, solver.atol, *(8 * float(jnp.finfo(leaf.dtype).eps) for leaf in leaves))
         if self.linear_solver is not None:
-            return self.linear_solver
-        size = sum(leaf.size for leaf in jax.tree.leaves(root))
-        return choose_linear_solver(size, plain, self.rtol, self.max_steps)
+            return self.linear_solver, rtol
+        size, plain = sum(leaf.size for leaf in leaves), isinstance(solver, optx.FixedPointIteration)
+        return choose_linear_solver(size, plain, rtol, self.max_steps), rtol
 
-    def _checked(self, linear: lx.AbstractLinearSolver) -> Callable:
+    def _checked(self, linear: lx.AbstractLinearSolver, rtol: float) -> Callable:
         def solve(apply, b):
-            x, error = solve_and_check(apply, b, linear, self.rtol)
-            limit = 1 if self.on_failure != "flag" else FAR
+            x, error = solve_and_check(apply, b, linear, rtol)
+            limit = 2 if self.on_failure != "flag" else FAR
             return self._marked(x, error <= limit, "the linear solve for the gradient has not converged")
 
         return solve
@@ -160,13 +163,12 @@ def relative_error(solver: Any, g: Any, root: Any) -> jax.Array:
 
 
 def solve_and_check(apply: Callable, b: Any, linear: lx.AbstractLinearSolver, rtol: float) -> tuple[Any, jax.Array]:
-    """The solution of `apply(x) = b`, and its largest residual in units of `rtol` times the largest number of `b`."""
+    """The solution of `apply(x) = b`, and its largest residual in units of `rtol (max |b| + max |x|)`."""
     structure = jax.eval_shape(lambda: b)
     operator = lx.FunctionLinearOperator(apply, structure)
     x, _, _ = linear.compute(linear.init(operator, {}), b, {})
-    largest = optx.max_norm(b)
     left = optx.max_norm(jax.tree.map(jnp.subtract, apply(x), b))
-    return x, jnp.where(left == 0, 0, left / (rtol * largest))
+    return x, jnp.where(left == 0, 0, left / (rtol * (optx.max_norm(b) + optx.max_norm(x))))
 
 
 def nan_unless(good: Any, tree: Any) -> Any:
