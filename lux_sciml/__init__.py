@@ -118,3 +118,4 @@ from .operators import (
     laplacian as laplacian,
 )
 from .optimize import MinimizeResult as MinimizeResult, minimize as minimize
+from .parameters import SpectralNorm as SpectralNorm, WeightNorm as WeightNorm
