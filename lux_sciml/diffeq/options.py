@@ -10,6 +10,13 @@ from ..core.static import holds_arrays
 from .guard import guarded
 
 _OBJECTS = ("solver", "stepsize_controller", "saveat", "event", "progress_meter")
+_ADJOINTS = {
+    "checkpointed": diffrax.RecursiveCheckpointAdjoint,
+    "direct": diffrax.DirectAdjoint,
+    "forward": diffrax.ForwardMode,
+    "backsolve": diffrax.BacksolveAdjoint,
+    "implicit": diffrax.ImplicitAdjoint,
+}
 _CHOICES = {
     "output": ("solution", "ys", "final"),
     "batching": ("joint", "vmap"),
@@ -23,8 +30,11 @@ class SolverOptions(Layer, kw_only=True):
     * `solver`: any diffrax solver. `rtol`, `atol`: tolerances of the default PID controller, tight enough for
       quasi-Newton methods, which stall on the noise of looser ones. `stepsize_controller`: any of diffrax's, instead.
     * `dt0`: the first step; `None` chooses one. `max_steps`: the most steps of a solve.
-    * `adjoint`: how the solve is differentiated: any diffrax adjoint, or `"auto"`: checkpointed reverse mode, unless
-      `lux.derivatives`, or one of the functions that set it, asks for forward mode or for both.
+    * `adjoint`: how the solve is differentiated. `"auto"` is checkpointed reverse mode, unless `lux.derivatives`, or
+      one of the functions that set it, asks for forward mode or for both. By name: `"checkpointed"` (reverse mode, the
+      discrete gradient), `"direct"` (all modes and orders, slower), `"forward"`, `"backsolve"` (reverse mode by the
+      equation solved backwards: little memory, not for stiff or chaotic ones), `"implicit"` (steady states). Or any
+      diffrax adjoint.
     * `saveat`: a `diffrax.SaveAt` in place of saving at the times `ts`. `event`, `progress_meter`, `throw`: as in
       `diffrax.diffeqsolve`; without `throw` a failed solve is NaN, with `sol.result` saying why.
     * `output`: `"solution"` is the `diffrax.Solution`, `"ys"` its saved values, `"final"` the last state.
@@ -53,8 +63,9 @@ class SolverOptions(Layer, kw_only=True):
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is one of {', '.join(map(repr, choices))}, got {getattr(self, name)!r}")
-        if isinstance(self.adjoint, str) and self.adjoint != "auto":
-            raise ValueError(f'adjoint is "auto" or a diffrax adjoint, got {self.adjoint!r}')
+        if isinstance(self.adjoint, str) and self.adjoint not in ("auto", *_ADJOINTS):
+            names = ", ".join(map(repr, ("auto", *_ADJOINTS)))
+            raise ValueError(f"adjoint is one of {names}, or a diffrax adjoint, got {self.adjoint!r}")
         if self.stepsize_controller is not None and (self.rtol, self.atol) != (1e-6, 1e-8):
             raise ValueError("give the tolerances either as rtol and atol or in the stepsize_controller, not both")
         for name in _OBJECTS:
@@ -68,14 +79,13 @@ class SolverOptions(Layer, kw_only=True):
 
     def chosen_adjoint(self) -> diffrax.AbstractAdjoint:
         """The adjoint, chosen by the context of derivatives where it is `"auto"`."""
-        if self.adjoint != "auto":
+        if not isinstance(self.adjoint, str):
             return self.adjoint
-        wanted = current_derivatives()
-        if wanted == "forward":
-            return diffrax.ForwardMode()
-        if wanted == "both":
-            return diffrax.DirectAdjoint()
-        return diffrax.RecursiveCheckpointAdjoint(checkpoints=64 if self.max_steps is None else None)
+        wanted = {"forward": "forward", "both": "direct"}.get(current_derivatives(), "checkpointed")
+        name = wanted if self.adjoint == "auto" else self.adjoint
+        if name == "checkpointed" and self.max_steps is None:
+            return diffrax.RecursiveCheckpointAdjoint(checkpoints=64)
+        return _ADJOINTS[name]()
 
     def controller(self) -> diffrax.AbstractStepSizeController:
         """The step size controller, ended early where a solve is hopeless."""

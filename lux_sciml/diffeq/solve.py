@@ -130,16 +130,17 @@ def _require_no_training(st: Any) -> None:
 
 
 def _require_monotone(ts: np.ndarray) -> None:
-    steps = np.diff(ts, axis=-1)
     if ts.ndim == 0 or ts.shape[-1] < 2:
         raise ValueError(
             f"`ts` holds at least two times, the first one that of the initial value, got shape {ts.shape}"
         )
     if not np.isfinite(ts).all():
         raise ValueError("`ts` holds times that are not finite")
-    if not (np.all(steps > 0, axis=-1) | np.all(steps < 0, axis=-1)).all():
-        place = int(np.argmax(steps.reshape(-1, steps.shape[-1])[0] * np.sign(steps.flat[0]) <= 0))
-        raise ValueError(
-            f"`ts` must strictly increase or strictly decrease; it turns after position {place}: "
-            f"{ts[..., place].flat[0]}, {ts[..., place + 1].flat[0]}"
-        )
+    for row in ts.reshape(-1, ts.shape[-1]):
+        steps = np.diff(row)
+        turns = np.flatnonzero(steps * np.sign(steps[0]) <= 0)
+        if turns.size:
+            raise ValueError(
+                f"`ts` must strictly increase or strictly decrease; it turns after position {turns[0]}: "
+                f"{row[turns[0]]}, {row[turns[0] + 1]}"
+            )

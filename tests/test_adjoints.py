@@ -1,0 +1,91 @@
+"""Which derivative goes with which adjoint: each pairing is exact, or one sentence.
+
+The equation y' = a b y, y(0) = 4, with a = 2, b = 3 has y(t) = 4 exp(6 t); derivatives of y(1/2) are known.
+"""
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lux_sciml as lux
+
+A, B, T = 2.0, 3.0, 0.5
+Y = 4 * np.exp(A * B * T)
+GRADIENT = Y * T * np.array([B, A])
+HESSIAN = Y * np.array([[(T * B) ** 2, T + T**2 * A * B], [T + T**2 * A * B, (T * A) ** 2]])
+PS = {"a": A, "b": B}
+
+
+class Growth(lux.Layer):
+    def init_params(self, key):
+        return {"a": jnp.ones(()), "b": jnp.ones(())}
+
+    def forward(self, y, ps, st):
+        return ps["a"] * ps["b"] * y, st
+
+
+def final(adjoint, output="final"):
+    """y(1/2) as a function of the parameters."""
+    node = lux.NeuralODE(
+        Growth(),
+        ts=[0.0, T],
+        output=output,
+        adjoint=adjoint,
+        stepsize_controller=diffrax.ConstantStepSize(),
+        dt0=T / 60,
+        max_steps=64,
+    )
+    return lambda ps: node(jnp.array(4.0), ps, {})[0].reshape(-1)[-1]
+
+
+USES = {
+    "grad": (lambda f, ps: jax.grad(f)(ps).data, GRADIENT),
+    "reverse": (lambda f, ps: lux.jacobian(f, mode="reverse")(ps).data, GRADIENT),
+    "forward": (lambda f, ps: lux.jacobian(f, mode="forward")(ps).data, GRADIENT),
+    "hessian": (lambda f, ps: lux.hessian(f)(ps).data, HESSIAN),
+}
+WORKS = {
+    "auto": ("grad", "reverse", "forward", "hessian"),
+    "checkpointed": ("grad", "reverse", "hessian"),  # the Hessian of a final state only
+    "direct": ("grad", "reverse", "forward", "hessian"),
+    "backsolve": ("grad", "reverse"),
+    "forward": ("forward",),
+}
+
+
+@pytest.mark.parametrize(("adjoint", "use"), [(adjoint, use) for adjoint, uses in WORKS.items() for use in uses])
+def test_pairings_that_work_are_exact(adjoint, use):
+    derivative, exact = USES[use]
+    got = np.asarray(derivative(final(adjoint), lux.ComponentVector(PS)))
+    np.testing.assert_allclose(got.reshape(exact.shape), exact, rtol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("adjoint", "use"),
+    [
+        ("checkpointed", "forward"),
+        ("checkpointed", "hessian"),
+        ("backsolve", "forward"),
+        ("backsolve", "hessian"),
+        ("forward", "reverse"),
+        ("forward", "hessian"),
+    ],
+)
+def test_other_pairings_are_one_sentence(adjoint, use):
+    with pytest.raises(TypeError, match="adjoint='auto'"):
+        USES[use][0](final(adjoint, "ys"), lux.ComponentVector(PS))
+
+
+def test_derivative_by_the_final_time():
+    node = lux.NeuralODE(Growth(), output="final", max_steps=64, rtol=1e-9, atol=1e-9)
+    ps = lux.ComponentVector(PS)
+    slope = jax.grad(lambda t1: node((jnp.array(4.0), jnp.stack([jnp.zeros(()), t1])), ps, {})[0])(jnp.array(T))
+    np.testing.assert_allclose(slope, A * B * Y, rtol=1e-6)
+
+
+def test_objects_of_diffrax_are_taken_as_they_are():
+    adjoint = diffrax.RecursiveCheckpointAdjoint(checkpoints=4)
+    assert lux.NeuralODE(Growth(), adjoint=adjoint).chosen_adjoint() is adjoint
+    assert lux.NeuralODE(Growth(), max_steps=None).chosen_adjoint().checkpoints == 64
