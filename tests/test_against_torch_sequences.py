@@ -85,3 +85,72 @@ def test_packed_sequences_are_masked_ones():
     (y, carry), _ = ours((jnp.asarray(x), None, mask), ps, {})
     for mine, other in ((y, ys), (carry[0], h[0]), (carry[1], c[0])):
         assert np.allclose(mine, other.detach(), atol=1e-5)
+
+
+def dense(tensor, bias):
+    return {"weight": jnp.asarray(tensor.detach().numpy().T), "bias": jnp.asarray(bias.detach().numpy())}
+
+
+def attention(theirs):
+    """The parameters of a torch MultiheadAttention as ours."""
+    thirds = zip(theirs.in_proj_weight.chunk(3), theirs.in_proj_bias.chunk(3), strict=True)
+    names = zip(("query", "key", "value"), thirds, strict=True)
+    return {name: dense(*pair) for name, pair in names} | {
+        "output": dense(theirs.out_proj.weight, theirs.out_proj.bias)
+    }
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_multi_head_attention(is_causal):
+    theirs = torch.nn.MultiheadAttention(8, 2, batch_first=True, dtype=torch.float64)
+    torch.nn.init.normal_(theirs.in_proj_bias)
+    hidden = torch.triu(torch.ones(5, 5, dtype=bool), 1) if is_causal else None
+    ours = lux.MultiHeadAttention(8, 2, is_causal=is_causal)
+    ps = lux.ComponentVector.from_tree(attention(theirs) | {"dropout": {}})
+    compare(
+        ours,
+        ps,
+        RNG.normal(size=(3, 5, 8)),
+        lambda x: theirs(x, x, x, attn_mask=hidden)[0],
+        {"output.weight": theirs.out_proj.weight, "output.bias": theirs.out_proj.bias},
+    )
+
+
+def test_cross_attention_with_a_padding_mask_and_weights():
+    theirs = torch.nn.MultiheadAttention(8, 2, batch_first=True, kdim=3, vdim=4, dtype=torch.float64)
+    names = {"query": "q_proj_weight", "key": "k_proj_weight", "value": "v_proj_weight"}
+    biases = theirs.in_proj_bias.chunk(3)
+    ps = {name: dense(getattr(theirs, names[name]), bias) for name, bias in zip(names, biases, strict=True)}
+    ps |= {"output": dense(theirs.out_proj.weight, theirs.out_proj.bias), "dropout": {}}
+    q, k, v = (RNG.normal(size=(2, n, d)) for n, d in ((5, 8), (6, 3), (6, 4)))
+    keep = np.arange(6) < np.array([6, 2])[:, None]
+    their_y, their_weights = theirs(
+        *map(torch.tensor, (q, k, v)), key_padding_mask=torch.tensor(~keep), average_attn_weights=False
+    )
+    ours = lux.MultiHeadAttention(8, 2, key_features=3, value_features=4, return_weights=True)
+    st = lux.setup(jax.random.key(0), ours)[1]
+    (y, weights), _ = ours((q, k, v, keep[:, None, None]), ps, st)
+    assert np.allclose(y, their_y.detach(), atol=1e-5) and np.allclose(weights, their_weights.detach(), atol=1e-5)
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_transformer_encoder(norm_first):
+    theirs = torch.nn.TransformerEncoderLayer(
+        8, 2, 12, dropout=0.0, activation="gelu", batch_first=True, norm_first=norm_first, dtype=torch.float64
+    )
+    exact_gelu = lambda x: jax.nn.gelu(x, approximate=False)  # noqa: E731
+    ours = lux.TransformerEncoderBlock(8, 2, 12, exact_gelu, norm_first=norm_first)
+    norms = {
+        f"norm_{i}": {"scale": norm.weight, "bias": norm.bias} for i, norm in ((1, theirs.norm1), (2, theirs.norm2))
+    }
+    ps = {name: {k: jnp.asarray(v.detach().numpy()) for k, v in norm.items()} for name, norm in norms.items()}
+    ps["attention"] = attention(theirs.self_attn) | {"dropout": {}}
+    ps["mlp"] = {
+        "layer_0": dense(theirs.linear1.weight, theirs.linear1.bias),
+        "layer_1": {},
+        "layer_2": dense(theirs.linear2.weight, theirs.linear2.bias),
+    }
+    tree = {name: ps.get(name, {}) for name in ours.children}
+    weights = {"norm_1.scale": theirs.norm1.weight, "mlp.layer_0.weight": theirs.linear1.weight,
+               "attention.output.weight": theirs.self_attn.out_proj.weight}  # fmt: skip
+    compare(ours, lux.ComponentVector.from_tree(tree), RNG.normal(size=(3, 5, 8)), theirs, weights)

@@ -31,7 +31,8 @@ def attention_weights(
     grouped = query.reshape(*query.shape[:-2], kv_heads, -1, size)
     logits = jnp.einsum("...qhgd,...khd->...hgqk", grouped, key) * (size**-0.5 if scale is None else scale)
     logits = logits.reshape(*logits.shape[:-4], -1, *logits.shape[-2:])
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    if jnp.finfo(logits.dtype).bits < 32:
+        logits = logits.astype(jnp.float32)
     if bias is not None:
         logits = logits + bias
     if is_causal:

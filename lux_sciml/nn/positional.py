@@ -100,7 +100,7 @@ def apply_rotary(x: Any, angles: Any) -> jax.Array:
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
 
 
-def _as_float(x: Any) -> jax.Array:
+def _as_float(x: Any) -> Any:
     return x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(jax.dtypes.canonicalize_dtype(float))
 
 

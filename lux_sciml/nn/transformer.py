@@ -47,8 +47,8 @@ class ClassTokens(Layer):
 class PatchEmbedding(Layer):
     r"""Cuts images into patches and maps each to a token: `N H W C` to `(N, patches, features)`, row by row.
 
-    A convolution whose stride is its window. `patch_size` is a size or one for each axis of space, of which there may
-    be one, two or three. Parameters: `weight` `(*patch_size, in_features, features)` and, with `use_bias`, `bias`.
+    A convolution whose stride is its window. `patch_size` is one size for height and width, or a tuple with one for
+    each axis of space. Parameters: `weight` `(*patch_size, in_features, features)` and, with `use_bias`, `bias`.
 
     Dosovitskiy et al., "An image is worth 16x16 words", ICLR 2021. Raises `ValueError` for images that the patches do
     not fill.
@@ -60,7 +60,7 @@ class PatchEmbedding(Layer):
     (8, 64, 16)
     """
 
-    patch_size: tuple[int, ...]
+    patch_size: int | tuple[int, ...]
     in_features: int
     features: int
     use_bias: bool = field(default=True, kw_only=True)
