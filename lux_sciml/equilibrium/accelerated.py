@@ -81,7 +81,9 @@ class Accelerated(optx.AbstractFixedPointSolver):
         zeros, no = jnp.zeros_like(rows), jnp.zeros(samples, bool)
         infinite = jnp.full(samples, jnp.inf, dtype)
         window = jnp.zeros((m, samples, n), dtype)
-        history = History(window, window, jnp.zeros((samples, m, m), dtype), jnp.zeros((samples, m), bool), jnp.arange(m))
+        history = History(
+            window, window, jnp.zeros((samples, m, m), dtype), jnp.zeros((samples, m), bool), jnp.arange(m)
+        )
         return _State(
             history=history,
             last=(rows, jnp.full_like(rows, jnp.nan)),

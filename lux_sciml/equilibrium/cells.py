@@ -116,7 +116,9 @@ class NormalizedCell(Wrapper, EquilibriumCell):
         if self.norm not in ("spectral", "weight"):
             raise ValueError(f'norm is "spectral" or "weight", got {self.norm!r}')
         if self.bound <= 0 or self.iterations < 1:
-            raise ValueError(f"NormalizedCell needs a positive bound and iterations, got {self.bound}, {self.iterations}")
+            raise ValueError(
+                f"NormalizedCell needs a positive bound and iterations, got {self.bound}, {self.iterations}"
+            )
 
     def prepare(self, x, ps, st):
         return jax.tree.map(self._bounded, ps), x

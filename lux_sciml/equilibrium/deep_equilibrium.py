@@ -14,22 +14,12 @@ from ..diffeq.frozen_state import refuse_training, refuse_updates, renewed_keys
 from .adjoint import CheckedImplicitAdjoint, PhantomAdjoint, relative_error, solve_and_check
 from .anderson import Anderson
 from .cells import EquilibriumCell
-from .figures import kept_figures, no_figures
+from .figures import FIGURES, kept_figures, no_figures
 from .guess import fitting_guess, zeros_like_input, zeros_of
 from .options import EquilibriumOptions, Found
 from .stability import jacobian_loss, random_like, spectral_radius, squares
 
 _GUESSES = ("zero", "cell", "last")
-_FIGURES = (
-    "residual",
-    "steps",
-    "evaluations",
-    "converged",
-    "skip_loss",
-    "jacobian_loss",
-    "spectral_radius",
-    "backward_residual",
-)
 
 
 class DeepEquilibrium(Container, EquilibriumOptions):
@@ -91,13 +81,15 @@ class DeepEquilibrium(Container, EquilibriumOptions):
         if self.fixed_depth is not None and self.fixed_depth < 1:
             raise ValueError(f"fixed_depth is one or more, got {self.fixed_depth}")
         if self.check_backward and not isinstance(self.chosen_adjoint(), CheckedImplicitAdjoint):
-            raise ValueError("check_backward solves the equation of lux.CheckedImplicitAdjoint, which is not the adjoint")
+            raise ValueError(
+                "check_backward solves the equation of lux.CheckedImplicitAdjoint, which is not the adjoint"
+            )
         if not 1 <= self.states <= (self.fixed_depth or self.max_steps):
             raise ValueError(f"states is at least one and at most the number of steps, got {self.states}")
 
     def init_state(self, key):
         each = self.batching == "vmap" and self.batch_shape is not None
-        st = {**super().init_state(key), "info": no_figures(_FIGURES, self.batch_shape if each else ())}
+        st = {**super().init_state(key), "info": no_figures(self.batch_shape if each else ())}
         if self._random():
             st["key"] = jax.random.fold_in(key, len(self.children))
         if self.initial == "last":
@@ -165,8 +157,8 @@ class DeepEquilibrium(Container, EquilibriumOptions):
             def run(solver, z0, args, adjoint, most=self.max_steps - i * part if last else part):
                 return optx.fixed_point(self._step, solver, z0, args, max_steps=most, adjoint=adjoint, throw=False)
 
-            layer = self if last else self.replace(adjoint=PhantomAdjoint())
-            found = layer.find(run, self._residual, solver, z0, args)
+            adjoint = self.chosen_adjoint() if last else PhantomAdjoint()
+            found = self.find(run, self._residual, solver, z0, args, adjoint)
             zs.append(found.value)
             z0, steps, evaluations = found.value, steps + found.steps, evaluations + found.evaluations
         return tuple(zs), found._replace(steps=steps, evaluations=evaluations)
@@ -205,7 +197,7 @@ class DeepEquilibrium(Container, EquilibriumOptions):
             figures["spectral_radius"] = spectral_radius(step, at, keys[1], self.radius_steps)
         if self.check_backward:
             figures["backward_residual"] = self._backward_residual(at, held, random_like(at, keys[2]))
-        return {name: figures.get(name, nan) for name in _FIGURES}
+        return {name: figures.get(name, nan) for name in FIGURES}
 
     def _backward_residual(self, z, args, cotangent):
         """The error of the backward pass's linear solve for a cotangent, in units of its tolerance."""

@@ -1,11 +1,9 @@
 """The figures of a solve that an equilibrium layer keeps in its state."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
-WORST = {
+FIGURES = {  # each with what stands for a batch
     "residual": jnp.max,
     "steps": jnp.max,
     "evaluations": jnp.max,
@@ -18,15 +16,15 @@ WORST = {
 _TYPES = {"steps": jnp.int32, "evaluations": jnp.int32, "converged": bool}
 
 
-def no_figures(names: Any, shape: tuple[int, ...]) -> dict[str, jax.Array]:
+def no_figures(shape: tuple[int, ...]) -> dict[str, jax.Array]:
     """The figures before the first solve: NaN, no steps, not converged."""
-    types = {name: _TYPES.get(name, jax.dtypes.canonicalize_dtype(float)) for name in names}
+    types = {name: _TYPES.get(name, jax.dtypes.canonicalize_dtype(float)) for name in FIGURES}
     return {name: jnp.full(shape, 0 if name in _TYPES else jnp.nan, dtype) for name, dtype in types.items()}
 
 
 def kept_figures(st: dict[str, jax.Array], figures: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """The figures with the shapes and types of those in the state: of each sample, or the worst of the batch."""
-    worst = {name: value if value.ndim == st[name].ndim else WORST[name](value) for name, value in figures.items()}
+    worst = {name: value if value.ndim == st[name].ndim else FIGURES[name](value) for name, value in figures.items()}
     for name, value in worst.items():
         if value.shape != st[name].shape:
             raise ValueError(f"batch_shape says {st[name].shape}, but the input has a batch of {value.shape}")

@@ -7,6 +7,7 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import lineax as lx
 import optimistix as optx
 from jax import lax
 
@@ -72,17 +73,19 @@ class EquilibriumOptions(Layer, kw_only=True):
         if own and (self.rtol, self.atol) != _TOLERANCES:
             raise ValueError("give the tolerances either as rtol and atol or in the solver, not both")
         if isinstance(self.solver, diffrax.AbstractSolver) and not isinstance(self.chosen_adjoint(), PointAdjoint):
-            raise ValueError("a diffrax solver is differentiated by lux.CheckedImplicitAdjoint or lux.PhantomAdjoint only")
+            raise ValueError(
+                "a diffrax solver is differentiated by lux.CheckedImplicitAdjoint or lux.PhantomAdjoint only"
+            )
         if holds_arrays(self.solver):
             self.solver = Constant(self.solver)
         if isinstance(self.batch_shape, int):
             self.batch_shape = (self.batch_shape,)
 
-    def chosen_adjoint(self) -> optx.AbstractAdjoint:
+    def chosen_adjoint(self, linear_solver: lx.AbstractLinearSolver | None = None) -> optx.AbstractAdjoint:
         """The adjoint, with the default filled in."""
         if self.adjoint != "auto":
             return self.adjoint
-        return CheckedImplicitAdjoint(on_failure=self.on_failure)
+        return CheckedImplicitAdjoint(linear_solver, on_failure=self.on_failure)
 
     def chosen_solver(self, default: type) -> Any:
         """The solver, with the default filled in."""
@@ -93,9 +96,8 @@ class EquilibriumOptions(Layer, kw_only=True):
         """Something with the `rtol`, `atol` and `norm` of the solve."""
         return solver if hasattr(solver, "norm") else Anderson(self.rtol, self.atol)
 
-    def find(self, run: Callable, residual: Callable, solver: Any, y0: Any, args: Any) -> Found:
+    def find(self, run: Callable, residual: Callable, solver: Any, y0: Any, args: Any, adjoint: Any) -> Found:
         """Solve from `y0`; `run(solver, y0, args, adjoint)` is optimistix's call, `residual(y, args)` is to be zero."""
-        adjoint = self.chosen_adjoint()
         if not isinstance(adjoint, PointAdjoint):
             return _found(run(solver, y0, args, adjoint))
         held, start = jax.tree.map(lax.stop_gradient, (args, y0))

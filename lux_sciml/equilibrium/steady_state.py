@@ -1,15 +1,20 @@
 """SteadyState: where the equations of a model stand still."""
 
+from dataclasses import field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import lineax as lx
 import optimistix as optx
 
 from ..core import Layer, Wrapper
 from ..diffeq.frozen_state import refuse_training, refuse_updates, renewed_keys
 from .guess import fitting_guess
 from .options import EquilibriumOptions
+
+
+_DENSE = 512  # unknowns up to which the gradient's linear system is solved dense
 
 
 class SteadyState(Wrapper, EquilibriumOptions):
@@ -40,8 +45,8 @@ class SteadyState(Wrapper, EquilibriumOptions):
     """
 
     model: Layer
-    with_input: bool = False
-    on_failure: str = "nan"
+    with_input: bool = field(default=False, kw_only=True)
+    on_failure: str = field(default="nan", kw_only=True)
 
     def forward(self, x, ps, st):
         if self.with_input and not (isinstance(x, tuple) and len(x) == 2):
@@ -68,7 +73,9 @@ class SteadyState(Wrapper, EquilibriumOptions):
         def run(solver, u0, args, adjoint):
             return optx.root_find(self._rate, solver, u0, args, max_steps=self.max_steps, adjoint=adjoint, throw=False)
 
-        found = self.find(run, self._rate, self.chosen_solver(optx.Newton), u0, args)
+        size = sum(leaf.size for leaf in jax.tree.leaves(u0))
+        linear = lx.LU() if size <= _DENSE else lx.GMRES(self.rtol, self.atol)
+        found = self.find(run, self._rate, self.chosen_solver(optx.Newton), u0, args, self.chosen_adjoint(linear))
         return self.marked(found.value, found.okay)
 
     def _call(self, u, args):
