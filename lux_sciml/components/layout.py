@@ -1,12 +1,12 @@
 """Layout: the static description of a flat vector, path by path."""
 
 import fnmatch
+import functools
 import itertools
 import math
 import threading
 import weakref
 from collections.abc import Hashable, Iterable, Mapping
-from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -26,6 +26,8 @@ from .containers import (
     path_string,
 )
 from .safe_map import SafeMap
+
+_ARRAYS = (np.ndarray, np.generic, jax.Array, jax.ShapeDtypeStruct, jax.core.ShapedArray)
 
 
 class Leaf(NamedTuple):
@@ -104,7 +106,7 @@ class Layout(SafeMap):
         """
         found: list[tuple[Path, Path]] = []
         layout = cls._of(tree, (), found)
-        kinds = {np.issubdtype(leaf.dtype, np.complexfloating): leaf for leaf in layout.leaves}
+        kinds = {leaf.dtype.kind == "c": leaf for leaf in layout.leaves}
         if len(kinds) == 2:
             raise TypeError(
                 f"`{path_string(kinds[False].path)}` is real and `{path_string(kinds[True].path)}` is complex: one "
@@ -114,7 +116,7 @@ class Layout(SafeMap):
 
     @classmethod
     def _of(cls, node: Any, path: Path, ties: list[tuple[Path, Path]], in_module: bool = False) -> "Layout":
-        if isinstance(node, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct | jax.core.ShapedArray):
+        if not isinstance(node, dict) and isinstance(node, _ARRAYS):
             return cls(ARRAY, {}, tuple(node.shape), _parameter_dtype(node, path, in_module))
         layout = getattr(node, "layout", None)
         if isinstance(layout, Layout):  # a ComponentVector inside a tree
@@ -140,6 +142,9 @@ class Layout(SafeMap):
         Each group is a tuple of paths of arrays, or of sub-trees with equal layouts. The numbers stand once in the flat
         vector, at the first of them in declared order. Raises `ValueError` for different shapes or dtypes.
         """
+        groups = list(map(tuple, groups))
+        if not groups:
+            return self
         leaves = {leaf.path: leaf for leaf in self.leaves}
         position = {path: i for i, path in enumerate(leaves)}
         owner = {path: leaf.owner or path for path, leaf in leaves.items()}
@@ -152,7 +157,7 @@ class Layout(SafeMap):
                 members = {owner[(*path, *leaf.path)] for _, _, path in found}
                 first = min(members, key=position.__getitem__)
                 owner = {path: first if root in members else root for path, root in owner.items()}
-        return self._tie({path: root for path, root in owner.items() if root != path}) if groups else self
+        return self._tie({path: root for path, root in owner.items() if root != path})
 
     def _tie(self, owners: Mapping[Path, Path], path: Path = ()) -> "Layout":
         if self.is_array:
@@ -179,7 +184,7 @@ class Layout(SafeMap):
     def is_sequence(self) -> bool:
         return self.container in (LIST, TUPLE)
 
-    @cached_property
+    @functools.cached_property
     def leaves(self) -> tuple[Leaf, ...]:
         """Every array in order, each with its path, offset, shape and dtype; tied ones with the offset they share."""
         out: list[Leaf] = []
@@ -198,28 +203,28 @@ class Layout(SafeMap):
             offset += child.size
         return offset
 
-    @cached_property
+    @functools.cached_property
     def blocks(self) -> tuple[Leaf, ...]:
         """The arrays that follow one another in the flat vector: the leaves without the tied ones."""
         return tuple(leaf for leaf in self.leaves if leaf.owner is None)
 
-    @cached_property
+    @functools.cached_property
     def ties(self) -> tuple[tuple[Path, Path], ...]:
         """Pairs of paths: the array that holds the numbers, and one that shares them."""
         return tuple((leaf.owner, leaf.path) for leaf in self.leaves if leaf.owner is not None)
 
-    @cached_property
+    @functools.cached_property
     def untied(self) -> "Layout":
         """The layout of the same tree without ties."""
         return self._tie({}) if self.ties else self
 
-    @cached_property
+    @functools.cached_property
     def offsets(self) -> Mapping[Hashable, int]:
         """Where each child starts, relative to this layout."""
         starts = itertools.accumulate((c.size for c in self.children.values()), initial=0)
         return dict(zip(self.children, starts, strict=False))
 
-    @cached_property
+    @functools.cached_property
     def flat_dtype(self) -> np.dtype:
         """The dtype of the flat vector: that of its leaves (the default float type where there are none).
 
@@ -358,16 +363,26 @@ def _heads(path: Path) -> list[str]:
 
 
 def _parameter_dtype(x: Any, path: Path, in_module: bool = False) -> np.dtype:
-    if not jnp.issubdtype(x.dtype, jnp.inexact):
-        way_out = (
-            "`eqx.partition(module, eqx.is_inexact_array)` separates them"
-            if in_module
-            else ("integers, booleans and random keys belong in the state (`init_state`)")
-        )
-        raise TypeError(f"`{path_string(path)}` has dtype {x.dtype}: parameters are floating-point numbers; {way_out}")
-    if x.dtype.itemsize > (16 if jnp.issubdtype(x.dtype, jnp.complexfloating) else 8):
-        raise TypeError(f"`{path_string(path)}` has dtype {x.dtype}, which JAX does not have; convert it to float64")
-    return np.dtype(jax.dtypes.canonicalize_dtype(x.dtype)).newbyteorder("=")
+    dtype = _stored_dtype(x.dtype, jax.config.jax_enable_x64)
+    if dtype is not None:
+        return dtype
+    problem = f"`{path_string(path)}` has dtype {x.dtype}"
+    if jnp.issubdtype(x.dtype, jnp.inexact):
+        raise TypeError(f"{problem}, which JAX does not have; convert it to float64")
+    way_out = "integers, booleans and random keys belong in the state (`init_state`)"
+    if in_module:
+        way_out = "`eqx.partition(module, eqx.is_inexact_array)` separates them"
+    raise TypeError(f"{problem}: parameters are floating-point numbers; {way_out}")
+
+
+@functools.lru_cache
+def _stored_dtype(dtype: Any, x64: bool) -> np.dtype | None:
+    """The dtype in which JAX stores floating-point numbers of the given one; `None` for every other dtype."""
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        return None
+    if dtype.itemsize > (16 if jnp.issubdtype(dtype, jnp.complexfloating) else 8):
+        return None
+    return np.dtype(jax.dtypes.canonicalize_dtype(dtype)).newbyteorder("=")
 
 
 def _describe(x: Any) -> str:
