@@ -1,0 +1,330 @@
+"""Losses: functions `(prediction, target, reduction="mean")`, and a loss as the objective of a model.
+
+`reduction` is `"mean"`, `"sum"` or `"none"`, over all that the loss itself does not sum over. Targets have the shape of
+the prediction, otherwise `ValueError` says both shapes; they are cast to its dtype. A loss that Optax has is Optax's.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """A loss as a function of a model: `value, st = objective(model, ps, st, (x, y))`.
+
+    It is the loss of the model's output for `x` against `y`; `st` is the state after the call, so that
+    `jax.value_and_grad(objective, argnums=1, has_aux=True)` hands it on. `loss` is a function `(prediction, target)`.
+    Two objectives of one loss are equal.
+
+    >>> import lux_sciml as lux
+    >>> model = lux.Dense(2, 1)
+    >>> ps, st = lux.setup(jax.random.key(0), model)
+    >>> data = jnp.ones((8, 2)), jnp.zeros((8, 1))
+    >>> gradient, st = jax.grad(lux.losses.Objective(lux.losses.mse), 1, has_aux=True)(model, ps, st, data)
+    >>> gradient.weight.shape
+    (2, 1)
+    """
+
+    loss: Callable[[Any, Any], Any]
+
+    def __call__(self, model: Any, ps: Any, st: Any, data: tuple[Any, Any]) -> tuple[Any, Any]:
+        x, y = data
+        prediction, st = model(x, ps, st)
+        return self.loss(prediction, y), st
+
+
+# --- numbers --------------------------------------------------------------------------------------------------------
+
+
+def mse(prediction: Any, target: Any, reduction: str = "mean") -> jax.Array:
+    """Squared error: `(prediction - target)^2`.
+
+    >>> float(mse(jnp.array([1.0, 2.0]), jnp.array([0.0, 4.0])))
+    2.5
+    """
+    prediction, target = _alike(prediction, target)
+    return _reduced(jnp.square(prediction - target), reduction)
+
+
+def mae(prediction: Any, target: Any, reduction: str = "mean") -> jax.Array:
+    """Absolute error: `|prediction - target|`.
+
+    >>> float(mae(jnp.array([1.0, 2.0]), jnp.array([0.0, 4.0])))
+    1.5
+    """
+    prediction, target = _alike(prediction, target)
+    return _reduced(jnp.abs(prediction - target), reduction)
+
+
+def huber(prediction: Any, target: Any, reduction: str = "mean", *, delta: float = 1.0) -> jax.Array:
+    """Half the squared error up to `delta`, linear beyond: `delta * (|d| - delta / 2)`; `optax.losses.huber_loss`.
+
+    Huber, "Robust estimation of a location parameter", Ann. Math. Statist. 35, 1964.
+
+    >>> float(huber(jnp.array([1.0, 2.0]), jnp.array([0.0, 4.0])))
+    1.0
+    """
+    return _reduced(optax.losses.huber_loss(*_alike(prediction, target), delta=delta), reduction)
+
+
+def msle(prediction: Any, target: Any, reduction: str = "mean", *, epsilon: float | None = None) -> jax.Array:
+    """Squared error of logarithms: `log((prediction + epsilon) / (target + epsilon))^2`, for positive numbers.
+
+    `epsilon` is the machine epsilon by default, here and in the other losses.
+
+    >>> float(msle(jnp.array([1.0, 2.0]), jnp.array([1.0, 2.0])))
+    0.0
+    """
+    prediction, target = _alike(prediction, target)
+    epsilon = _epsilon(prediction, epsilon)
+    return _reduced(jnp.square(jnp.log((prediction + epsilon) / (target + epsilon))), reduction)
+
+
+def poisson(prediction: Any, target: Any, reduction: str = "mean", *, epsilon: float | None = None) -> jax.Array:
+    """Negative log-likelihood of counts, up to a constant: `prediction - target * log(prediction + epsilon)`.
+
+    >>> float(poisson(jnp.array([1.0]), jnp.array([0.0])))
+    1.0
+    """
+    prediction, target = _alike(prediction, target)
+    return _reduced(prediction - target * jnp.log(prediction + _epsilon(prediction, epsilon)), reduction)
+
+
+# --- classes --------------------------------------------------------------------------------------------------------
+
+
+def cross_entropy(
+    prediction: Any,
+    target: Any,
+    reduction: str = "mean",
+    *,
+    logits: bool = True,
+    axis: int = -1,
+    label_smoothing: float = 0.0,
+    epsilon: float | None = None,
+) -> jax.Array:
+    r"""Cross-entropy of classes: :math:`-\sum_k y_k \log \hat y_k`, summed over the classes along `axis`.
+
+    `prediction` holds logits or, with `logits=False`, probabilities, to which `epsilon` is added. `target` holds
+    probabilities, or integer labels without the axis of classes; a label out of range gives NaN. `label_smoothing`
+    moves that share of the target to a uniform distribution. `optax.losses.softmax_cross_entropy`.
+
+    >>> float(cross_entropy(jnp.array([[0.0, 0.0]]), jnp.array([1])) / jnp.log(2.0))
+    1.0
+    """
+    target = _smoothed(*_classes(prediction, target, axis), axis, label_smoothing)
+    if logits:
+        return _reduced(optax.losses.softmax_cross_entropy(prediction, target, axis), reduction)
+    return _reduced(-jnp.sum(target * jnp.log(prediction + _epsilon(prediction, epsilon)), axis), reduction)
+
+
+def kl_divergence(
+    prediction: Any,
+    target: Any,
+    reduction: str = "mean",
+    *,
+    logits: bool = True,
+    axis: int = -1,
+    label_smoothing: float = 0.0,
+    epsilon: float | None = None,
+) -> jax.Array:
+    r"""Kullback-Leibler divergence of the prediction from the target: :math:`\sum_k y_k (\log y_k - \log \hat y_k)`.
+
+    Options are those of `cross_entropy`. `optax.losses.kl_divergence`.
+
+    >>> float(kl_divergence(jnp.zeros((1, 2)), jnp.array([[0.5, 0.5]])))
+    0.0
+    """
+    target = _smoothed(*_classes(prediction, target, axis), axis, label_smoothing)
+    log_prediction = _log_probabilities(prediction, logits, axis, epsilon)
+    return _reduced(optax.losses.kl_divergence(log_prediction, target, axis), reduction)
+
+
+def focal(
+    prediction: Any,
+    target: Any,
+    reduction: str = "mean",
+    *,
+    gamma: float = 2.0,
+    logits: bool = True,
+    axis: int = -1,
+    epsilon: float | None = None,
+) -> jax.Array:
+    r"""Cross-entropy with less weight on what is predicted well.
+
+    .. math:: -\sum_k y_k (1 - \hat y_k)^\gamma \log \hat y_k
+
+    Other options are those of `cross_entropy`, which it is with `gamma=0`.
+
+    Lin et al., "Focal loss for dense object detection", ICCV 2017.
+
+    >>> float(focal(jnp.zeros((1, 2)), jnp.array([1])) / jnp.log(2.0))
+    0.25
+    """
+    _, target = _classes(prediction, target, axis)
+    log_prediction = _log_probabilities(prediction, logits, axis, epsilon)
+    weight = _power(-jnp.expm1(log_prediction), gamma)
+    return _reduced(-jnp.sum(target * weight * log_prediction, axis), reduction)
+
+
+# --- two classes ----------------------------------------------------------------------------------------------------
+
+
+def binary_cross_entropy(
+    prediction: Any,
+    target: Any,
+    reduction: str = "mean",
+    *,
+    logits: bool = True,
+    label_smoothing: float = 0.0,
+    epsilon: float | None = None,
+) -> jax.Array:
+    r"""Cross-entropy of two classes: :math:`-y \log \hat y - (1 - y) \log(1 - \hat y)`.
+
+    `prediction` holds logits or, with `logits=False`, probabilities, to which `epsilon` is added. `target` holds
+    probabilities of the class 1, or is one number for all. `label_smoothing` moves it that share of the way to 1/2.
+    `optax.losses.sigmoid_binary_cross_entropy`.
+
+    >>> float(binary_cross_entropy(jnp.zeros(3), jnp.array([0.0, 1.0, 1.0])) / jnp.log(2.0))
+    1.0
+    """
+    target = jnp.broadcast_to(target, jnp.shape(prediction)) if jnp.ndim(target) == 0 else target
+    prediction, target = _alike(prediction, target)
+    target = target * (1 - label_smoothing) + label_smoothing / 2
+    return _reduced(_binary_cross_entropy(prediction, target, logits, epsilon), reduction)
+
+
+def binary_focal(
+    prediction: Any,
+    target: Any,
+    reduction: str = "mean",
+    *,
+    gamma: float = 2.0,
+    logits: bool = True,
+    epsilon: float | None = None,
+) -> jax.Array:
+    r"""Binary cross-entropy times :math:`(1 - p)^\gamma`, where :math:`p = y \hat y + (1 - y)(1 - \hat y)`.
+
+    Other options are those of `binary_cross_entropy`, which it is with `gamma=0`. See `focal`.
+
+    >>> float(binary_focal(jnp.zeros(3), jnp.array([0.0, 1.0, 1.0])) / jnp.log(2.0))
+    0.25
+    """
+    prediction, target = _alike(prediction, target)
+    probability = jax.nn.sigmoid(prediction) if logits else prediction
+    short = target * (1 - probability) + (1 - target) * probability
+    return _reduced(_power(short, gamma) * _binary_cross_entropy(prediction, target, logits, epsilon), reduction)
+
+
+def hinge(prediction: Any, target: Any, reduction: str = "mean") -> jax.Array:
+    """`max(0, 1 - prediction * target)` for targets -1 and 1; `optax.losses.hinge_loss`.
+
+    >>> float(hinge(jnp.array([0.5, 2.0]), jnp.array([1.0, 1.0])))
+    0.25
+    """
+    return _reduced(optax.losses.hinge_loss(*_alike(prediction, target)), reduction)
+
+
+def squared_hinge(prediction: Any, target: Any, reduction: str = "mean") -> jax.Array:
+    """`max(0, 1 - prediction * target)^2` for targets -1 and 1.
+
+    >>> float(squared_hinge(jnp.array([0.5, 2.0]), jnp.array([1.0, 1.0])))
+    0.125
+    """
+    return _reduced(jnp.square(optax.losses.hinge_loss(*_alike(prediction, target))), reduction)
+
+
+# --- sets and pairs -------------------------------------------------------------------------------------------------
+
+
+def dice(prediction: Any, target: Any, reduction: str = "mean", *, smooth: float = 1.0) -> jax.Array:
+    r"""Dice loss of each sample: :math:`1 - (2 \sum y \hat y + s) / (\sum y^2 + \sum \hat y^2 + s)`.
+
+    The sums are over all axes but the first; `smooth` is s.
+
+    Milletari, Navab and Ahmadi, "V-Net", 3DV 2016.
+
+    >>> float(dice(jnp.ones((1, 4)), jnp.ones((1, 4))))
+    0.0
+    """
+    prediction, target = _alike(prediction, target)
+    axes = tuple(range(1, prediction.ndim))
+    overlap = 2 * jnp.sum(prediction * target, axes) + smooth
+    return _reduced(1 - overlap / (jnp.sum(jnp.square(prediction) + jnp.square(target), axes) + smooth), reduction)
+
+
+def siamese_contrastive(prediction: Any, target: Any, reduction: str = "mean", *, margin: float = 1.0) -> jax.Array:
+    r"""Contrastive loss of distances: :math:`(1 - y) d^2 + y \max(0, m - d)^2`, with y = 1 for pairs that differ.
+
+    `prediction` holds the distances d of pairs; `margin` is m. Raises `ValueError` for a negative margin.
+
+    Hadsell, Chopra and LeCun, "Dimensionality reduction by learning an invariant mapping", CVPR 2006.
+
+    >>> float(siamese_contrastive(jnp.array([0.5, 0.5]), jnp.array([0.0, 1.0])))
+    0.25
+    """
+    if margin < 0:
+        raise ValueError(f"siamese_contrastive needs a margin that is not negative, got {margin}")
+    prediction, target = _alike(prediction, target)
+    far = jnp.square(jnp.maximum(0, margin - prediction))
+    return _reduced((1 - target) * jnp.square(prediction) + target * far, reduction)
+
+
+# --- helpers --------------------------------------------------------------------------------------------------------
+
+
+def _reduced(values: jax.Array, reduction: str) -> jax.Array:
+    reductions = {"mean": jnp.mean, "sum": jnp.sum, "none": lambda values: values}
+    if reduction not in reductions:
+        raise ValueError(f"reduction is 'mean', 'sum' or 'none', got {reduction!r}")
+    return reductions[reduction](values)
+
+
+def _alike(prediction: Any, target: Any) -> tuple[jax.Array, jax.Array]:
+    if jnp.shape(prediction) != jnp.shape(target):
+        raise ValueError(f"the prediction has the shape {jnp.shape(prediction)}, the target {jnp.shape(target)}")
+    prediction = jnp.asarray(prediction)
+    return prediction, jnp.asarray(target, prediction.dtype)
+
+
+def _epsilon(prediction: jax.Array, epsilon: float | None) -> float:
+    return float(jnp.finfo(prediction.dtype).eps) if epsilon is None else epsilon
+
+
+def _classes(prediction: Any, target: Any, axis: int) -> tuple[jax.Array, jax.Array]:
+    """Prediction and target of one shape: integer labels become rows of zeros and a one."""
+    labels = jnp.issubdtype(jnp.result_type(target), jnp.integer) and jnp.ndim(target) == jnp.ndim(prediction) - 1
+    if labels:
+        count, target = prediction.shape[axis], jnp.asarray(target)
+        known = jnp.expand_dims((target >= 0) & (target < count), axis)
+        target = jnp.where(known, jax.nn.one_hot(target, count, dtype=prediction.dtype, axis=axis), jnp.nan)
+    return _alike(prediction, target)
+
+
+def _smoothed(prediction: jax.Array, target: jax.Array, axis: int, share: float) -> jax.Array:
+    return target * (1 - share) + share / prediction.shape[axis] if share else target
+
+
+def _log_probabilities(prediction: Any, logits: bool, axis: int, epsilon: float | None) -> jax.Array:
+    if logits:
+        return jax.nn.log_softmax(prediction, axis)
+    return jnp.log(prediction + _epsilon(prediction, epsilon))
+
+
+def _binary_cross_entropy(prediction, target, logits, epsilon):
+    if logits:
+        return optax.losses.sigmoid_binary_cross_entropy(prediction, target)
+    epsilon = _epsilon(prediction, epsilon)
+    return -target * jnp.log(prediction + epsilon) - (1 - target) * jnp.log(1 - prediction + epsilon)
+
+
+def _power(x, exponent):
+    """x^exponent for x in [0, 1], with a finite gradient at zero."""
+    positive = x > 0
+    power = jnp.where(positive, x, 1) ** exponent
+    return jnp.where(positive, power, 1.0 if exponent == 0 else 0.0)

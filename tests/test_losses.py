@@ -1,0 +1,150 @@
+"""Losses against their formulas, in NumPy."""
+
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lux_sciml as lux
+from lux_sciml import losses
+
+RNG = np.random.default_rng(0)
+P, Y = RNG.uniform(0.1, 0.9, (4, 3)), RNG.uniform(0.1, 0.9, (4, 3))
+LOGITS, LABELS = RNG.normal(size=(4, 3)), np.array([0, 2, 1, 1])
+Q, ONE_HOT = P / P.sum(1, keepdims=True), np.eye(3)[LABELS]
+SOFT = Y / Y.sum(1, keepdims=True)
+HARD = (Y > 0.5).astype(float)
+SIGNS = np.where(Y > 0.5, 1.0, -1.0)
+SOFTMAX = np.exp(LOGITS) / np.exp(LOGITS).sum(1, keepdims=True)
+SIGMOID = 1 / (1 + np.exp(-LOGITS))
+LOG = {"logits": False}
+
+
+def binary(p, y):
+    return -y * np.log(p) - (1 - y) * np.log(1 - p)
+
+
+def hard_focal(p, y, gamma):
+    right = np.where(y == 1, p, 1 - p)
+    return -((1 - right) ** gamma) * np.log(right)
+
+
+CASES = {
+    "mse": (losses.mse, P, Y, {}, (P - Y) ** 2),
+    "mae": (losses.mae, P, Y, {}, np.abs(P - Y)),
+    "huber inside": (losses.huber, P, Y, {}, 0.5 * (P - Y) ** 2),
+    "huber outside": (losses.huber, P, Y + 9, {"delta": 2}, 2 * (np.abs(P - Y - 9) - 1)),
+    "msle": (losses.msle, P, Y, {"epsilon": 0.1}, np.log((P + 0.1) / (Y + 0.1)) ** 2),
+    "poisson": (losses.poisson, P, Y, {}, P - Y * np.log(P)),
+    "cross_entropy": (losses.cross_entropy, Q, SOFT, LOG, -(SOFT * np.log(Q)).sum(1)),
+    "cross_entropy of logits": (losses.cross_entropy, LOGITS, SOFT, {}, -(SOFT * np.log(SOFTMAX)).sum(1)),
+    "cross_entropy of labels": (losses.cross_entropy, LOGITS, LABELS, {}, -np.log(SOFTMAX[range(4), LABELS])),
+    "cross_entropy along the first axis": (
+        losses.cross_entropy,
+        LOGITS.T,
+        LABELS,
+        {"axis": 0},
+        -np.log(SOFTMAX[range(4), LABELS]),
+    ),
+    "cross_entropy smoothed": (
+        losses.cross_entropy,
+        Q.T,
+        ONE_HOT.T,
+        {"label_smoothing": 0.3, "axis": 0, **LOG},
+        -((0.7 * ONE_HOT + 0.1) * np.log(Q)).sum(1),
+    ),
+    "kl_divergence": (losses.kl_divergence, Q, SOFT, LOG, (SOFT * np.log(SOFT / Q)).sum(1)),
+    "kl_divergence of labels": (losses.kl_divergence, LOGITS, LABELS, {}, -np.log(SOFTMAX[range(4), LABELS])),
+    "focal": (losses.focal, Q, SOFT, LOG, -(SOFT * (1 - Q) ** 2 * np.log(Q)).sum(1)),
+    "focal of logits": (
+        losses.focal,
+        LOGITS,
+        LABELS,
+        {"gamma": 1.5},
+        -((1 - SOFTMAX) ** 1.5 * np.log(SOFTMAX))[range(4), LABELS],
+    ),
+    "focal without gamma": (losses.focal, LOGITS, SOFT, {"gamma": 0}, -(SOFT * np.log(SOFTMAX)).sum(1)),
+    "binary_cross_entropy": (losses.binary_cross_entropy, P, Y, LOG, binary(P, Y)),
+    "binary_cross_entropy of logits": (losses.binary_cross_entropy, LOGITS, Y, {}, binary(SIGMOID, Y)),
+    "binary_cross_entropy, one target": (losses.binary_cross_entropy, LOGITS, 1, {}, -np.log(SIGMOID)),
+    "binary_cross_entropy smoothed": (
+        losses.binary_cross_entropy,
+        P,
+        HARD,
+        {"label_smoothing": 0.2, **LOG},
+        binary(P, 0.8 * HARD + 0.1),
+    ),
+    "binary_focal": (losses.binary_focal, P, HARD, LOG, hard_focal(P, HARD, 2)),
+    "binary_focal of logits": (losses.binary_focal, LOGITS, HARD, {"gamma": 3}, hard_focal(SIGMOID, HARD, 3)),
+    "hinge": (losses.hinge, 3 * LOGITS, SIGNS, {}, np.maximum(0, 1 - 3 * LOGITS * SIGNS)),
+    "squared_hinge": (losses.squared_hinge, 3 * LOGITS, SIGNS, {}, np.maximum(0, 1 - 3 * LOGITS * SIGNS) ** 2),
+    "dice": (
+        losses.dice,
+        P,
+        Y,
+        {"smooth": 0.5},
+        1 - (2 * (P * Y).sum(1) + 0.5) / ((P**2).sum(1) + (Y**2).sum(1) + 0.5),
+    ),
+    "siamese_contrastive": (
+        losses.siamese_contrastive,
+        P,
+        HARD,
+        {"margin": 0.5},
+        np.where(HARD == 1, np.maximum(0, 0.5 - P) ** 2, P**2),
+    ),
+}
+
+
+@pytest.mark.parametrize(("loss", "prediction", "target", "options", "expected"), CASES.values(), ids=CASES)
+def test_losses_are_their_formulas(loss, prediction, target, options, expected):
+    prediction = jnp.asarray(prediction)
+    assert np.allclose(loss(prediction, target, "none", **options), expected, rtol=1e-12)
+    assert np.allclose(loss(prediction, target, **options), expected.mean(), rtol=1e-12)
+    assert np.allclose(loss(prediction, target, reduction="sum", **options), expected.sum(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("loss", [losses.cross_entropy, losses.kl_divergence, losses.focal])
+def test_certain_predictions_have_finite_losses_and_gradients(loss):
+    for options in ({}, LOG):
+        for prediction in (ONE_HOT, 1 - ONE_HOT):
+            value, gradient = jax.value_and_grad(loss)(jnp.asarray(prediction), LABELS, **options)
+            assert np.isfinite(value) and np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_binary_losses_at_certainty_have_finite_gradients(gamma):
+    for prediction in (jnp.zeros(2), jnp.ones(2)):
+        assert np.isfinite(jax.grad(losses.binary_focal)(prediction, np.array([0, 1]), gamma=gamma, logits=False)).all()
+    assert np.isfinite(jax.grad(losses.binary_focal)(jnp.array([-800.0, 800.0]), np.array([0, 1]), gamma=gamma)).all()
+
+
+def test_losses_keep_the_precision_of_the_prediction():
+    for loss in (losses.mse, losses.cross_entropy, losses.binary_cross_entropy, losses.dice):
+        assert loss(jnp.asarray(LOGITS, jnp.float32), SOFT).dtype == jnp.float32
+
+
+def test_labels_out_of_range_are_no_number():
+    values = losses.cross_entropy(jnp.asarray(LOGITS), np.array([0, 3, -1, 2]), "none")
+    assert np.isnan(values).tolist() == [False, True, True, False]
+
+
+def test_wrong_arguments():
+    with pytest.raises(ValueError, match=r"the prediction has the shape \(4, 3\), the target \(3, 4\)"):
+        losses.mse(P, Y.T)
+    with pytest.raises(ValueError, match="reduction is 'mean', 'sum' or 'none', got 'max'"):
+        losses.mse(P, Y, "max")
+    with pytest.raises(ValueError, match="margin that is not negative, got -1"):
+        losses.siamese_contrastive(P, Y, margin=-1)
+
+
+def test_a_loss_is_an_objective_of_a_model(key):
+    model = lux.Chain(lux.Dense(3, 3), lux.BatchNorm(3))
+    ps, st = lux.setup(key, model)
+    objective = losses.Objective(losses.mse)
+    assert pickle.loads(pickle.dumps(objective)) == objective and hash(objective) == hash(losses.Objective(losses.mse))
+    (value, st_next), gradient = jax.value_and_grad(objective, 1, has_aux=True)(model, ps, st, (P, Y))
+    y, expected = model(P, ps, st)
+    assert np.isclose(value, np.mean((np.asarray(y) - Y) ** 2)) and gradient.layout is ps.layout
+    assert np.allclose(st_next["layer_1"]["running_mean"], expected["layer_1"]["running_mean"])
