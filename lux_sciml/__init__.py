@@ -43,6 +43,7 @@ from .core import (
     vector_jacobian_product as vector_jacobian_product,
 )
 from .diffeq import (
+    AugmentedODE as AugmentedODE,
     GradientFlow as GradientFlow,
     HamiltonianODE as HamiltonianODE,
     MassMatrixODE as MassMatrixODE,
@@ -51,6 +52,9 @@ from .diffeq import (
     NeuralODE as NeuralODE,
     NeuralSDE as NeuralSDE,
     PortHamiltonian as PortHamiltonian,
+    Regularized as Regularized,
+    SecondOrder as SecondOrder,
+    SplitODE as SplitODE,
     Verlet as Verlet,
     Yoshida4 as Yoshida4,
     moments as moments,
@@ -80,6 +84,7 @@ from .nn import (
     AdaptiveLPPool as AdaptiveLPPool,
     AdaptiveMaxPool as AdaptiveMaxPool,
     AdaptiveMeanPool as AdaptiveMeanPool,
+    AlphaDropout as AlphaDropout,
     AlternatePrecision as AlternatePrecision,
     BatchNorm as BatchNorm,
     BidirectionalRNN as BidirectionalRNN,
@@ -150,6 +155,7 @@ from .nn import (
     TensorProduct as TensorProduct,
     TransformerEncoderBlock as TransformerEncoderBlock,
     Upsample as Upsample,
+    VariationalHiddenDropout as VariationalHiddenDropout,
     apply_rotary as apply_rotary,
     attention_weights as attention_weights,
     rotary_angles as rotary_angles,

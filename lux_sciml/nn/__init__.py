@@ -5,6 +5,15 @@ from .attention import (
     attention_weights as attention_weights,
     scaled_dot_product_attention as scaled_dot_product_attention,
 )
+from .basis import (
+    BSplineBasis as BSplineBasis,
+    ChebyshevBasis as ChebyshevBasis,
+    CosineBasis as CosineBasis,
+    FourierBasis as FourierBasis,
+    LegendreBasis as LegendreBasis,
+    PolynomialBasis as PolynomialBasis,
+    SineBasis as SineBasis,
+)
 from .containers import (
     AlternatePrecision as AlternatePrecision,
     BranchLayer as BranchLayer,
@@ -15,8 +24,20 @@ from .containers import (
     SkipConnection as SkipConnection,
 )
 from .conv import Conv as Conv, ConvTranspose as ConvTranspose
-from .dropout import Dropout as Dropout
+from .deeponet import DeepONet as DeepONet
+from .dropout import (
+    AlphaDropout as AlphaDropout,
+    Dropout as Dropout,
+    VariationalHiddenDropout as VariationalHiddenDropout,
+)
+from .embeddings import FourierFeatures as FourierFeatures, PeriodicEmbedding as PeriodicEmbedding
+from .fno import FNO as FNO, FourierBlock as FourierBlock, SpectralConv as SpectralConv
+from .hamiltonian import HamiltonianNN as HamiltonianNN, LagrangianNN as LagrangianNN
+from .kan import KANLayer as KANLayer
 from .linear import Bilinear as Bilinear, Dense as Dense, Embedding as Embedding, Scale as Scale
+from .lyapunov import PositiveDefinite as PositiveDefinite, ShiftTo as ShiftTo
+from .mlp import MLP as MLP
+from .monotone import ConvexMLP as ConvexMLP, MonotoneMLP as MonotoneMLP
 from .norm import (
     BatchNorm as BatchNorm,
     GroupNorm as GroupNorm,
@@ -54,7 +75,10 @@ from .recurrent_cells import (
     RNNCell as RNNCell,
     StackedCells as StackedCells,
 )
+from .siren import Siren as Siren
+from .spline import Spline as Spline
 from .stack import RepeatedLayer as RepeatedLayer, Stack as Stack
+from .tensor_product import TensorProduct as TensorProduct
 from .transformer import (
     ClassTokens as ClassTokens,
     PatchEmbedding as PatchEmbedding,

@@ -1,0 +1,88 @@
+"""Inputs as sines and cosines: periodic embedding and random Fourier features."""
+
+import math
+from dataclasses import field
+
+import jax
+import jax.numpy as jnp
+
+from ..core import Layer
+from ..core.display import option_text
+from .shapes import require_last
+
+
+class PeriodicEmbedding(Layer):
+    r"""Makes what follows periodic in some inputs: :math:`x_i \to \sin(2\pi x_i / P_i), \cos(2\pi x_i / P_i)`.
+
+    Input `(..., features)`. The inputs of `indices`, with their `periods`, leave their places; the others come first,
+    then the sines, then the cosines: `(..., features + len(indices))`. Raises `ValueError` where indices and periods
+    are not equally many, or an index is beyond the features.
+
+    Zhang et al., "Transfer learning enhanced DeepONet", arXiv:2204.05980, section 2.2, and Boltz.jl.
+
+    >>> import jax.numpy as jnp, lux_sciml as lux
+    >>> layer = lux.PeriodicEmbedding((0,), (2.0,))
+    >>> jnp.round(layer(jnp.array([0.5, 7.0]), {}, {})[0], 5)
+    Array([ 7.,  1., -0.], dtype=float32)
+    """
+
+    indices: tuple[int, ...]
+    periods: tuple[float, ...]
+
+    def __post_init__(self):
+        if len(self.indices) != len(self.periods) or len(set(self.indices)) < len(self.indices):
+            raise ValueError(
+                f"PeriodicEmbedding needs one period for each of several different indices, got {self.indices} and "
+                f"{self.periods}"
+            )
+
+    def forward(self, x, ps, st):
+        n = x.shape[-1]
+        if not all(0 <= index < n for index in self.indices):
+            raise ValueError(f"{option_text(self)} got an input with the features 0 to {n - 1}: {x.shape}")
+        others = [index for index in range(n) if index not in self.indices]
+        angles = x[..., list(self.indices)] * (2 * math.pi / jnp.asarray(self.periods, x.dtype))
+        return jnp.concatenate([x[..., others], jnp.sin(angles), jnp.cos(angles)], -1), st
+
+
+class FourierFeatures(Layer):
+    r"""Random sines and cosines, :math:`y = (\sin 2\pi x B, \cos 2\pi x B)`, by which networks learn high frequencies.
+
+    Input `(..., in_features)`, output `(..., out_features)`, sines before cosines. The frequencies `B`, from
+    N(0, scale^2), are in the state and are not trained; with `trainable` they are parameters. Both are called
+    `frequencies`, `(in_features, out_features / 2)`.
+
+    Tancik et al., "Fourier features let networks learn high frequency functions in low dimensional domains", NeurIPS
+    2020. Raises `ValueError` for an odd number of output features, and for other inputs.
+
+    >>> import jax, jax.numpy as jnp, lux_sciml as lux
+    >>> layer = lux.FourierFeatures(2, 16, scale=10.0)
+    >>> ps, st = lux.setup(jax.random.key(0), layer)
+    >>> layer(jnp.ones((8, 2)), ps, st)[0].shape
+    (8, 16)
+    """
+
+    in_features: int
+    out_features: int
+    scale: float = field(default=1.0, kw_only=True)
+    trainable: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self):
+        if self.out_features < 2 or self.out_features % 2:
+            raise ValueError(f"FourierFeatures makes pairs: out_features must be even, got {self.out_features}")
+
+    def _frequencies(self, key):
+        shape = (self.in_features, self.out_features // 2)
+        return {"frequencies": self.scale * jax.random.normal(key, shape)}
+
+    def init_params(self, key):
+        return self._frequencies(key) if self.trainable else {}
+
+    def init_state(self, key):
+        return {} if self.trainable else self._frequencies(key)
+
+    def forward(self, x, ps, st):
+        require_last(self, x, (self.in_features,))
+        frequencies = ps["frequencies"] if self.trainable else st["frequencies"].astype(x.dtype)
+        angles = 2 * math.pi * (x @ frequencies)
+        return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1), st
