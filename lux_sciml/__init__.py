@@ -48,6 +48,7 @@ from .diffeq import (
     HamiltonianODE as HamiltonianODE,
     MassMatrixODE as MassMatrixODE,
     NeuralDAE as NeuralDAE,
+    NeuralDDE as NeuralDDE,
     NeuralDSDE as NeuralDSDE,
     NeuralODE as NeuralODE,
     NeuralSDE as NeuralSDE,

@@ -1,8 +1,15 @@
 """Differential-equation layers, on diffrax."""
 
+from .augmented import AugmentedODE as AugmentedODE
 from .failure import raise_if_failed as raise_if_failed
 from .hamiltonian_ode import HamiltonianODE as HamiltonianODE
+from .neural_dae import MassMatrixODE as MassMatrixODE, NeuralDAE as NeuralDAE
+from .neural_dde import NeuralDDE as NeuralDDE
 from .neural_ode import NeuralODE as NeuralODE
+from .neural_sde import NeuralDSDE as NeuralDSDE, NeuralSDE as NeuralSDE, moments as moments
+from .regularized import Regularized as Regularized
+from .second_order import SecondOrder as SecondOrder
+from .split_ode import SplitODE as SplitODE
 from .structured import GradientFlow as GradientFlow, PortHamiltonian as PortHamiltonian
 from .symplectic import Verlet as Verlet, Yoshida4 as Yoshida4
 from .vector_field import vector_field as vector_field

@@ -4,10 +4,10 @@ from dataclasses import field
 from typing import Any
 
 import diffrax
-import equinox as eqx
 
 from ..core import Container, Layer, Wrapper
 from ..core.structure import parameter_tree
+from .of_child import OfChild
 from .options import SolverOptions
 from .solve import batched, initial_value_and_times, output, renewed, save_times, solve
 from .structured import GradientFlow, energy_gradient
@@ -57,7 +57,7 @@ class HamiltonianODE(Container, SolverOptions):
             raise ValueError("the initial value of a HamiltonianODE is the pair (q, p)")
         parts = {"kinetic": _Velocity(self.kinetic), "potential": GradientFlow(self.potential)}
         terms = tuple(
-            diffrax.ODETerm(_Part(name, vector_field(part, st[name], on_state_update=self.on_state_update)))
+            diffrax.ODETerm(OfChild(name, vector_field(part, st[name], on_state_update=self.on_state_update)))
             for name, part in parts.items()
         )
         controller = self.controller() if self.stepsize_controller is not None else diffrax.ConstantStepSize()
@@ -86,13 +86,3 @@ class _Velocity(Wrapper):
 
     def forward(self, x, ps, st):
         return energy_gradient(self.energy, x, ps, st)
-
-
-class _Part(eqx.Module):
-    """The field of one child, for the parameters of all."""
-
-    name: str = eqx.field(static=True)
-    part: Any
-
-    def __call__(self, t, y, ps):
-        return self.part(t, y, ps[self.name])

@@ -6,9 +6,10 @@ from typing import Any
 import diffrax
 
 from ..core import Layer, Wrapper
+from .control import Controlled, split_control, within
 from .options import SolverOptions
 from .solve import batched, initial_value_and_times, output, renewed, save_times, solve
-from .vector_field import vector_field
+from .vector_field import Field, FrozenLayer
 
 
 class NeuralODE(Wrapper, SolverOptions):
@@ -16,6 +17,8 @@ class NeuralODE(Wrapper, SolverOptions):
 
     Chen et al., "Neural ordinary differential equations", NeurIPS 2018. Any layer whose output has the shape of its
     input will do: a net, or a user's own with known terms and nets. With `time_dependent` it is called with `(t, y)`.
+    With `controlled`, the input ends in a control u, any diffrax path: `(y0, u)` or `(y0, ts, u)`; the vector field is
+    then called with `(y, u(t))` in the place of `y`, and gradients reach the control.
 
     `ts` are the times at which the solution is saved, the first one that of the initial value; they may run backwards.
     Built with `ts`, the layer takes `y0`; built without, it takes `(y0, ts)`. Parameters and state are those of the
@@ -39,18 +42,23 @@ class NeuralODE(Wrapper, SolverOptions):
     model: Layer
     ts: Any = None
     time_dependent: bool = field(default=False, kw_only=True)
+    controlled: bool = field(default=False, kw_only=True)
 
     def __post_init__(self):
         super().__post_init__()
         self.ts = save_times(self.ts)
 
     def forward(self, x, ps, st):
+        x, control = split_control("NeuralODE", x, self.ts is None) if self.controlled else (x, None)
         y0, ts = initial_value_and_times(self, x)
-        frozen = vector_field(self.model, st, time_dependent=self.time_dependent, on_state_update=self.on_state_update)
+        frozen = FrozenLayer(self.model, st, self.time_dependent, self.on_state_update)
 
-        def one(y0, ts):
-            return solve(self, diffrax.ODETerm(frozen), y0, ts, ps)
+        def one(y0, control, ts):
+            if control is None:
+                return solve(self, diffrax.ODETerm(Field(frozen)), y0, ts, ps)
+            term = diffrax.ODETerm(Field(Controlled(frozen, control)))
+            return solve(self, term, within(control, y0, ts), ts, ps)
 
-        sol = batched(self, st, one, (y0,), ts)
+        sol = batched(self, st, one, (y0, control), ts)
         start = (ts[0], y0) if self.time_dependent else y0
         return output(self, sol), renewed(self, self.model, start, ps, st)

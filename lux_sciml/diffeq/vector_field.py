@@ -37,28 +37,28 @@ def vector_field(
     if on_state_update not in ("raise", "discard"):
         raise ValueError(f'on_state_update is "raise" or "discard", got {on_state_update!r}')
     if isinstance(model, Layer):
-        return LayerField(model, st, time_dependent, on_state_update)
-    return FunctionField(model)
+        return Field(FrozenLayer(model, st, time_dependent, on_state_update))
+    return Field(model)
 
 
-class LayerField(eqx.Module):
-    """The vector field of a layer with a frozen state; made by `vector_field`."""
+class FrozenLayer(eqx.Module):
+    """A layer as a function `f(t, y, ps)` with a frozen state, whatever its output."""
 
     model: Layer
     st: Any
-    time_dependent: bool = eqx.field(static=True)
-    on_state_update: str = eqx.field(static=True)
+    time_dependent: bool = eqx.field(static=True, default=False)
+    on_state_update: str = eqx.field(static=True, default="raise")
 
     def __call__(self, t: Any, y: Any, ps: Any) -> Any:
         ps, x = parameter_tree(self.model, ps), (t, y) if self.time_dependent else y
-        dy, kept = self.model.forward(x, ps, self.st)
+        out, kept = self.model.forward(x, ps, self.st)
         if self.on_state_update == "raise":
             refuse_updates(self.model, lambda st: self.model.forward(x, ps, st)[1], self.st, kept)
-        return _like(y, dy)
+        return out
 
 
-class FunctionField(eqx.Module):
-    """The vector field of a plain function; made by `vector_field`."""
+class Field(eqx.Module):
+    """A function `f(t, y, p)` whose output is checked to be like `y`, and named like it; made by `vector_field`."""
 
     function: Callable
 
