@@ -1,9 +1,10 @@
 """Differential-equation layers, on diffrax."""
 
 from .augmented import AugmentedODE as AugmentedODE
-from .control import control_path as control_path
+from .control_path import control_path as control_path
 from .failure import raise_if_failed as raise_if_failed
 from .hamiltonian_ode import HamiltonianODE as HamiltonianODE
+from .neural_cde import NeuralCDE as NeuralCDE
 from .neural_dae import MassMatrixODE as MassMatrixODE, NeuralDAE as NeuralDAE
 from .neural_dde import NeuralDDE as NeuralDDE
 from .neural_ode import NeuralODE as NeuralODE

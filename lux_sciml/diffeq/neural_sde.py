@@ -157,8 +157,7 @@ def moments(ys: jax.Array, axis: int = 1) -> tuple[jax.Array, jax.Array]:
         The variance is the unbiased one. Raises `ValueError` where there are fewer than two paths.
 
         >>> import jax.numpy as jnp
-    import numpy as np
-        >>> moments(jnp.array([[1.0, 3.0], [2.0, 2.0]]))
+            >>> moments(jnp.array([[1.0, 3.0], [2.0, 2.0]]))
         (Array([2., 2.], dtype=float32), Array([2., 0.], dtype=float32))
     """
     if ys.ndim <= axis or ys.shape[axis] < 2:
