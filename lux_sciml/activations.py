@@ -1,5 +1,6 @@
 """Activations, beside those of `jax.nn`, and the gains that initial weights take from them."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,60 @@ import jax.numpy as jnp
 def identity(x: Any) -> Any:
     """`x` itself."""
     return x
+
+
+def lisht(x: Any) -> Any:
+    """`x * tanh(x)`. Roy et al., "LiSHT", arXiv:1901.05894.
+
+    >>> lisht(jnp.array([-1.0, 0.0, 1.0]))
+    Array([0.7615942, 0.       , 0.7615942], dtype=float32)
+    """
+    return x * jnp.tanh(x)
+
+
+def tanhshrink(x: Any) -> Any:
+    """`x - tanh(x)`.
+
+    >>> tanhshrink(jnp.array([-1.0, 0.0, 1.0]))
+    Array([-0.23840582,  0.        ,  0.23840582], dtype=float32)
+    """
+    return x - jnp.tanh(x)
+
+
+def softshrink(x: Any, bound: float = 0.5) -> Any:
+    """`x` moved towards zero by `bound`, and zero closer to it than that.
+
+    >>> softshrink(jnp.array([-1.0, 0.3, 1.0]))
+    Array([-0.5,  0. ,  0.5], dtype=float32)
+    """
+    return x - jnp.clip(x, -bound, bound)
+
+
+def hardshrink(x: Any, bound: float = 0.5) -> Any:
+    """`x`, and zero where it is closer to zero than `bound`.
+
+    >>> hardshrink(jnp.array([-1.0, 0.3, 1.0]))
+    Array([-1.,  0.,  1.], dtype=float32)
+    """
+    return jnp.where(jnp.abs(x) > bound, x, jnp.zeros_like(x))
+
+
+def trelu(x: Any, bound: float = 1.0) -> Any:
+    """`x` above `bound`, zero elsewhere. Konda, Memisevic and Krueger, arXiv:1402.3337.
+
+    >>> trelu(jnp.array([-1.0, 0.5, 2.0]))
+    Array([0., 0., 2.], dtype=float32)
+    """
+    return jnp.where(x > bound, x, jnp.zeros_like(x))
+
+
+def logcosh(x: Any) -> Any:
+    """`log(cosh(x))`, without overflow.
+
+    >>> bool(jnp.isclose(logcosh(-1000.0), 1000.0 - jnp.log(2.0)))
+    True
+    """
+    return x + jax.nn.softplus(-2 * x) - math.log(2)
 
 
 _GAINS = {
@@ -31,5 +86,9 @@ def gain(activation: Callable) -> float:
 
     >>> gain(jnp.tanh) == 5 / 3, gain(identity)
     (True, 1.0)
+    >>> gain(functools.partial(jax.nn.leaky_relu, negative_slope=1.0))
+    1.0
     """
+    if isinstance(activation, functools.partial) and activation.func is jax.nn.leaky_relu:
+        return math.sqrt(2 / (1 + activation.keywords.get("negative_slope", 0.01) ** 2))
     return _GAINS.get(activation, 1.0)

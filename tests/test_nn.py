@@ -1,4 +1,4 @@
-"""Dense, BatchNorm, Dropout, initializers and activations against plain NumPy formulas."""
+"""Linear layers, BatchNorm and dropout against plain NumPy formulas."""
 
 import math
 
@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import lux_sciml as lux
-from lux_sciml.activations import gain
 from lux_sciml.testing import check_layer
 
 RNG = np.random.default_rng(0)
@@ -58,6 +57,58 @@ def test_dense_starts_with_the_variance_of_the_activation(key, activation, facto
 def test_dense_of_no_features(key):
     layer = lux.Dense(0, 2)
     assert layer(jnp.zeros((5, 0)), *lux.setup(key, layer))[0].shape == (5, 2)
+
+
+# --- Scale, Bilinear, Embedding -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [3, (6, 3)], ids=str)
+def test_scale(key, shape):
+    layer = lux.Scale(shape, jnp.tanh)
+    ps, st = lux.setup(key, layer)
+    sizes = (shape,) if isinstance(shape, int) else shape
+    assert np.array_equal(ps.weight, np.ones(sizes)) and np.array_equal(ps.bias, np.zeros(sizes))
+    weight, bias = RNG.normal(size=(2, *sizes))
+    assert np.allclose(layer(X, ps.replace(weight=weight, bias=bias), st)[0], np.tanh(weight * X + bias), atol=1e-14)
+    with pytest.raises(ValueError, match=r"Scale\(.*, tanh\) expects inputs of shape \(\.\.\., .*3\), got \(6, 2\)"):
+        layer(X[:, :2], ps, st)
+
+
+def test_bilinear(key):
+    layer = lux.Bilinear(3, 2, 4, jnp.tanh)
+    ps, st = lux.setup(key, layer)
+    x, z = X, RNG.normal(size=(6, 2))
+    expected = [np.tanh(x[i] @ np.asarray(ps.weight)[:, :, o] @ z[i] + ps.bias[o]) for i in range(6) for o in range(4)]
+    assert np.allclose(layer((x, z), ps, st)[0].ravel(), expected, atol=1e-14)
+    assert np.abs(ps.data).max() <= 1 / math.sqrt(3) and ps.size == 3 * 2 * 4 + 4
+    square = lux.Bilinear(3, 3, 1, use_bias=False)
+    ps, st = lux.setup(key, square)
+    assert np.array_equal(square(x, ps, st)[0], square((x, x), ps, st)[0])
+    with pytest.raises(ValueError, match=r"shapes \(\.\.\., 3\) and \(\.\.\., 2\), got \(6, 3\) and \(6, 3\)"):
+        layer(x, *lux.setup(key, layer))
+
+
+def test_embedding(key):
+    layer = lux.Embedding(5, 2)
+    ps, st = lux.setup(key, layer)
+    weight = np.asarray(ps.weight)
+    indices = np.array([[0, 4, 2], [2, 1, 0]])
+    assert np.array_equal(layer(indices, ps, st)[0], weight[indices])
+    outside = np.asarray(layer(np.array([-1, 5, 3]), ps, st)[0])
+    assert np.isnan(outside[:2]).all() and np.array_equal(outside[2], weight[3])
+    gradient = jax.grad(lambda ps: layer(indices, ps, st)[0].sum())(ps)
+    assert np.array_equal(gradient.weight, np.bincount(indices.ravel(), minlength=5)[:, None] * np.ones((1, 2)))
+
+
+def test_embedding_of_a_grid(key):
+    layer = lux.Embedding((3, 4), 2)
+    ps, st = lux.setup(key, layer)
+    i, j = np.array([0, 2]), np.array([3, 1])
+    assert ps.weight.shape == (3, 4, 2) and np.array_equal(layer((i, j), ps, st)[0], np.asarray(ps.weight)[i, j])
+    with pytest.raises(ValueError, match=r"Embedding\(\(3, 4\), 2\) expects 2 arrays of indices, got 1"):
+        layer(i, ps, st)
+    with pytest.raises(TypeError, match=r"expects integers, got float64"):
+        layer((X, X), ps, st)
 
 
 # --- BatchNorm ----------------------------------------------------------------------------------------------------
@@ -164,25 +215,49 @@ def test_dropout_refuses_wrong_rates_and_axes(key):
         layer(jnp.asarray(X), {}, lux.setup(key, layer)[1])
 
 
-# --- initializers and activations ---------------------------------------------------------------------------------
+@pytest.mark.parametrize("rate", [0.2, 0.7])
+def test_alpha_dropout_keeps_mean_and_variance(key, rate):
+    layer = lux.AlphaDropout(rate)
+    st = lux.setup(key, layer)[1]
+    x = jax.random.normal(key, (100_000,))
+    y, st_next = layer(x, {}, st)
+    assert abs(np.mean(y)) < 0.02 and abs(np.var(y) - 1) < 0.02  # 6 and 4 standard errors
+    a = 1 / np.sqrt((1 - rate) * (1 + rate * 1.7580993408473766**2))
+    dropped = a * -1.7580993408473766 * (1 - rate)
+    assert abs(np.mean(np.isclose(y, dropped)) - rate) < 0.01
+    assert not np.array_equal(y, layer(x, {}, st_next)[0])
 
 
-def test_initializers_are_values(key):
-    assert lux.initializers.Uniform(0.1) == lux.initializers.Uniform(0.1) != lux.initializers.Uniform(0.2)
-    assert lux.Dense(2, 3, init_weight=lux.initializers.Uniform(0.1)) == lux.Dense(
-        2, 3, init_weight=lux.initializers.Uniform(0.1)
-    )
-    for init in (lux.initializers.Uniform(0.1), lux.initializers.KaimingUniform(), lux.initializers.zeros):
-        assert init(key, (2, 3), jnp.float32).dtype == jnp.float32
-        assert init(key, (2, 3)).dtype == jnp.float64
-    weight = lux.initializers.KaimingUniform(gain=2.0)(key, (3, 3, 20, 50))
-    assert np.isclose(np.var(weight), 4 / (9 * 20), rtol=0.05)
+def test_alpha_dropout_at_its_ends(key):
+    x = jnp.asarray(X)
+    assert not np.any(layer_output(lux.AlphaDropout(1.0), x))
+    assert np.array_equal(layer_output(lux.AlphaDropout(0.0), x), x)
+    assert jax.nn.selu(-1e9) == pytest.approx(-1.7580993408473766)
 
 
-def test_gains_are_those_of_torch():
-    torch = {jnp.tanh: 5 / 3, jax.nn.tanh: 5 / 3, jax.nn.relu: 2**0.5, jax.nn.selu: 0.75, jax.nn.sigmoid: 1.0}
-    assert {activation: gain(activation) for activation in torch} == torch
-    assert gain(jax.nn.leaky_relu) == math.sqrt(2 / (1 + 0.01**2))
+def layer_output(layer, x):
+    return layer(x, {}, lux.setup(jax.random.key(0), layer)[1])[0]
+
+
+def test_variational_dropout_keeps_its_mask_until_a_new_one_is_asked_for(key):
+    layer, traces = lux.VariationalHiddenDropout(0.25), []
+
+    @jax.jit
+    def call(x, st):
+        traces.append(x.shape)
+        return layer(x, {}, st)
+
+    st = lux.setup(key, layer)[1]
+    first, st = call(jnp.ones(10_000), st)
+    second, st = call(jnp.ones(10_000), st)
+    third, st = call(jnp.ones(10_000), lux.update_state(st, "update_mask", True))
+    fourth, st = call(jnp.ones(10_000), st)
+    assert np.array_equal(first, second) and np.array_equal(third, fourth) and len(traces) == 1
+    assert set(np.unique(first)) == {0.0, 1 / 0.75}
+    both = np.mean((np.asarray(first) == 0) & (np.asarray(third) == 0))
+    assert abs(np.mean(np.asarray(first) == 0) - 0.25) < 0.02 and abs(both - 0.0625) < 0.012  # 5 standard errors
+    y, st_test = layer(X, {}, lux.testmode(st))
+    assert y is X and not st_test["update_mask"]
 
 
 # --- the contract -------------------------------------------------------------------------------------------------
@@ -197,6 +272,11 @@ LAYERS = [
     (lux.Dropout(0.5), X, {"batch_axis": None}),
     (lux.Dropout(0.5, axes=(-1,)), X, {}),
     (lux.Dropout(0.5), X, TEST),
+    (lux.AlphaDropout(0.5), X, {"batch_axis": None}),
+    (lux.VariationalHiddenDropout(0.5), X, {"batch_axis": None}),
+    (lux.Scale(3, jnp.tanh), X, {}),
+    (lux.Bilinear(3, 2, 4, jnp.tanh), (X, X[:, :2]), {}),
+    (lux.Embedding((5, 2), 4), (np.arange(6) % 5, np.arange(6) % 2), {}),
     (lux.Lambda(jnp.sin), X, {}),
     (
         lux.Chain(lux.Dense(3, 4, jnp.tanh), lux.BatchNorm(4), lux.Dropout(0.3), lux.Dense(4, 1)),

@@ -6,7 +6,29 @@ import jax.numpy as jnp
 from ..core import Layer, Mode
 
 
-class Dropout(Layer):
+class _Dropout(Layer):
+    """What all dropouts share: a rate, and a random key in the state."""
+
+    rate: float
+
+    def __post_init__(self):
+        if not 0 <= self.rate <= 1:
+            raise ValueError(f"{type(self).__name__} needs a rate between 0 and 1, got {self.rate}")
+
+    def init_state(self, key):
+        return {"key": key, "mode": Mode.TRAIN}
+
+    def _keeps_all(self, st):
+        return st["mode"] is Mode.TEST or self.rate == 0
+
+    def _dropped(self, key, x, shape):
+        """x with zeros, the rest scaled to the same mean."""
+        keep = jax.random.bernoulli(key, 1.0 - self.rate, shape)
+        scale = 1 / (1 - self.rate) if self.rate < 1 else 0.0
+        return jnp.where(keep, x * scale, jnp.zeros_like(x))
+
+
+class Dropout(_Dropout):
     r"""In training, sets each number to zero with probability `rate` and divides the others by `1 - rate`.
 
     With `axes`, the mask varies along these axes only and is shared along the rest: `axes=(0, -1)` on `N H W C` drops
@@ -22,29 +44,84 @@ class Dropout(Layer):
     (Array(0., dtype=float32), Array(1., dtype=float32))
     """
 
-    rate: float
     axes: int | tuple[int, ...] | None = None
 
     def __post_init__(self):
         if isinstance(self.axes, int):
             self.axes = (self.axes,)
-        if not 0 <= self.rate <= 1:
-            raise ValueError(f"Dropout needs a rate between 0 and 1, got {self.rate}")
-
-    def init_state(self, key):
-        return {"key": key, "mode": Mode.TRAIN}
+        super().__post_init__()
 
     def forward(self, x, ps, st):
-        if st["mode"] is Mode.TEST or self.rate == 0:
+        if self._keeps_all(st):
             return x, st
         key, next_key = jax.random.split(st["key"])
         shape = x.shape if self.axes is None else self._mask_shape(x)
-        keep = jax.random.bernoulli(key, 1.0 - self.rate, shape)
-        scale = 1 / (1 - self.rate) if self.rate < 1 else 0.0
-        return jnp.where(keep, x * scale, jnp.zeros_like(x)), {**st, "key": next_key}
+        return self._dropped(key, x, shape), {**st, "key": next_key}
 
     def _mask_shape(self, x):
         axes = {axis % x.ndim for axis in self.axes if -x.ndim <= axis < x.ndim}
         if len(axes) < len(self.axes):
             raise ValueError(f"Dropout with axes {self.axes} got an input of shape {x.shape}")
         return tuple(size if axis in axes else 1 for axis, size in enumerate(x.shape))
+
+
+class VariationalHiddenDropout(_Dropout):
+    """Dropout with the same mask in every call, until a new one is asked for: in recurrent layers, one for a sequence.
+
+    `update_state(st, "update_mask", True)` makes the next call draw a new mask, which then stays. The state holds the
+    random key of the mask, not the mask: `key`, `update_mask`, a boolean, and `mode`. It therefore never changes its
+    structure, and an input of another shape gets a mask of its own from the same key. Test mode, `rate` and errors are
+    those of `Dropout`.
+
+    Gal and Ghahramani, "A theoretically grounded application of dropout in recurrent neural networks", NeurIPS 2016.
+
+    >>> import jax, jax.numpy as jnp, lux_sciml as lux
+    >>> layer = lux.VariationalHiddenDropout(0.5)
+    >>> ps, st = lux.setup(jax.random.key(0), layer)
+    >>> first, st = layer(jnp.ones(100), ps, st)
+    >>> second, st = layer(jnp.ones(100), ps, st)
+    >>> third, st = layer(jnp.ones(100), ps, lux.update_state(st, "update_mask", True))
+    >>> bool((first == second).all()), bool((first == third).all())
+    (True, False)
+    """
+
+    def init_state(self, key):
+        return {"key": key, "update_mask": jnp.array(False), "mode": Mode.TRAIN}
+
+    def forward(self, x, ps, st):
+        if self._keeps_all(st):
+            return x, st
+        key = jnp.where(st["update_mask"], jax.random.split(st["key"], 1)[0], st["key"])
+        return self._dropped(key, x, x.shape), {**st, "key": key, "update_mask": jnp.array(False)}
+
+
+class AlphaDropout(_Dropout):
+    r"""Dropout for `jax.nn.selu` networks: keeps mean zero and variance one.
+
+    In training each number becomes :math:`\alpha' = -1.7581`, the limit of selu, with probability p, the `rate`, and
+    then all are mapped by :math:`a x + b`, where :math:`a = ((1 - p)(1 + p \alpha'^2))^{-1/2}` and
+    :math:`b = -a p \alpha'`. With `rate` 1 all are zero. In test mode, or with `rate` 0, the layer is the identity.
+    State and errors are those of `Dropout`.
+
+    Klambauer et al., "Self-normalizing neural networks", NeurIPS 2017.
+
+    >>> import jax, jax.numpy as jnp, lux_sciml as lux
+    >>> layer = lux.AlphaDropout(0.5)
+    >>> ps, st = lux.setup(jax.random.key(0), layer)
+    >>> layer(jnp.zeros(8), ps, lux.testmode(st))[0].max()
+    Array(0., dtype=float32)
+    """
+
+    def forward(self, x, ps, st):
+        if self._keeps_all(st):
+            return x, st
+        key, next_key = jax.random.split(st["key"])
+        if self.rate == 1:
+            return jnp.zeros_like(x), {**st, "key": next_key}
+        a = ((1 - self.rate) * (1 + self.rate * _SELU_LIMIT**2)) ** -0.5
+        keep = jax.random.bernoulli(key, 1.0 - self.rate, x.shape)
+        y = a * jnp.where(keep, x, jnp.full_like(x, _SELU_LIMIT)) - a * self.rate * _SELU_LIMIT
+        return y, {**st, "key": next_key}
+
+
+_SELU_LIMIT = -1.7580993408473766  # of selu at minus infinity: -scale * alpha

@@ -1,0 +1,103 @@
+"""Normalizations against their formulas; BatchNorm is in test_nn.py."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lux_sciml as lux
+from lux_sciml.testing import check_layer
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.normal(1.0, 2.0, size=(4, 5, 2, 6))
+SCALE, BIAS = RNG.normal(size=(2, 6))
+
+
+def standard(x, axes, epsilon=1e-5):
+    return (x - x.mean(axes, keepdims=True)) / np.sqrt(x.var(axes, keepdims=True) + epsilon)
+
+
+def with_parameters(key, layer):
+    ps, st = lux.setup(key, layer)
+    return ps.replace(scale=SCALE, bias=BIAS), st
+
+
+@pytest.mark.parametrize("shape", [(4, 5, 2, 6), (4, 6)], ids=str)
+def test_group_norm(key, shape):
+    layer = lux.GroupNorm(6, 2, jnp.tanh, epsilon=1e-3)
+    x = IMAGES.ravel()[: np.prod(shape)].reshape(shape)
+    halves = [standard(half, tuple(range(1, len(shape))), 1e-3) for half in np.split(x, 2, -1)]
+    expected = np.tanh(np.concatenate(halves, -1) * SCALE + BIAS)
+    assert np.allclose(layer(x, *with_parameters(key, layer))[0], expected, atol=1e-13)
+
+
+def test_instance_norm(key):
+    layer = lux.InstanceNorm(6, affine=True)
+    ps, st = with_parameters(key, layer)
+    y, st = layer(IMAGES, ps, st)
+    assert np.allclose(y, standard(IMAGES, (1, 2)) * SCALE + BIAS, atol=1e-13) and st == {}
+    assert lux.setup(key, lux.InstanceNorm(6))[0].size == 0
+
+
+def test_instance_norm_tracks_the_means_over_the_batch(key):
+    layer = lux.InstanceNorm(6, track_stats=True, momentum=0.3)
+    ps, st = lux.setup(key, layer)
+    y, st = layer(IMAGES, ps, st)
+    mean, var = IMAGES.mean((0, 1, 2)), IMAGES.var((1, 2), ddof=1).mean(0)
+    assert np.allclose(y, standard(IMAGES, (1, 2)), atol=1e-13)
+    assert np.allclose(st["running_mean"], 0.3 * mean) and np.allclose(st["running_var"], 0.7 + 0.3 * var)
+    y, _ = layer(IMAGES, ps, lux.testmode(st))
+    assert np.allclose(y, (IMAGES - 0.3 * mean) / np.sqrt(0.7 + 0.3 * var + 1e-5))
+
+
+@pytest.mark.parametrize("shape", [6, (6,), (2, 6)], ids=str)
+def test_layer_norm_and_rms_norm(key, shape):
+    axes = (-1,) if isinstance(shape, int) else tuple(range(-len(shape), 0))
+    layer, rms = lux.LayerNorm(shape, jnp.tanh), lux.RMSNorm(shape)
+    ps, st = with_parameters(key, lux.LayerNorm(shape))
+    assert ps.scale.shape == rms.init_params(key)["scale"].shape == (shape if isinstance(shape, tuple) else (shape,))
+    assert np.allclose(layer(IMAGES, ps, st)[0], np.tanh(standard(IMAGES, axes) * SCALE + BIAS), atol=1e-13)
+    expected = IMAGES / np.sqrt((IMAGES**2).mean(axes, keepdims=True) + 1e-5) * SCALE
+    assert np.allclose(rms(IMAGES, {"scale": ps["scale"]}, {})[0], expected, atol=1e-13)
+
+
+LAYERS = [lux.BatchNorm(6), lux.InstanceNorm(6), lux.GroupNorm(6, 3), lux.LayerNorm(6), lux.RMSNorm(6)]
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: type(layer).__name__)
+def test_statistics_of_half_precision_are_in_float32(key, layer):
+    """In float16 the squares of these numbers overflow."""
+    ps, st = lux.setup(key, layer, "float16")
+    x = 1000 * IMAGES
+    with jax.numpy_dtype_promotion("standard"):
+        y, _ = layer(jnp.asarray(x, jnp.float16), ps, st)
+    expected, _ = layer(x, *lux.setup(key, layer, "float64"))
+    assert y.dtype == jnp.float16 and np.abs(y.astype(float) - expected).max() < 5e-3
+
+
+def test_wrong_features_ranks_and_groups(key):
+    with pytest.raises(ValueError, match="GroupNorm cannot split 6 features into 4 equal groups"):
+        lux.GroupNorm(6, 4)
+    for layer, shape, says in (
+        (lux.GroupNorm(6, 2), (4, 5), r"GroupNorm\(6, 2\) expects inputs of shape \(batch, \.\.\., 6\), got \(4, 5\)"),
+        (lux.InstanceNorm(6), (4, 6), r"InstanceNorm\(6\) .* \(batch, space, \.\.\., 6\), got \(4, 6\)"),
+        (lux.InstanceNorm(6), (4, 1, 6), r"needs more than one value a feature, got shape \(4, 1, 6\)"),
+        (lux.LayerNorm((2, 6)), (4, 6), r"LayerNorm\(\(2, 6\)\) .* \(\.\.\., 2, 6\), got \(4, 6\)"),
+        (lux.RMSNorm(6), (6, 4), r"RMSNorm\(6\) .* \(\.\.\., 6\), got \(6, 4\)"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            layer(jnp.zeros(shape), *lux.setup(key, layer))
+
+
+CONTRACT = [
+    (lux.GroupNorm(4, 2, jnp.tanh), {}),
+    (lux.InstanceNorm(4, affine=True), {}),
+    (lux.InstanceNorm(4, track_stats=True), {"batch_axis": None}),
+    (lux.LayerNorm((2, 4)), {}),
+    (lux.RMSNorm(4), {}),
+]
+
+
+@pytest.mark.parametrize(("layer", "options"), CONTRACT, ids=lambda value: type(value).__name__)
+def test_norms_keep_the_contract(layer, options):
+    check_layer(layer, IMAGES[:2, :3, :, :4], **options)
