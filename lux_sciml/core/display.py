@@ -59,7 +59,7 @@ def _inside(layer: Any) -> dict[str, Any]:
     children = getattr(layer, "children", None)
     if children is not None:
         return dict(children)
-    return {name: value for name, value in layer.fields().items() if hasattr(value, "init_params")}
+    return {name: value for name, value in layer.fields().items() if _is_layer(value)}
 
 
 def _options(layer: Any, skip: Any = ()) -> list[str]:
@@ -86,7 +86,11 @@ def _holds(value: Any, names: Any) -> bool:
     if not names:
         return False
     items = value.values() if hasattr(value, "values") else value if isinstance(value, tuple) else [value]
-    return bool(items) and all(hasattr(item, "init_params") for item in items)
+    return bool(items) and all(map(_is_layer, items))
+
+
+def _is_layer(value: Any) -> bool:
+    return hasattr(value, "init_params") and not isinstance(value, type)
 
 
 @functools.cache
@@ -105,7 +109,7 @@ def value_text(value: Any) -> str:
     if isinstance(value, functools.partial):
         parts = [value_text(value.func), *map(value_text, value.args)]
         return f"partial({', '.join([*parts, *(f'{k}={value_text(v)}' for k, v in value.keywords.items())])})"
-    if hasattr(value, "init_params"):
+    if _is_layer(value):
         return option_text(value)
     if type(value) is tuple:
         return f"({', '.join(map(value_text, value))}{',' if len(value) == 1 else ''})"

@@ -73,8 +73,8 @@ class MonotoneMLP(Container):
 
     :math:`W^+ = \mathrm{softplus}(W) / n`, n being the number of inputs; the activation must not decrease, and one that
     bends both ways, tanh, can fit any monotone function. Where `signs` has -1 the output falls with that input. There
-    is no activation after the last layer. Children: `layer_0`, `layer_1`, .... Input `(..., in_features)`, output `(...,
-    out_features)`.
+    is no activation after the last layer. Children: `layer_0`, `layer_1`, .... Input `(..., in_features)`, output
+    `(..., out_features)`.
 
     Sill, "Monotonic networks", NeurIPS 1997. Raises `ValueError` for signs other than 1 and -1 or of another number.
 
