@@ -16,6 +16,9 @@ from .samples import to_samples
 HALVINGS = 8  # of a refused step, after which it is taken all the same
 
 
+_SMALLEST = 1e-30  # scale of a residual: with tolerances of zero, errors are still numbers that compare
+
+
 class History(eqx.Module):
     """The differences of the last `m` evaluations, `(m, samples, n)`, and what pairs of them give, `(samples, m, m)`.
 
@@ -101,7 +104,7 @@ class Accelerated(optx.AbstractFixedPointSolver):
         f, aux = fn(y, args)
         (y_rows, back), (f_rows, _) = to_samples(y, self.per_sample), to_samples(f, self.per_sample)
         g = f_rows - y_rows
-        error = jax.vmap(self.norm)(g / (self.atol + self.rtol * jnp.abs(f_rows)))
+        error = jax.vmap(self.norm)(g / jnp.maximum(self.atol + self.rtol * jnp.abs(f_rows), _SMALLEST))
         residual = jax.vmap(self.norm)(g)
         finite = jnp.isfinite(error)
         first = state.count == 0

@@ -30,8 +30,8 @@ class DeepEquilibrium(Container, EquilibriumOptions):
     change. The output is `z`; with `states=n` a tuple of `n` iterates, the last of them the result, each after another
     `max_steps / n` steps and the earlier ones with one-step phantom gradients, for `lux.fixed_point_correction`.
 
-    `shape` is that of `z`: `None` as `x`; a number `n`: as `x`, with `n` as its last axis; a tuple: after the first axis
-    of `x`; a tuple of tuples: a tuple of such arrays. `initial` is the guess that the solve starts from:
+    `shape` is that of `z`: `None` as `x`; a number `n`: as `x`, with `n` as its last axis; a tuple: after the first
+    axis of `x`; a tuple of tuples: a tuple of such arrays. `initial` is the guess that the solve starts from:
 
     * `"zero"`; `"cell"`, one application of the cell to zero; `"last"`, the last solution, kept in the state (needs
       `batch_shape` and `shape`), from zero at first;

@@ -37,11 +37,11 @@ class EquilibriumOptions(Layer, kw_only=True):
       the equation `dz/dt = f(z) - z` until it is steady; or `None`, the layer's default, with `rtol` and `atol`.
     * `max_steps`: the most steps of a solve.
     * `adjoint`: how the solution is differentiated. `"auto"` is `lux.CheckedImplicitAdjoint(on_failure=on_failure)`;
-      `lux.PhantomAdjoint(steps, damping)` is cheap and inexact; `optimistix.RecursiveCheckpointAdjoint()` differentiates
-      the iteration itself (optimistix's solvers only).
-    * `on_failure`: what becomes of a solve that has not converged. `"flag"`: the last iterate, flagged in the state, and
-      a NaN gradient where the residual is more than a hundred times the tolerance; `"nan"`: NaN, value and gradient;
-      `"raise"`: an error.
+      `lux.PhantomAdjoint(steps, damping)` is cheap and inexact; `optimistix.RecursiveCheckpointAdjoint()`
+      differentiates the iteration itself (optimistix's solvers only).
+    * `on_failure`: what becomes of a solve that has not converged. `"flag"`: the last iterate, flagged in the state,
+      and a NaN gradient where the residual is more than a hundred times the tolerance; `"nan"`: NaN, value and
+      gradient; `"raise"`: an error.
     * `batching`: with `"joint"` a batch is one large equation with common steps; with `"vmap"` every sample along the
       first axis is solved by itself, and one that diverges leaves the others as they are.
     * `batch_shape`: the leading axes of the input, for what the state keeps for each sample: with `batching="vmap"` the

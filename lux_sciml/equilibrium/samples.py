@@ -1,6 +1,5 @@
 """A pytree of arrays as one matrix with a row for each sample."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,7 @@ def to_samples(tree: Any, per_sample: bool) -> tuple[jax.Array, Callable[[jax.Ar
     The samples lie along the first axis of every leaf; without `per_sample` all numbers are one sample.
     """
     leaves, treedef = jax.tree.flatten(tree)
-    dtype = functools.reduce(jnp.promote_types, [leaf.dtype for leaf in leaves])
+    dtype = max((leaf.dtype for leaf in leaves), key=lambda dtype: jnp.finfo(dtype).bits)
     sizes = {leaf.shape[0] if leaf.ndim else None for leaf in leaves} if per_sample else {1}
     if len(sizes) != 1 or None in sizes:
         raise ValueError(f"per_sample=True needs samples along the first axis of every array, got {_shapes(leaves)}")

@@ -13,7 +13,6 @@ from ..diffeq.frozen_state import refuse_training, refuse_updates, renewed_keys
 from .guess import fitting_guess
 from .options import EquilibriumOptions
 
-
 _DENSE = 512  # unknowns up to which the gradient's linear system is solved dense
 
 
