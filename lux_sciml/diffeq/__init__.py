@@ -1,6 +1,7 @@
 """Differential-equation layers, on diffrax."""
 
 from .augmented import AugmentedODE as AugmentedODE
+from .collocation import collocate as collocate
 from .control_path import control_path as control_path
 from .failure import raise_if_failed as raise_if_failed
 from .hamiltonian_ode import HamiltonianODE as HamiltonianODE
