@@ -44,6 +44,7 @@ from .core import (
 )
 from .diffeq import (
     AugmentedODE as AugmentedODE,
+    Galerkin as Galerkin,
     GradientFlow as GradientFlow,
     HamiltonianODE as HamiltonianODE,
     MassMatrixODE as MassMatrixODE,
@@ -59,8 +60,10 @@ from .diffeq import (
     SplitODE as SplitODE,
     Verlet as Verlet,
     Yoshida4 as Yoshida4,
+    collocate as collocate,
     control_path as control_path,
     moments as moments,
+    multiple_shooting as multiple_shooting,
     raise_if_failed as raise_if_failed,
     vector_field as vector_field,
 )

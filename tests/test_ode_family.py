@@ -118,3 +118,12 @@ def test_the_time_of_an_event_is_differentiable():
     time, slope = jax.value_and_grad(landing)(jnp.array([2.0]))
     np.testing.assert_allclose(time, np.sqrt(4 / 9.81), rtol=1e-8)
     np.testing.assert_allclose(slope, 1 / np.sqrt(4 * 9.81), rtol=1e-6)
+
+
+def test_weights_that_vary_in_time():
+    field = lux.Galerkin(lux.Dense(1, 1, use_bias=False), lux.PolynomialBasis(2))  # y' = (c0 + c1 t) y
+    node = lux.NeuralODE(field, ts=TS, time_dependent=True, output="ys")
+    ps, st = lux.setup(jax.random.key(0), node)
+    np.testing.assert_array_equal(ps.weight[1], 0.0)
+    ys, _ = node(jnp.ones(1), {"weight": jnp.array([[[0.5]], [[-2.0]]])}, st)
+    np.testing.assert_allclose(ys[:, 0], np.exp(0.5 * TS - TS**2), rtol=1e-5)

@@ -4,7 +4,9 @@ from .augmented import AugmentedODE as AugmentedODE
 from .collocation import collocate as collocate
 from .control_path import control_path as control_path
 from .failure import raise_if_failed as raise_if_failed
+from .galerkin import Galerkin as Galerkin
 from .hamiltonian_ode import HamiltonianODE as HamiltonianODE
+from .multiple_shooting import multiple_shooting as multiple_shooting
 from .neural_cde import NeuralCDE as NeuralCDE
 from .neural_dae import MassMatrixODE as MassMatrixODE, NeuralDAE as NeuralDAE
 from .neural_dde import NeuralDDE as NeuralDDE
