@@ -4,12 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test test-extras lint format bench clean
 
 demo: $(VENV)/plot
 	$(BIN)/python tutorials/lynx_hare.py
 
 test: $(VENV)/test
+	$(BIN)/python -m pytest
+
+# The same, and the comparisons with PyTorch. pip takes PyTorch's CPU build where an index offers it, such as
+# PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+test-extras: $(VENV)/test-extras
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/lint
