@@ -2,8 +2,8 @@
 
 import json
 import os
+import secrets
 import sys
-import tempfile
 import zipfile
 from pathlib import Path as FilePath
 from typing import Any
@@ -105,15 +105,15 @@ def save(path: str | os.PathLike, vector: Any) -> None:
     layout, data = to_json(vector.layout), np.asarray(vector.data)
     raw = data.view(f"u{data.itemsize}") if data.dtype.kind == "V" else data  # bfloat16 and its like
     path = FilePath(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "xb") as file:
             np.savez(file, layout=np.asarray(layout), dtype=np.asarray(data.dtype.name), data=raw)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise
 
 

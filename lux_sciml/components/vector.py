@@ -334,14 +334,20 @@ def refuse_reserved(name: str) -> None:
         raise ValueError(f"{name!r} is a method or property of ComponentVector; choose another name, such as '{name}_'")
 
 
+# Flattening and unflattening are on the path of every call of a jitted function: the slots are set without a detour.
+_new = object.__new__
+_set_data, _set_layout, _set_parts = (ComponentVector.__dict__[name].__set__ for name in ("data", "layout", "_parts"))
+
+
 def _fill(cv: ComponentVector, data: Any, layout: Layout) -> ComponentVector:
-    for name, value in (("data", data), ("layout", layout), ("_parts", None)):
-        object.__setattr__(cv, name, value)
+    _set_data(cv, data)
+    _set_layout(cv, layout)
+    _set_parts(cv, None)
     return cv
 
 
 def _make(data: Any, layout: Layout) -> ComponentVector:
-    return _fill(object.__new__(ComponentVector), data, layout)
+    return _fill(_new(ComponentVector), data, layout)
 
 
 def view(part: jax.Array, layout: Layout) -> Any:
