@@ -29,9 +29,14 @@ from .core import (
     Lambda as Lambda,
     Layer as Layer,
     Mode as Mode,
+    StatefulLayer as StatefulLayer,
     Wrapper as Wrapper,
     as_layer as as_layer,
+    compact as compact,
+    debug as debug,
+    init_fn as init_fn,
     jacobian_vector_product as jacobian_vector_product,
+    non_trainable as non_trainable,
     output_shape as output_shape,
     parameter_length as parameter_length,
     setup as setup,
@@ -54,6 +59,7 @@ from .diffeq import (
     NeuralDSDE as NeuralDSDE,
     NeuralODE as NeuralODE,
     NeuralSDE as NeuralSDE,
+    Observer as Observer,
     PortHamiltonian as PortHamiltonian,
     Regularized as Regularized,
     SecondOrder as SecondOrder,
@@ -62,9 +68,11 @@ from .diffeq import (
     Yoshida4 as Yoshida4,
     collocate as collocate,
     control_path as control_path,
+    growing_horizons as growing_horizons,
     moments as moments,
     multiple_shooting as multiple_shooting,
     raise_if_failed as raise_if_failed,
+    tightening_tolerances as tightening_tolerances,
     vector_field as vector_field,
 )
 from .equilibrium import (
@@ -172,5 +180,13 @@ from .operators import (
     divergence as divergence,
     laplacian as laplacian,
 )
-from .optimize import MinimizeResult as MinimizeResult, minimize as minimize
-from .parameters import SpectralNorm as SpectralNorm, WeightNorm as WeightNorm
+from .optimize import MinimizeResult as MinimizeResult, minimize as minimize, on_tree as on_tree
+from .parameters import (
+    Frozen as Frozen,
+    SpectralNorm as SpectralNorm,
+    WeightNorm as WeightNorm,
+    freeze as freeze,
+    layer_map as layer_map,
+    share_parameters as share_parameters,
+    unfreeze as unfreeze,
+)

@@ -96,3 +96,11 @@ def test_newton_through_a_solve():
     assert result.success
     np.testing.assert_allclose(result.params.weight, np.log(0.5), atol=1e-5)
     assert jax.tree.structure(result.params) == jax.tree.structure(ps)
+
+
+def test_line_searches_work_on_the_tree():
+    ps = lux.ComponentVector(START)
+    plain = lux.minimize(quadratic, ps, method=optax.lbfgs(), args=jnp.full(4, 3.0), max_steps=20)
+    on_tree = lux.minimize(quadratic, ps, method=lux.on_tree(optax.lbfgs(), ps), args=jnp.full(4, 3.0), max_steps=20)
+    np.testing.assert_allclose(on_tree.params.data, plain.params.data, rtol=1e-6)
+    np.testing.assert_allclose(on_tree.params.data, 3.0, atol=1e-6)

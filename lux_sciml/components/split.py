@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
-_FEWEST_PARTS, _MOST_NUMBERS = 16, 2**22  # fewer parts compile quickly anyway; of more numbers, copies cost run time
+_FEWEST_PARTS, _MOST_NUMBERS = 8, 2**22  # fewer parts compile quickly anyway; of more numbers, copies cost run time
 
 
 def split(x: jax.Array, sizes: tuple[int, ...]) -> list[jax.Array]:

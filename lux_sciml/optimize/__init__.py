@@ -2,3 +2,4 @@
 
 from .minimize import minimize as minimize
 from .result import MinimizeResult as MinimizeResult
+from .on_tree import on_tree as on_tree

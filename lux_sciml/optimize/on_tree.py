@@ -28,9 +28,17 @@ def on_tree(tx: Any, layout: Layout | ComponentVector) -> optax.GradientTransfor
         return tx.init(layout.unravel(params))
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        def flat_like(tree):
+            flat = layout.ravel(tree, updates.dtype)
+            return layout.wrap(flat) if isinstance(updates, ComponentVector) else flat
+
+        if "grad" in extra:
+            extra["grad"] = layout.unravel(extra["grad"])
+        if "value_fn" in extra:  # of a line search
+            value_fn = extra["value_fn"]
+            extra["value_fn"] = lambda tree, *args, **kwargs: value_fn(flat_like(tree), *args, **kwargs)
         params = None if params is None else layout.unravel(params)
         tree, state = tx.update(layout.unravel(updates), state, params, **extra)
-        flat = layout.ravel(tree, updates.dtype)
-        return (layout.wrap(flat) if isinstance(updates, ComponentVector) else flat), state
+        return flat_like(tree), state
 
     return optax.GradientTransformationExtraArgs(init, update)
