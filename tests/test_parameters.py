@@ -19,7 +19,7 @@ PATHS = ("layer_0.weight", "layer_1.weight")
 
 @pytest.mark.parametrize(
     ("layer", "x", "paths"),
-    [(NET, X, PATHS), (lux.Conv(3, 4, 2), X[None], ("weight", "bias")), (lux.Dense(3, 2), X, ())],
+    [(NET, X, PATHS), (lux.Conv(3, 4, 2), X[None], ("weight", "bias")), (lux.Dense(3, 2), X, [])],
     ids=["chain", "conv", "nothing"],
 )
 def test_weight_norm_starts_as_the_layer(key, layer, x, paths):
@@ -39,6 +39,12 @@ def test_weight_norm_is_its_formula(key):
     weight = v / np.sqrt((v**2).sum((0, 1, 2))) * np.array([1.0, 2.0, -3.0])
     x = RNG.normal(size=(1, 3, 3, 2))
     assert np.allclose(layer(x, ps, st)[0], layer.layer(x, {"weight": weight}, {})[0], atol=1e-13)
+
+
+def test_one_path_is_a_string():
+    assert repr(lux.WeightNorm(lux.Dense(2, 2), "bias")).splitlines()[1] == "    parameters = 'bias',"
+    assert lux.parameter_length(lux.SpectralNorm(lux.Dense(2, 2), "bias")) == 6
+    assert lux.parameter_length(lux.WeightNorm(lux.Dense(2, 2), "bias")) == 8
 
 
 def test_weight_norm_of_zeros_is_finite(key):

@@ -34,15 +34,15 @@ class RepeatedLayer(Wrapper):
         _require_count(self, self.repeats)
 
     def forward(self, x, ps, st):
-        def call(y, st):
+        def call(y, ps, st):
             return self.layer.forward((y, x) if self.input_injection else y, ps, st)
 
         def body(carry, _):
             y, leaves = carry
-            y, st_next = call(y, update(leaves))
+            y, st_next = call(y, ps, update(leaves))
             return (as_first(y), changed(st_next)), None
 
-        as_first, changed, update = _loop(self, call, x, st)
+        as_first, changed, update = _loop(self, call, x, ps, st, st)
         (y, leaves), _ = lax.scan(body, (as_first(x), changed(st)), length=self.repeats)
         return y, update(leaves)
 
@@ -82,12 +82,11 @@ class Stack(Layer):
             return x, st
 
         def body(x, copy):
-            ps, st = copy
-            y, st = self.layer.forward(x, ps, st)
+            y, st = self.layer.forward(x, *copy)
             return as_first(y), changed(st)
 
-        first_ps, first_st = jax.tree.map(lambda leaf: leaf[0], (ps, st))
-        as_first, changed, update = _loop(self, lambda x, st: self.layer.forward(x, first_ps, st), x, first_st, st)
+        one_copy = jax.eval_shape(lambda trees: jax.tree.map(lambda leaf: leaf[0], trees), (ps, st))
+        as_first, changed, update = _loop(self, self.layer.forward, x, *one_copy, st)
         body = jax.checkpoint(body, prevent_cse=False) if self.checkpoint else body
         y, leaves = lax.scan(body, as_first(x), (ps, st))
         return y, update(leaves)
@@ -118,23 +117,24 @@ def _in_order(tree: Any, outline: Any) -> Any:
     return tree if outline is None else {name: _in_order(tree[name], child) for name, child in outline.items()}
 
 
-def _loop(layer: Layer, call: Callable[[Any, Any], Any], x: Any, st: Any, stacked: Any = None):
-    """What a loop over `call` carries, from its trace at `x` and the state `st`: three functions.
+def _loop(layer: Layer, call: Callable[..., Any], x: Any, ps: Any, st: Any, whole: Any):
+    """What a loop over `y, st = call(y, ps, st)` carries, from one trace of the call, as three functions.
 
     `as_first(y)` casts to the types of the first output, which the carry of a scan must keep; `changed(st)` lists the
-    leaves of the state that the call does not pass through; `update(leaves)` puts them back. The others are never sent
-    through the scan, so that one sees that they are kept. Raises `ValueError` where the output is not like the input.
+    leaves of the state that the call does not pass through; `update(leaves)` puts them back into the `whole` state. The
+    others are never sent through the scan, so that one sees that they are kept.
+
+    Raises `ValueError` where the output is not like the input.
     """
-    stacked = st if stacked is None else stacked
     passed: list[bool] = []
 
-    def trace(x, st):
-        y, st_next = call(x, st)
+    def trace(x, ps, st):
+        y, st_next = call(x, ps, st)
         pairs = zip(jax.tree.leaves(st), jax.tree.leaves(st_next), strict=True)
         passed[:] = [before is after for before, after in pairs]
         return y
 
-    like = jax.eval_shape(trace, x, st)
+    like = jax.eval_shape(trace, x, ps, st)
     shapes = [jax.tree.map(jnp.shape, tree) for tree in (x, like)]
     if shapes[0] != shapes[1]:
         raise ValueError(
@@ -150,7 +150,7 @@ def _loop(layer: Layer, call: Callable[[Any, Any], Any], x: Any, st: Any, stacke
 
     def update(leaves):
         leaves = iter(leaves)
-        old, treedef = jax.tree.flatten(stacked)
+        old, treedef = jax.tree.flatten(whole)
         return treedef.unflatten([leaf if kept else next(leaves) for leaf, kept in zip(old, passed, strict=True)])
 
     return as_first, changed, update

@@ -1,7 +1,12 @@
 """Nested dicts of parameters, read and changed by paths such as `layer_0.weight`."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
+
+
+def as_tuple(paths: str | Sequence[str]) -> tuple[str, ...]:
+    """One path, or several, as a tuple."""
+    return (paths,) if isinstance(paths, str) else tuple(paths)
 
 
 def at_paths(tree: dict[str, Any], paths: Iterable[str], change: Callable[[str, Any], Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Spectral normalization: weights divided by their largest singular value."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..core import Layer, Mode
-from .paths import at_paths
+from .paths import as_tuple, at_paths
 
 _TINY = 1e-24  # keeps the norm of zero weights differentiable
 
@@ -15,7 +16,7 @@ _TINY = 1e-24  # keeps the norm of zero weights differentiable
 class SpectralNorm(Layer):
     r"""A layer whose chosen parameters are divided by their largest singular value: :math:`w / \sigma_{\max}(w)`.
 
-    `parameters` are paths in the parameters of the layer, `"weight"` by default, `"layer_0.weight"` in a Chain. An
+    `parameters` is a path in the parameters of the layer, such as `"layer_0.weight"` in a Chain, or several. An
     array counts as a matrix: its last axis, the output features, against all others. The singular value is estimated
     from below by power iteration, :math:`\sigma = \|W u\|` with a unit vector u in the state. In training each call
     takes `iterations` steps :math:`u \leftarrow W^T W u / \|W^T W u\|`, and the gradient treats u as a constant; in
@@ -36,7 +37,7 @@ class SpectralNorm(Layer):
     """
 
     layer: Layer
-    parameters: tuple[str, ...] = ("weight",)
+    parameters: str | Sequence[str] = "weight"
     iterations: int = 1
 
     def init_params(self, key):
@@ -52,7 +53,7 @@ class SpectralNorm(Layer):
             vector = jax.random.normal(jax.random.fold_in(key, len(u) + 1), weight.shape[-1:])
             u[path] = vector / _norm(vector)
 
-        at_paths(jax.eval_shape(self.layer.init_params, key), self.parameters, start)
+        at_paths(jax.eval_shape(self.layer.init_params, key), as_tuple(self.parameters), start)
         return {"layer": self.layer.init_state(jax.random.fold_in(key, 0)), "u": u, "mode": Mode.TRAIN}
 
     def forward(self, x, ps, st):
@@ -64,7 +65,7 @@ class SpectralNorm(Layer):
                 u[path] = _iterated(lax.stop_gradient(matrix), u[path], self.iterations)
             return weight / _norm(matrix @ u[path])
 
-        y, inner = self.layer.forward(x, at_paths(ps, self.parameters, normalized), st["layer"])
+        y, inner = self.layer.forward(x, at_paths(ps, as_tuple(self.parameters), normalized), st["layer"])
         return y, {**st, "layer": inner, "u": u}
 
 

@@ -1,11 +1,12 @@
 """Weight normalization: length and direction of weights as separate parameters."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
 
 from ..core import Layer
-from .paths import at_paths
+from .paths import as_tuple, at_paths
 
 _TINY = 1e-24  # keeps the length of zero weights differentiable
 
@@ -13,7 +14,7 @@ _TINY = 1e-24  # keeps the length of zero weights differentiable
 class WeightNorm(Layer):
     r"""A layer whose chosen parameters are given by length and direction: :math:`w = g \, v / \|v\|`.
 
-    `parameters` are paths in the parameters of the layer, `"weight"` by default, `"layer_0.weight"` in a Chain. Each
+    `parameters` is a path in the parameters of the layer, such as `"layer_0.weight"` in a Chain, or several. Each
     of these arrays becomes two: `g`, one length for each output feature (the last axis), and `v`, of the array's shape;
     the norm is taken over all other axes. At first `v` is the weight that the layer starts with and `g` its length, so
     that the layer starts as without the wrapper. The state is the layer's own.
@@ -29,16 +30,16 @@ class WeightNorm(Layer):
     """
 
     layer: Layer
-    parameters: tuple[str, ...] = ("weight",)
+    parameters: str | Sequence[str] = "weight"
 
     def init_params(self, key):
-        return at_paths(self.layer.init_params(key), self.parameters, _split)
+        return at_paths(self.layer.init_params(key), as_tuple(self.parameters), _split)
 
     def init_state(self, key):
         return self.layer.init_state(key)
 
     def forward(self, x, ps, st):
-        return self.layer.forward(x, at_paths(ps, self.parameters, _joined), st)
+        return self.layer.forward(x, at_paths(ps, as_tuple(self.parameters), _joined), st)
 
 
 def _split(path: str, weight: Any) -> dict[str, Any]:
