@@ -12,7 +12,9 @@ from .neural_dae import MassMatrixODE as MassMatrixODE, NeuralDAE as NeuralDAE
 from .neural_dde import NeuralDDE as NeuralDDE
 from .neural_ode import NeuralODE as NeuralODE
 from .neural_sde import NeuralDSDE as NeuralDSDE, NeuralSDE as NeuralSDE, moments as moments
+from .observer import Observer as Observer
 from .regularized import Regularized as Regularized
+from .schedules import growing_horizons as growing_horizons, tightening_tolerances as tightening_tolerances
 from .second_order import SecondOrder as SecondOrder
 from .split_ode import SplitODE as SplitODE
 from .structured import GradientFlow as GradientFlow, PortHamiltonian as PortHamiltonian
