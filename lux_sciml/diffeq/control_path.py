@@ -1,7 +1,5 @@
 """Paths through irregular, incomplete data, which drive controlled differential equations."""
 
-from typing import Any
-
 import diffrax
 import jax
 import jax.numpy as jnp
@@ -9,16 +7,18 @@ import jax.numpy as jnp
 INTERPOLATIONS = ("hermite", "linear", "rectilinear")
 
 
-def control_path(ts: jax.Array, xs: jax.Array, interpolation: str = "hermite") -> diffrax.AbstractGlobalInterpolation:
+def control_path(
+    ts: jax.Array, xs: jax.Array, interpolation: str = "hermite", *, with_time: bool = False
+) -> diffrax.AbstractGlobalInterpolation:
     """A path through `xs`, of shape `(times, ..., channels)`, at the times `ts`; NaN marks what was not observed.
 
     Each channel has gaps of its own: it is interpolated across them, keeps its last value after its last observation,
-    and is zero before its first.
+    and, where its first value is missing, starts from zero. `with_time` puts time before the channels.
 
     * `"hermite"`: cubic, with backward differences as slopes: smooth, and the one to take unless there is a reason.
     * `"linear"`: straight lines; its derivative jumps at `ts`.
-    * `"rectilinear"`: at no time uses an observation of later on, for predictions while data come in. Channels are held
-      while time goes on, and then jump: give time as a channel. It is a path over `0, 1, ..., 2 times - 2`, with the
+    * `"rectilinear"`: uses no observation before its time, for predictions while data come in. The channels are held
+      while time goes on, and then jump while time is held. It is a path over `0, 1, ..., 2 times - 2`, with the
       observations at the even numbers.
 
     Kidger et al., "Neural controlled differential equations", NeurIPS 2020; Morrill et al., "Neural controlled
@@ -29,26 +29,26 @@ def control_path(ts: jax.Array, xs: jax.Array, interpolation: str = "hermite") -
     >>> path.evaluate(1.0)
     Array([2.], dtype=float32)
     """
-    if interpolation not in INTERPOLATIONS:
-        raise ValueError(f"interpolation is one of {', '.join(map(repr, INTERPOLATIONS))}, got {interpolation!r}")
-    start = jnp.zeros((), xs.dtype)
+    require_interpolation(interpolation)
+    xs = xs.at[0].set(first_values(xs[0]))
     if interpolation == "rectilinear":
-        _, rows = diffrax.rectilinear_interpolation(ts, xs, replace_nans_at_start=start)
-        return diffrax.LinearInterpolation(jnp.arange(rows.shape[0], dtype=ts.dtype), rows)
-    fill = {"fill_forward_nans_at_end": True, "replace_nans_at_start": start}
+        ts, xs = diffrax.rectilinear_interpolation(ts, xs)
+    if with_time:
+        time = ts.reshape(-1, *(1 for _ in xs.shape[1:])).astype(xs.dtype)
+        xs = jnp.concatenate([jnp.broadcast_to(time, (*xs.shape[:-1], 1)), xs], axis=-1)
+    if interpolation == "rectilinear":
+        return diffrax.LinearInterpolation(jnp.arange(ts.size, dtype=ts.dtype), xs)
     if interpolation == "linear":
-        return diffrax.LinearInterpolation(ts, diffrax.linear_interpolation(ts, xs, **fill))
-    return diffrax.CubicInterpolation(ts, diffrax.backward_hermite_coefficients(ts, xs, **fill))
+        return diffrax.LinearInterpolation(ts, diffrax.linear_interpolation(ts, xs, fill_forward_nans_at_end=True))
+    coefficients = diffrax.backward_hermite_coefficients(ts, xs, fill_forward_nans_at_end=True)
+    return diffrax.CubicInterpolation(ts, coefficients)
 
 
-def with_time(ts: jax.Array, xs: jax.Array, counts: bool) -> jax.Array:
-    """The data `(..., times, channels)` with time as the first channel; with `counts`, the observations so far behind.
+def first_values(x: jax.Array) -> jax.Array:
+    """The observations at the first time, zero where there are none."""
+    return jnp.where(jnp.isnan(x), 0, x)
 
-    The count of each channel is that of the observations until now, divided by the number of times: what was observed
-    when may say as much as what was seen.
-    """
-    time = jnp.broadcast_to(ts[..., None], (*xs.shape[:-1], 1)).astype(xs.dtype)
-    parts: list[Any] = [time, xs]
-    if counts:
-        parts.append(jnp.cumsum(~jnp.isnan(xs), axis=-2).astype(xs.dtype) / xs.shape[-2])
-    return jnp.concatenate(parts, axis=-1)
+
+def require_interpolation(name: str) -> None:
+    if name not in INTERPOLATIONS:
+        raise ValueError(f"interpolation is one of {', '.join(map(repr, INTERPOLATIONS))}, got {name!r}")

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ..core import Container, Layer
-from .control_path import INTERPOLATIONS, control_path, with_time
+from .control_path import control_path, first_values, require_interpolation
 from .options import SolverOptions
 from .solve import batched, floating, output, renewed, solve, times_like
 from .vector_field import FrozenLayer
@@ -22,8 +22,9 @@ class NeuralCDE(Container, SolverOptions):
     Input: `(ts, xs)`, times `(times,)` and data `(times, channels)` or `(batch, times, channels)`; with
     `batching="vmap"` every sample may have its own times, `(batch, times)`. NaN marks what was not observed. The path
     has time as its first channel and then those of the data; with `counts` also, for each of them, the number of
-    observations so far. So it has `C = 1 + channels` channels, or `C = 1 + 2 channels`. `interpolation` says how it
-    runs between the data: `"hermite"`, `"linear"` or `"rectilinear"`; see `lux.control_path`.
+    observations so far, divided by that of the times. So it has `C = 1 + channels` channels, or `C = 1 + 2 channels`.
+    `interpolation` says how it runs between the data: `"hermite"`, `"linear"` or `"rectilinear"`, see
+    `lux.control_path`.
 
     Children: `model`, the layer `f`, maps `(..., hidden)` to `(..., hidden, C)`, or to `(..., hidden * C)`, which is
     reshaped; `initial`, the layer zeta, maps `(..., C)` to `(..., hidden)`. The output is a `diffrax.Solution` with the
@@ -50,25 +51,23 @@ class NeuralCDE(Container, SolverOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.interpolation not in INTERPOLATIONS:
-            kinds = ", ".join(map(repr, INTERPOLATIONS))
-            raise ValueError(f"interpolation is one of {kinds}, got {self.interpolation!r}")
+        require_interpolation(self.interpolation)
 
     def forward(self, x, ps, st):
         ts, xs = self._inputs(x)
-        rows = with_time(ts, xs, self.counts)
-        first = jnp.where(jnp.isnan(rows[..., 0, :]), 0, rows[..., 0, :])
+        first = jnp.concatenate([jnp.broadcast_to(ts[..., :1], (*xs.shape[:-2], 1)), first_values(xs[..., 0, :])], -1)
         y0, st_initial = self.initial.forward(first, ps["initial"], st["initial"])
         frozen = FrozenLayer(self.model, st["model"], on_state_update=self.on_state_update)
 
-        def one(y0, rows, ts):
-            path = control_path(ts, jnp.moveaxis(rows, -2, 0), self.interpolation)
+        def one(y0, xs, ts):
+            y0, ts = _where_increasing(ts, y0)
+            path = control_path(ts, jnp.moveaxis(xs, -2, 0), self.interpolation, with_time=True)
             times = path.ts[::2] if self.interpolation == "rectilinear" else ts
             term = diffrax.ODETerm(ControlledField(frozen, path))
             sol = solve(self, term, y0, times, ps, controller=self._controller(path))
             return sol if self.output == "final" or self.saveat is not None else dataclasses.replace(sol, ts=ts)
 
-        sol = batched(self, st, one, (y0, rows), ts)
+        sol = batched(self, st, one, (y0, xs), ts)
         after = {"model": renewed(self, self.model, y0, ps["model"], st["model"]), "initial": st_initial}
         return output(self, sol), after
 
@@ -79,8 +78,9 @@ class NeuralCDE(Container, SolverOptions):
         ts = times_like(x[0], xs, self.batching)
         if xs.ndim < 2 or xs.shape[-2] != ts.shape[-1]:
             raise ValueError(f"data for times of shape {ts.shape} has shape (..., times, channels), got {xs.shape}")
-        if not isinstance(ts, jax.core.Tracer) and not bool(jnp.all(ts[..., 0] < ts[..., -1])):
-            raise ValueError("the times of a NeuralCDE must increase")
+        if self.counts:
+            seen = jnp.cumsum(~jnp.isnan(xs), axis=-2) / xs.shape[-2]
+            xs = jnp.concatenate([xs, seen.astype(xs.dtype)], axis=-1)
         return ts, xs
 
     def _controller(self, path: Any) -> diffrax.AbstractStepSizeController:
@@ -89,6 +89,14 @@ class NeuralCDE(Container, SolverOptions):
         if self.stepsize_controller is not None or self.interpolation == "hermite":
             return controller
         return diffrax.ClipStepSizeController(controller, jump_ts=path.ts[1:-1])
+
+
+def _where_increasing(ts: jax.Array, y0: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The initial value, NaN where the times do not increase, and times that do; `ValueError` where they are known."""
+    good = jnp.all(jnp.diff(ts) > 0)
+    if not isinstance(good, jax.core.Tracer) and not good:
+        raise ValueError("the times of a NeuralCDE must increase")
+    return jnp.where(good, y0, jnp.nan), jnp.where(good, ts, jnp.arange(ts.size, dtype=ts.dtype))
 
 
 class ControlledField(eqx.Module):

@@ -152,13 +152,13 @@ class Noise(diffrax.AbstractTerm):
 
 
 def moments(ys: jax.Array, axis: int = 1) -> tuple[jax.Array, jax.Array]:
-    r"""Mean and variance of an ensemble of paths along an axis, by default that of `trajectories` in `ys`.
+    """Mean and variance of an ensemble of paths along an axis, by default that of `trajectories` in `ys`.
 
-        The variance is the unbiased one. Raises `ValueError` where there are fewer than two paths.
+    The variance is the unbiased one. Raises `ValueError` where there are fewer than two paths.
 
-        >>> import jax.numpy as jnp
-            >>> moments(jnp.array([[1.0, 3.0], [2.0, 2.0]]))
-        (Array([2., 2.], dtype=float32), Array([2., 0.], dtype=float32))
+    >>> import jax.numpy as jnp
+    >>> moments(jnp.array([[1.0, 3.0], [2.0, 2.0]]))
+    (Array([2., 2.], dtype=float32), Array([2., 0.], dtype=float32))
     """
     if ys.ndim <= axis or ys.shape[axis] < 2:
         raise ValueError(f"moments need two paths or more along axis {axis}, got an array of shape {ys.shape}")
