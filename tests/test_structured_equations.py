@@ -76,6 +76,42 @@ def _empty(layer):
     return lux.setup(jax.random.key(0), layer, flat=False)
 
 
+def test_a_port_takes_in_what_the_control_does():
+    """q' = p, p' = -q + u with u = 1: a circle around (1, 0)."""
+
+    class Force(lux.Layer):
+        def forward(self, x, ps, st):
+            return jnp.broadcast_to(jnp.array([0.0, 1.0], x.dtype), x.shape), st
+
+    field = lux.PortHamiltonian(kinetic, port=Force())
+    node = lux.NeuralODE(field, ts=[0.0, 1.0, 2.0], controlled=True)
+    u = diffrax.LinearInterpolation(jnp.array([0.0, 3.0]), jnp.ones((2, 1)))
+    sol, _ = node((jnp.zeros(2), u), *_empty(field))
+    np.testing.assert_allclose(sol.ys, np.stack([1 - np.cos(sol.ts), np.sin(sol.ts)], -1), atol=1e-5)
+
+
+@pytest.mark.parametrize("law", [lux.HamiltonianNN, lux.LagrangianNN])
+def test_the_energy_of_hamiltonian_and_lagrangian_equations_is_kept_to_1e_6(law):
+    """A net for the potential, and a kinetic energy with a mass that depends on the place, which does not separate."""
+    net, mass = lux.Chain(lux.Dense(1, 3, jnp.tanh), lux.Dense(3, 1)), lux.Lambda(lambda q: 1 + q**2 / 2)
+    ps, st = lux.setup(jax.random.key(0), net)
+    ps = ps.tree()
+
+    def energy(z, law=law):
+        q, v = z[..., :1], z[..., 1:]
+        m, potential = mass.function(q), net.forward(q, ps, st)[0]
+        return (v**2 / m if law is lux.HamiltonianNN else m * v**2) / 2 + potential
+
+    def model(z):
+        return energy(z) if law is lux.HamiltonianNN else energy(z) - 2 * energy(z.at[..., 1].set(0.0))
+
+    node = lux.NeuralODE(law(lux.Lambda(model)), ts=np.linspace(0.0, 10.0, 5), rtol=1e-9, atol=1e-9)
+    sol, _ = node(jnp.array([0.3, 0.8]), {}, {})
+    values = energy(sol.ys)
+    assert jnp.ptp(sol.ys[:, 0]) > 1.0
+    np.testing.assert_allclose(values, jnp.broadcast_to(values[0], values.shape), atol=1e-6)
+
+
 # --- symplectic solvers -------------------------------------------------------------------------------------------
 
 

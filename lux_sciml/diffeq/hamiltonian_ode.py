@@ -7,10 +7,11 @@ import diffrax
 
 from ..core import Container, Layer, Wrapper
 from ..core.structure import parameter_tree
+from ..nn.hamiltonian import energy_gradient
 from .of_child import OfChild
 from .options import SolverOptions
 from .solve import batched, initial_value_and_times, output, renewed, save_times, solve
-from .structured import GradientFlow, energy_gradient
+from .structured import GradientFlow
 from .symplectic import Verlet
 from .vector_field import vector_field
 

@@ -1,29 +1,10 @@
 """Vector fields with structure: gradient flows and port-Hamiltonian systems."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from ..core import Container, Layer, Wrapper
-
-
-def energy_gradient(energy: Layer, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
-    """The gradient, sample by sample, of a layer `(..., n) -> (..., 1)` or `(...)`, and the layer's next state.
-
-    Raises `ValueError` for an output that is not one number for each sample.
-    """
-
-    def total(x):
-        value, after = energy.forward(x, ps, st)
-        if value.shape not in (x.shape[:-1], (*x.shape[:-1], 1)):
-            raise ValueError(
-                f"an energy is one number for each sample, of shape {x.shape[:-1]} or {(*x.shape[:-1], 1)} for inputs "
-                f"{x.shape}; this {type(energy).__name__} gives {value.shape}"
-            )
-        return jnp.sum(value), after
-
-    return jax.grad(total, has_aux=True)(x)
+from ..nn.hamiltonian import energy_gradient
 
 
 class GradientFlow(Wrapper):
@@ -58,7 +39,8 @@ class PortHamiltonian(Container):
     * `interconnection`: a matrix `A` with `J = A - A^T`, `(..., n n)`; `None` for the canonical one of `x = (q, p)`;
     * `port`: the matrix `G`, `(..., n m)`; `None` for a closed system.
 
-    The input is `x`, or with a `port` the tuple `(x, u)` with `u` of shape `(..., m)`.
+    The input is `x`, or with a `port` the tuple `(x, u)` with `u` of shape `(..., m)`, as `NeuralODE` gives it with
+    `controlled=True`.
 
     van der Schaft, Jeltsema, "Port-Hamiltonian systems theory", 2014. Raises `ValueError` for inputs and matrices of
     other sizes.
