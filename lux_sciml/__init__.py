@@ -64,6 +64,7 @@ from .diffeq import (
     Regularized as Regularized,
     SecondOrder as SecondOrder,
     SplitODE as SplitODE,
+    UDE as UDE,
     Verlet as Verlet,
     Yoshida4 as Yoshida4,
     collocate as collocate,

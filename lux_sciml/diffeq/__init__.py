@@ -19,4 +19,5 @@ from .second_order import SecondOrder as SecondOrder
 from .split_ode import SplitODE as SplitODE
 from .structured import GradientFlow as GradientFlow, PortHamiltonian as PortHamiltonian
 from .symplectic import Verlet as Verlet, Yoshida4 as Yoshida4
+from .universal import UDE as UDE
 from .vector_field import vector_field as vector_field
