@@ -16,3 +16,16 @@ def made_in_current_trace(x: Any) -> bool:
         return isinstance(x, jax.core.Tracer) and x._trace is trace_ctx.trace
     except (ImportError, AttributeError):
         return False
+
+
+def trace_state() -> Any:
+    """A value that is equal in two places where the same transforms are tracing.
+
+    Where JAX's internals have moved, it is `None` everywhere: a leaked tracer is then JAX's own error, later.
+    """
+    try:
+        from jax.extend.core import get_opaque_trace_state
+
+        return get_opaque_trace_state(convention="nnx")
+    except (ImportError, TypeError):
+        return None

@@ -14,7 +14,9 @@ def show(layer: Any) -> str:
     count, states = _counts(layer)
     if len(lines) == 1:
         return _comment(lines[0].rstrip(","), _counted(count, states), _COLUMN_ALONE)
-    lines[-1] = ")"
+    lines[-1] = lines[-1].removesuffix(",")
+    if _written(layer):
+        lines.append("")
     if count or states:
         lines[-1] += f"         # Total: {count:_} parameters" + ("," if states else ".")
     if states:
@@ -30,12 +32,13 @@ def option_text(layer: Any) -> str:
 def _lines(layer: Any, name: str, depth: int) -> list[str]:
     """The lines of one layer; the last one ends in a comma."""
     pad, label = " " * (_INDENT * depth), f"{name} = " if name else ""
-    inside = _inside(layer)
-    if not inside:
+    inside, written = _inside(layer), _written(layer)
+    if not inside and not written:
         count, states = _counts(layer) if depth else (0, 0)
         return [_comment(f"{pad}{label}{option_text(layer)},", _counted(count, states), _COLUMN)]
-    out = [f"{pad}{label}{type(layer).__name__}("]
-    out += [f"{pad}{' ' * _INDENT}{option}," for option in _options(layer, skip=inside)]
+    options, body = written or (_options(layer, skip=inside), [])
+    out = [f"{pad}{label}{'@compact' if written else type(layer).__name__}("]
+    out += [f"{pad}{' ' * _INDENT}{option}," for option in options]
     items = list(inside.items())
     while items:
         run = _run_of_equals(items)
@@ -49,7 +52,13 @@ def _lines(layer: Any, name: str, depth: int) -> list[str]:
             lines = [_comment(text, _counted(count, states, run), _COLUMN)]
         out += lines
         del items[:run]
-    return [*out, f"{pad}),"]
+    return [*out, f"{pad})", *(pad + line for line in body)] if written else [*out, f"{pad}),"]
+
+
+def _written(layer: Any) -> tuple[list[str], list[str]] | None:
+    """Of a layer that `@compact` made: the lines of its values that are no layers, and its body."""
+    printed = getattr(type(layer), "printed", None)
+    return printed and printed(layer)
 
 
 def _inside(layer: Any) -> dict[str, Any]:

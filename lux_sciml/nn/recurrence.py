@@ -102,12 +102,13 @@ class BidirectionalRNN(Container):
         return (y, tuple(carries)) if self.return_carry else y, out
 
 
-class StatefulRecurrentCell(Wrapper):
+class StatefulRecurrentCell(Layer):
     """A recurrent cell that keeps its carry in its state: called with one step at a time, it goes on where it was.
 
-    Input `(*batch_shape, features)`, output `(*batch_shape, out)`. State: `cell`, `carry` and `started`. As long as
-    `started` is false the cell's initial carry is taken; `lux.update_state(st, "started", jnp.array(False))` starts
-    anew. The batch is part of the state's shape and so must be given. Raises `ValueError` for another one.
+    Input `(*batch_shape, features)`, output `(*batch_shape, out)`. Parameters: the cell's. State: `cell`, `carry` and
+    `started`. As long as `started` is false the cell's initial carry is taken; `lux.update_state(st, "started",
+    jnp.array(False))` starts anew. The batch is part of the state's shape and so must be given. Raises `ValueError` for
+    another one.
 
     >>> import jax, jax.numpy as jnp, lux_sciml as lux
     >>> cell = lux.StatefulRecurrentCell(lux.GRUCell(2, 3), batch_shape=(8,))
@@ -125,6 +126,9 @@ class StatefulRecurrentCell(Wrapper):
         _require_cell(self, self.cell)
         if isinstance(self.batch_shape, int):
             self.batch_shape = (self.batch_shape,)
+
+    def init_params(self, key):
+        return self.cell.init_params(key)
 
     def init_state(self, key):
         dtype = jax.dtypes.canonicalize_dtype(float)

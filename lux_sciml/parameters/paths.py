@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from ..components import Layout
+
 
 def as_tuple(paths: str | Sequence[str]) -> tuple[str, ...]:
     """One path, or several, as a tuple."""
@@ -23,3 +25,10 @@ def _at_path(tree: Any, keys: list[str], path: str, change: Callable[[str, Any],
         has = f"the names here are {', '.join(tree)}" if isinstance(tree, dict) and tree else "nothing is below"
         raise ValueError(f"there is no parameter {path!r}: {keys[0]!r} is not found, {has}")
     return {key: _at_path(child, keys[1:], path, change) if key == keys[0] else child for key, child in tree.items()}
+
+
+def in_order(tree: Any, layout: Layout) -> Any:
+    """The nested dict with its keys in the declared order, that of `layout`."""
+    if not isinstance(tree, dict):
+        return tree
+    return {key: in_order(tree[key], child) for key, child in layout.children.items()}
