@@ -73,6 +73,16 @@ def test_only_what_changes_in_the_state_goes_through_the_scan(key):
         lux.NeuralODE(layer, ts=jnp.linspace(0.0, 0.1, 2))(X, ps, st)
 
 
+def test_a_state_that_changes_in_part(key):
+    for layer in (lux.Stack(BLOCK, 2), lux.RepeatedLayer(BLOCK, 2)):
+        ps, st = lux.setup(key, layer)
+        st = {**st, "layer_1": lux.testmode(st["layer_1"])}
+        after = layer(X, ps, st)[1]
+        assert after["layer_1"]["running_mean"] is st["layer_1"]["running_mean"]
+        assert after["layer_1"]["running_var"] is st["layer_1"]["running_var"]
+        assert np.all(jax.random.key_data(after["layer_2"]["key"]) != jax.random.key_data(st["layer_2"]["key"]))
+
+
 def test_an_empty_stack_is_the_identity(key):
     for layer in (lux.Stack(BLOCK, 0), lux.RepeatedLayer(BLOCK, 0)):
         ps, st = lux.setup(key, layer)
