@@ -12,8 +12,7 @@ demo: $(VENV)/plot
 test: $(VENV)/test
 	$(BIN)/python -m pytest
 
-# The same, and the comparisons with PyTorch. pip takes PyTorch's CPU build where an index offers it, such as
-# PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+# The same, and the comparisons with PyTorch, whose CPU build is enough.
 test-extras: $(VENV)/test-extras
 	$(BIN)/python -m pytest
 
