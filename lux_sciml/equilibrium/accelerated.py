@@ -115,7 +115,9 @@ class Accelerated(optx.AbstractFixedPointSolver):
         broken = state.broken | (~finite & (first | (state.halvings >= HALVINGS)))
         done = state.done | (best[1] < 1) | broken
 
-        history = self._push(state, y_rows, g, finite & ~first)
+        noise = 4 * jnp.finfo(g.dtype).eps * jnp.linalg.norm(f_rows, axis=1)  # no direction is to be had from rounding
+        known = jnp.linalg.norm(g - state.last[1], axis=1) > noise
+        history = self._push(state, y_rows, g, finite & known & ~first)
         full = self.direction(history, g)
         full = jnp.where(jnp.all(jnp.isfinite(full), axis=1, keepdims=True), full, g)
         base_y, base_error = _where(accept, (y_rows, error), state.base)

@@ -185,7 +185,7 @@ class DeepEquilibrium(Container, EquilibriumOptions):
         figures = {
             "residual": residual,
             "steps": found.steps,
-            "evaluations": found.evaluations + (self.initial == "cell"),
+            "evaluations": found.evaluations + int(self.initial == "cell"),
             "converged": found.okay,
             "skip_loss": squares(distance) / sum(leaf.size for leaf in jax.tree.leaves(z)),
         }
@@ -205,7 +205,7 @@ class DeepEquilibrium(Container, EquilibriumOptions):
         _, apply = jax.linearize(lambda z: self._residual(z, args), z)
         transposed = jax.linear_transpose(apply, z)
         linear, rtol = self.chosen_adjoint().linear_solve(z, tolerances)
-        return solve_and_check(lambda v: transposed(v)[0], cotangent, linear, rtol)[1]
+        return solve_and_check(lambda v: transposed(v)[0], cotangent, linear, rtol, trust=False)[1]
 
     def _random(self) -> bool:
         return bool(self.jacobian_probes or self.radius_steps or self.check_backward)

@@ -57,7 +57,7 @@ class EquilibriumOptions(Layer, kw_only=True):
     adjoint: Any = "auto"
     on_failure: str = "flag"
     batching: str = "joint"
-    batch_shape: tuple[int, ...] | None = None
+    batch_shape: int | tuple[int, ...] | None = None
     on_state_update: str = "raise"
 
     def __post_init__(self):
