@@ -57,6 +57,12 @@ def test_solvers_and_controllers_of_diffrax_pass_through(options):
     np.testing.assert_allclose(sol.ys, exact([1.0, -0.5], TS), rtol=1e-5, atol=1e-5)
 
 
+def test_fixed_steps_go_with_the_times():
+    node = lux.NeuralODE(LINEAR, ts=TS[::-1], stepsize_controller=diffrax.ConstantStepSize(), dt0=0.01)
+    sol, _ = node(jnp.array([1.0, -0.5]), linear_parameters(), {})
+    np.testing.assert_allclose(sol.ys, exact([1.0, -0.5], TS[::-1]), rtol=1e-6)
+
+
 @pytest.mark.parametrize("solver", [diffrax.Heun, diffrax.Midpoint, diffrax.Bosh3, diffrax.Tsit5, diffrax.Dopri5])
 def test_written_out_stages_give_diffrax_own_numbers(solver):
     node = lux.NeuralODE(LINEAR, ts=TS, stepsize_controller=diffrax.ConstantStepSize(), dt0=0.1)
@@ -222,6 +228,13 @@ def test_a_solution_that_blows_up_ends_early():
     assert not diffrax.is_okay(sol.result)
     assert sol.stats["num_steps"] < 500
     assert jnp.all(jnp.isnan(sol.ys))
+
+
+def test_a_step_out_of_the_domain_is_tried_again_shorter():
+    node = lux.NeuralODE(lux.Lambda(lambda y: -jnp.sqrt(y)), ts=[0.0, 1.9], dt0=1.8)  # y = (1 - t / 2)^2
+    sol, _ = node(jnp.ones(1), {}, {})
+    assert sol.stats["num_rejected_steps"] > 0
+    np.testing.assert_allclose(sol.ys[:, 0], [1.0, 0.05**2], rtol=1e-4)
 
 
 def test_fixed_steps_through_nan_are_a_failure():

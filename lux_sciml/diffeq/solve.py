@@ -80,7 +80,7 @@ def solve(
         unrolled(layer.option("solver")),
         ts[0],
         ts[-1],
-        None if layer.dt0 is None else jnp.asarray(layer.dt0, ts.dtype),
+        None if layer.dt0 is None else jnp.copysign(jnp.asarray(layer.dt0, ts.dtype), ts[-1] - ts[0]),
         y0,
         ps,
         saveat=saveat,
