@@ -29,7 +29,8 @@ class SolverOptions(Layer, kw_only=True):
 
     * `solver`: any diffrax solver. `rtol`, `atol`: tolerances of the default PID controller, tight enough for
       quasi-Newton methods, which stall on the noise of looser ones. `stepsize_controller`: any of diffrax's, instead.
-    * `dt0`: the size of the first step, in the direction of the times; `None` chooses one. `max_steps`: the most steps of a solve.
+    * `dt0`: the size of the first step, in the direction of the times; `None` chooses one. `max_steps`: the most steps
+      of a solve.
     * `adjoint`: how the solve is differentiated. `"auto"` is checkpointed reverse mode, unless `lux.derivatives`, or
       one of the functions that set it, asks for forward mode or for both. By name: `"checkpointed"` (reverse mode, the
       discrete gradient), `"direct"` (all modes and orders, slower), `"forward"`, `"backsolve"` (reverse mode by the

@@ -19,8 +19,8 @@ class MLP(Wrapper):
 
     `MLP(2, (32, 32), 1)` is `Chain(Dense(2, 32, tanh), Dense(32, 32, tanh), Dense(32, 1))`, with its parameters
     `layer_0`, `layer_1`, .... `last_activation` follows the last layer. With `norm`, a function of the number of
-    features such as `lux.LayerNorm`, each hidden layer is `Chain(Dense, norm, activation)`; with `dropout_rate`, dropout
-    comes after it; with `residual`, hidden layers that keep the number of features get a way around them.
+    features such as `lux.LayerNorm`, each hidden layer is `Chain(Dense, norm, activation)`; with `dropout_rate`,
+    dropout comes after it; with `residual`, hidden layers that keep the number of features get a way around them.
 
     Input `(..., in_features)`, output `(..., out_features)`.
 
