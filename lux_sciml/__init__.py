@@ -140,6 +140,7 @@ from .nn import (
     KANLayer as KANLayer,
     LagrangianNN as LagrangianNN,
     LayerNorm as LayerNorm,
+    LearnedPositionalEmbedding as LearnedPositionalEmbedding,
     LegendreBasis as LegendreBasis,
     LPPool as LPPool,
     LSTMCell as LSTMCell,

@@ -181,6 +181,14 @@ def test_rotary_embedding_knows_distances_only():
         layer(q[:, 0], {}, {})
 
 
+def test_learned_embedding(key):
+    layer = lux.LearnedPositionalEmbedding(5, 4)
+    ps, st = lux.setup(key, layer)
+    assert np.allclose(layer(X, ps, st)[0], X + np.asarray(ps.embedding)) and 0.01 < np.std(ps.embedding) < 0.03
+    with pytest.raises(ValueError, match=r"\(\.\.\., 5, 4\), got \(3, 4, 4\)"):
+        layer(X[:, :4], ps, st)
+
+
 # --- transformers -------------------------------------------------------------------------------------------------
 
 
@@ -224,6 +232,7 @@ LAYERS = [
     (lux.MultiHeadAttention(4, dropout_rate=0.3), X[0], {"batch_axis": None, "derivatives": ("reverse",)}),
     (lux.SinusoidalPositionalEmbedding(4, max_freq=2.0), X[..., 0], {}),
     (lux.RotaryPositionalEmbedding(4), X[:, :, None], {}),
+    (lux.LearnedPositionalEmbedding(5, 4), X, {}),
     (lux.ClassTokens(4), X, {}),
     (lux.PatchEmbedding(2, 1, 3), RNG.normal(size=(2, 4, 4, 1)), {}),
     (lux.TransformerEncoderBlock(4, 2, 3), X[:, :3], {"derivatives": ("reverse",)}),

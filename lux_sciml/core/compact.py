@@ -103,7 +103,7 @@ class Compact(Container):
     options: Mapping[str, Any]
     order: tuple[str, ...]
 
-    def __init__(self, function: Callable, **values: Any):
+    def __init__(self, function: Callable, /, **values: Any):
         layers, groups, entries, options = {}, {}, {}, {}
         for name, value in values.items():
             refuse_reserved(name)

@@ -57,6 +57,7 @@ from .pool import (
     MeanPool as MeanPool,
 )
 from .positional import (
+    LearnedPositionalEmbedding as LearnedPositionalEmbedding,
     RotaryPositionalEmbedding as RotaryPositionalEmbedding,
     SinusoidalPositionalEmbedding as SinusoidalPositionalEmbedding,
     apply_rotary as apply_rotary,

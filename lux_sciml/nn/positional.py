@@ -1,6 +1,7 @@
 """Where a token stands: sinusoidal and rotary embeddings of positions."""
 
 import math
+from collections.abc import Callable
 from dataclasses import field
 from typing import Any
 
@@ -9,6 +10,8 @@ import jax.numpy as jnp
 
 from ..core import Layer
 from ..core.display import option_text
+from ..initializers import Normal
+from .shapes import require_last
 
 
 class SinusoidalPositionalEmbedding(Layer):
@@ -75,6 +78,32 @@ class RotaryPositionalEmbedding(Layer):
             )
         positions = jnp.arange(x.shape[-3]) if positions is None else positions
         return apply_rotary(x, rotary_angles(positions, self.features, base=self.base, dtype=x.dtype)), st
+
+
+class LearnedPositionalEmbedding(Layer):
+    """Adds a trained vector to each token: `y = x + embedding`.
+
+    Input and output `(..., tokens, features)`. Parameter: `embedding` `(tokens, features)`, drawn by `init`, by default
+    from N(0, 0.02^2). Dosovitskiy et al., "An image is worth 16x16 words", ICLR 2021. Raises `ValueError` for inputs of
+    another shape.
+
+    >>> import jax, jax.numpy as jnp, lux_sciml as lux
+    >>> layer = lux.LearnedPositionalEmbedding(5, 16)
+    >>> ps, st = lux.setup(jax.random.key(0), layer)
+    >>> layer(jnp.ones((8, 5, 16)), ps, st)[0].shape
+    (8, 5, 16)
+    """
+
+    tokens: int
+    features: int
+    init: Callable = field(default=Normal(0.02), kw_only=True)
+
+    def init_params(self, key):
+        return {"embedding": self.init(key, (self.tokens, self.features), jax.dtypes.canonicalize_dtype(float))}
+
+    def forward(self, x, ps, st):
+        require_last(self, x, (self.tokens, self.features))
+        return x + ps["embedding"], st
 
 
 def rotary_angles(positions: Any, features: int, *, base: float = 10_000.0, dtype: Any = None) -> jax.Array:
