@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core import Container, Layer
+from .of_child import OfChild
 from .options import SolverOptions
 from .solve import batched, initial_value_and_times, output, renewed, save_times, solve
-from .vector_field import FrozenLayer, vector_field
+from .vector_field import Field, FrozenLayer
 
 
 class _StochasticEquation(Container, SolverOptions):
@@ -47,11 +48,13 @@ class _StochasticEquation(Container, SolverOptions):
         if not isinstance(ts, jax.core.Tracer):
             _require_forward(np.asarray(ts))
         key, next_key = jax.random.split(st["key"])
+        frozen = FrozenLayer(self.drift, st["drift"], self.time_dependent, self.on_state_update)
+        drift = OfChild("drift", Field(frozen))
 
         def one(y0, key, ts):
             if self.trajectories is not None:
                 y0 = jax.tree.map(lambda y: jnp.broadcast_to(y, (self.trajectories, *y.shape)), y0)
-            terms = diffrax.MultiTerm(diffrax.ODETerm(self._drift(st)), self._noise(y0, key, ts, ps, st))
+            terms = diffrax.MultiTerm(diffrax.ODETerm(drift), self._noise(y0, key, ts, ps, st))
             fixed = self.stepsize_controller is None
             return solve(self, terms, y0, ts, ps, controller=diffrax.ConstantStepSize() if fixed else None)
 
@@ -60,11 +63,6 @@ class _StochasticEquation(Container, SolverOptions):
         start = (ts[0], y0) if self.time_dependent else y0
         after = {name: renewed(self, child, start, ps[name], st[name]) for name, child in self.children.items()}
         return output(self, sol), {**after, "key": next_key}
-
-    def _drift(self, st: Any) -> Callable[..., Any]:
-        options = {"time_dependent": self.time_dependent, "on_state_update": self.on_state_update}
-        drift = vector_field(self.drift, st["drift"], **options)
-        return lambda t, y, ps: drift(t, y, ps["drift"])
 
     def _noise(self, y0: Any, key: jax.Array, ts: jax.Array, ps: Any, st: Any) -> "Noise":
         frozen = FrozenLayer(self.diffusion, st["diffusion"], self.time_dependent, self.on_state_update)

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..components import ComponentVector
-from ..core import Constant, Layer, Mode
-from ..core.state import is_random_key
+from ..core import Constant, Layer
 from ..core.structure import parameter_layout
 from .failure import mark_failure
+from .frozen_state import refuse_training, renewed_keys
 from .options import SolverOptions
 from .unrolled import unrolled
 
@@ -98,7 +98,7 @@ def batched(layer: SolverOptions, st: Any, one: Callable[..., Any], samples: tup
     """`one(*samples, ts)`; with `batching="vmap"` for each sample along the first axis by itself."""
     if layer.batching == "joint":
         return one(*samples, ts)
-    _require_no_training(st)
+    refuse_training(st)
     return eqx.filter_vmap(one, in_axes=(*(0 for _ in samples), 0 if ts.ndim == 2 else None))(*samples, ts)
 
 
@@ -114,19 +114,7 @@ def output(layer: SolverOptions, sol: diffrax.Solution) -> Any:
 
 def renewed(layer: SolverOptions, model: Layer, x: Any, ps: Any, st: Any) -> Any:
     """The state after a solve that froze it; where updates are discarded, its random keys are advanced by one call."""
-    if layer.on_state_update == "raise" or not any(map(is_random_key, jax.tree.leaves(st))):
-        return st
-    after = model.forward(x, ps, st)[1]
-    return jax.tree.map(lambda old, new: new if is_random_key(old) else old, st, after)
-
-
-def _require_no_training(st: Any) -> None:
-    modes = jax.tree.leaves(st, is_leaf=lambda x: isinstance(x, Mode))
-    if Mode.TRAIN in [mode for mode in modes if isinstance(mode, Mode)]:
-        raise ValueError(
-            'batching="vmap" solves every sample by itself, where a state in training has no meaning; '
-            'pass `lux.testmode(st)` or use batching="joint"'
-        )
+    return st if layer.on_state_update == "raise" else renewed_keys(st, lambda: model.forward(x, ps, st)[1])
 
 
 def _require_monotone(ts: np.ndarray) -> None:
