@@ -11,6 +11,7 @@ import scipy.stats
 
 import lux_sciml as lux
 from lux_sciml import activations, initializers as init
+from lux_sciml.core.display import value_text
 
 INITIALIZERS = [
     init.Uniform(0.1),
@@ -28,7 +29,7 @@ INITIALIZERS = [
 ]
 
 
-@pytest.mark.parametrize("initializer", INITIALIZERS, ids=str)
+@pytest.mark.parametrize("initializer", INITIALIZERS, ids=value_text)
 def test_initializers_are_values(key, initializer):
     copy = pickle.loads(pickle.dumps(initializer))
     assert copy == initializer and hash(copy) == hash(initializer)

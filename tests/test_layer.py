@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import lux_sciml as lux
+from lux_sciml.core.display import value_text
 
 
 class Scale(lux.Layer):
@@ -220,7 +221,7 @@ FUNCTIONS += [jax.scipy.special.erf, np.sin, abs, jitted_function, custom_functi
 FUNCTIONS += [functools.partial(jax.nn.leaky_relu, negative_slope=0.1), lux.initializers.Uniform(0.5)]
 
 
-@pytest.mark.parametrize("function", FUNCTIONS, ids=repr)
+@pytest.mark.parametrize("function", FUNCTIONS, ids=value_text)
 def test_public_functions_pickle_by_import_path(function):
     for layer in (option(function), option((function,)), option({"f": function}), lux.Chain(lux.Dense(2, 2), function)):
         restored = pickle.loads(pickle.dumps(layer))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import lux_sciml as lux
+from lux_sciml.core.display import value_text
 from lux_sciml.testing import check_layer
 
 RNG = np.random.default_rng(0)
@@ -43,7 +44,9 @@ def test_dense_refuses_other_numbers_of_features(key, shape):
         layer(jnp.zeros(shape), *lux.setup(key, layer))
 
 
-@pytest.mark.parametrize(("activation", "factor"), [(None, 1.0), (jnp.tanh, 5 / 3), (jax.nn.relu, 2**0.5)], ids=str)
+@pytest.mark.parametrize(
+    ("activation", "factor"), [(None, 1.0), (jnp.tanh, 5 / 3), (jax.nn.relu, 2**0.5)], ids=value_text
+)
 def test_dense_starts_with_the_variance_of_the_activation(key, activation, factor):
     layer = lux.Dense(200, 300) if activation is None else lux.Dense(200, 300, activation)
     ps, _ = lux.setup(key, layer)
