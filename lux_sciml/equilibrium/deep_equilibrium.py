@@ -39,7 +39,8 @@ class DeepEquilibrium(Container, EquilibriumOptions):
       auxiliary loss `st["info"]["skip_loss"]`, the mean square of its distance to the solution.
 
     With `fixed_depth=k` the cell is applied `k` times and differentiated through, for pretraining. The default solver
-    is `lux.Anderson`; more options: `EquilibriumOptions`. Parameters: `cell`, and `initial` where it is a layer.
+    is `lux.Anderson`, with weights for every sample along the first axis of `z`; more options: `EquilibriumOptions`.
+    Parameters: `cell`, and `initial` where it is a layer.
 
     The state has those of both, and `info`: `residual` (the norm of `f(z) - z` at the result), `steps`, `evaluations`
     of the cell (products with its Jacobian not counted), `converged`, `skip_loss`, `jacobian_loss` (with
@@ -150,7 +151,7 @@ class DeepEquilibrium(Container, EquilibriumOptions):
         return jax.tree.map(jnp.subtract, self._step(z, args), z)
 
     def _solved(self, z0, args):
-        solver, zs, steps, evaluations = self.chosen_solver(Anderson), [], 0, 0
+        solver, zs, steps, evaluations = self._solver(z0), [], 0, 0
         for i in range(self.states):
             last, part = i == self.states - 1, self.max_steps // self.states
 
@@ -169,7 +170,7 @@ class DeepEquilibrium(Container, EquilibriumOptions):
         for start, end in zip([0, *ends], ends, strict=False):
             z, _ = lax.scan(lambda z, _: (self._step(z, args), None), z, length=end - start)
             zs.append(z)
-        tolerances = self.tolerances(self.chosen_solver(Anderson))
+        tolerances = self.tolerances(self._solver(z))
         okay = relative_error(tolerances, self._residual(z, args), z) < 1
         steps = jnp.array(self.fixed_depth)
         return tuple(zs), Found(z, okay, steps, steps)
@@ -180,7 +181,7 @@ class DeepEquilibrium(Container, EquilibriumOptions):
         keys = (None,) * 3 if key is None else jax.random.split(key, 3)
         residual = found.residual
         if residual is None:
-            residual = self.tolerances(self.chosen_solver(Anderson)).norm(self._residual(at, held))
+            residual = self.tolerances(self._solver(z)).norm(self._residual(at, held))
         distance = jax.tree.map(lambda a, b: a - lax.stop_gradient(b), z0, z)
         figures = {
             "residual": residual,
@@ -201,11 +202,17 @@ class DeepEquilibrium(Container, EquilibriumOptions):
 
     def _backward_residual(self, z, args, cotangent):
         """The error of the backward pass's linear solve for a cotangent, in units of its tolerance."""
-        tolerances = self.tolerances(self.chosen_solver(Anderson))
+        tolerances = self.tolerances(self._solver(z))
         _, apply = jax.linearize(lambda z: self._residual(z, args), z)
         transposed = jax.linear_transpose(apply, z)
         linear, rtol = self.chosen_adjoint().linear_solve(z, tolerances)
         return solve_and_check(lambda v: transposed(v)[0], cotangent, linear, rtol, trust=False)[1]
+
+    def _solver(self, z):
+        """The solver; by default Anderson's method, for every sample where all arrays of `z` have a batch's axis."""
+        leaves = jax.tree.leaves(z)
+        batched = all(leaf.ndim > 1 for leaf in leaves) and len({leaf.shape[0] for leaf in leaves}) == 1
+        return self.chosen_solver(functools.partial(Anderson, per_sample=batched))
 
     def _random(self) -> bool:
         return bool(self.jacobian_probes or self.radius_steps or self.check_backward)

@@ -87,7 +87,7 @@ class EquilibriumOptions(Layer, kw_only=True):
             return self.adjoint
         return CheckedImplicitAdjoint(linear_solver, on_failure=self.on_failure)
 
-    def chosen_solver(self, default: type) -> Any:
+    def chosen_solver(self, default: Callable) -> Any:
         """The solver, with the default filled in."""
         solver = self.solver.value if isinstance(self.solver, Constant) else self.solver
         return default(self.rtol, self.atol) if solver is None else solver
