@@ -100,7 +100,7 @@ class CNF(Wrapper, SolverOptions):
 
     def sample(self, key: jax.Array, shape: tuple[int, ...], ps: Any, st: Any, condition: Any = None) -> jax.Array:
         """Samples of the shape `(..., features)`, from a random key; a condition has the shape `(..., conditions)`."""
-        dtype = jnp.result_type(float, *(leaf.dtype for leaf in jax.tree.leaves(ps))) if jax.tree.leaves(ps) else float
+        dtype = next((leaf.dtype for leaf in jax.tree.leaves(ps)), float)
         z = jax.random.normal(key, shape, dtype)
         return self.transport(z if condition is None else (z, condition), ps, st)
 

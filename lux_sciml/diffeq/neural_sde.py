@@ -93,12 +93,13 @@ class NeuralSDE(_StochasticEquation):
     The solver says which integral is meant: Ito's with `diffrax.Euler()`, the default, and `ItoMilstein`;
     Stratonovich's with `EulerHeun`, `Heun`, `Midpoint`, `ReversibleHeun`, `SPaRK` and others. Steps are fixed, `dt0`,
     or, with a solver that estimates its error, of a given `stepsize_controller`. Between steps the solution is
-    interpolated linearly: let `dt0` divide the distances of `ts`.
+    interpolated linearly: let `dt0` divide the distances of `ts`. `ItoMilstein` builds a Jacobian over all numbers of a
+    solve: give it many samples by `batching="vmap"`, not as one joint equation.
 
     The Brownian path is drawn once per solve, from `key` in the state, which is renewed in the state that comes out.
-    It does not depend on `dt0`. With `trajectories=N` each initial value has `N` paths, along a new axis behind that
-    of the times: `ys` are `(times, N, *y0.shape)`, or `(batch, times, N, ...)` with `batching="vmap"`; `lux.moments`
-    are their mean and variance.
+    Another `dt0` sees the same path, at another resolution. With `trajectories=N` each initial value has `N` paths,
+    along a new axis behind that of the times: `ys` are `(times, N, *y0.shape)`, or `(batch, times, N, ...)` with
+    `batching="vmap"`; `lux.moments` are their mean and variance.
 
     Li et al., "Scalable gradients for stochastic differential equations", AISTATS 2020; as the generator of a GAN:
     Kidger et al., "Neural SDEs as infinite-dimensional GANs", ICML 2021. Raises `ValueError` where there is neither
