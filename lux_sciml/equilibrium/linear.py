@@ -1,7 +1,5 @@
 """Linear solves for the gradients of fixed points."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import lineax as lx
@@ -49,7 +47,9 @@ class FixedPointLinearSolver(lx.AbstractLinearSolver):
 
         start = jax.tree.map(lambda leaf: self.relaxation * leaf, b)
         sol = optx.fixed_point(f, self.solver, start, max_steps=self.max_steps, throw=False)
-        result = lx.RESULTS.where(sol.result == optx.RESULTS.successful, lx.RESULTS.successful, _max_steps_reached())
+        result = lx.RESULTS.where(
+            sol.result == optx.RESULTS.successful, lx.RESULTS.successful, lx.RESULTS.max_steps_reached
+        )
         value = jax.tree.map(lambda leaf: leaf * scale.astype(leaf.dtype), sol.value)
         return value, result, {"num_steps": sol.stats["num_steps"], "max_steps": self.max_steps}
 
@@ -61,10 +61,6 @@ class FixedPointLinearSolver(lx.AbstractLinearSolver):
 
     def assume_full_rank(self):
         return True
-
-
-def _max_steps_reached() -> Any:
-    return lx.RESULTS.max_steps_reached
 
 
 def choose_linear_solver(size: int, plain: bool, tolerance: float, max_steps: int = 256) -> lx.AbstractLinearSolver:
