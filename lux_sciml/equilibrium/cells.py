@@ -41,8 +41,9 @@ class MonotoneCell(EquilibriumCell):
     :math:`W = (1 - m) I - A^T A + B - B^T` the equation is strongly monotone, with the `margin` `m` > 0. The step is
     the forward-backward one, :math:`z' = \max(0, (1 - \alpha) z + \alpha (W z + x U + b))` with
     :math:`\alpha = m / \|I - W\|^2`, a contraction by at least :math:`\sqrt{1 - m^2 / \|I - W\|^2}`; `lux.Anderson`
-    needs far fewer steps; large parameters need many all the same. Parameters: `a`, `b_skew` `(features, features)`, `input_weight` `(in_features, features)`,
-    `bias` `(features,)`.
+    needs far fewer steps; large parameters need many all the same.
+
+    Parameters: `a`, `b_skew` `(features, features)`, `input_weight` `(in_features, features)`, `bias` `(features,)`.
 
     Winston and Kolter, "Monotone operator equilibrium networks", NeurIPS 2020. Raises `ValueError` for a margin that
     is not positive.
