@@ -3,6 +3,7 @@
 The switches are set for each test, so that the doctests, in the same process, run with JAX's defaults.
 """
 
+import equinox as eqx
 import jax
 import pytest
 
@@ -13,6 +14,13 @@ jax.config.update("jax_num_cpu_devices", 2)
 def strict():
     with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def bounded_memory():
+    """The programs compiled for one file are of no use to the next."""
+    yield
+    eqx.clear_caches()
 
 
 @pytest.fixture
