@@ -120,7 +120,7 @@ SINGLE = [
     (lux.BatchNorm(3, affine=False), "BatchNorm(3, affine=False)   # 7 non-trainable"),
     (
         lux.BatchNorm(3, jax.nn.relu, epsilon=1e-3, momentum=0.2, track_stats=False),
-        "BatchNorm(3, relu, track_stats=False, epsilon=0.001, momentum=0.2)  # 6 parameters, plus 1 non-trainable",
+        "BatchNorm(3, relu, epsilon=0.001, track_stats=False, momentum=0.2)  # 6 parameters",
     ),
     (lux.Dropout(0.5), "Dropout(0.5)                 # 2 non-trainable"),
     (lux.Dropout(0.5, axes=-1), "Dropout(0.5, (-1,))          # 2 non-trainable"),
