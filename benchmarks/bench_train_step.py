@@ -77,7 +77,7 @@ def main():
         "Equinox, filter_jit": equinox_step(x, y),
         f"PyTorch {torch.__version__}, eager": torch_step(x, y),
     }
-    times = timing.interleaved(calls, turns=400)
+    times = timing.interleaved(calls, turns=400, chained=True)
     base = times["lux_sciml, flat vector"]
     timing.table(("step", "median (us)", "times the flat vector's"), [(n, t * 1e6, t / base) for n, t in times.items()])
 

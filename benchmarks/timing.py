@@ -23,30 +23,35 @@ def pin_allocator() -> None:
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **_ALLOCATOR})
 
 
-def interleaved(calls: dict[str, Callable[[], Any]], *, turns: int = 100, seconds: float = 20.0) -> dict[str, float]:
+def interleaved(
+    calls: dict[str, Callable[[], Any]], *, turns: int = 100, seconds: float = 20.0, chained: bool = False
+) -> dict[str, float]:
     """The median time of each call, in seconds.
 
     The calls take turns, so that noise meets all of them alike. A turn is some milliseconds of calls back to back, as
-    in a training loop: a single short call after another program's would measure cold caches.
+    in a training loop: a single short call after another program's would measure cold caches. Every call is waited for;
+    where calls are `chained`, each needing the results of the one before, only the last one of a turn is.
     """
-    inner = {name: max(1, int(0.005 / _turn(call, 3))) for name, call in calls.items()}
+    inner = {name: max(1, int(0.005 / _turn(call, 3, chained))) for name, call in calls.items()}
     times: dict[str, list[float]] = {name: [] for name in calls}
     end = time.perf_counter() + seconds
     for i in range(turns):
         for name, call in list(calls.items())[:: 1 if i % 2 else -1]:
-            times[name].append(_turn(call, inner[name]))
+            times[name].append(_turn(call, inner[name], chained))
         if time.perf_counter() > end and i >= 10:
             break
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def _turn(call: Callable[[], Any], inner: int) -> float:
+def _turn(call: Callable[[], Any], inner: int, chained: bool) -> float:
     import jax
 
     jax.block_until_ready(call())
     start = time.perf_counter()
-    for _ in range(inner):
-        jax.block_until_ready(call())
+    for i in range(inner):
+        out = call()
+        if not chained or i == inner - 1:
+            jax.block_until_ready(out)
     return (time.perf_counter() - start) / inner
 
 
