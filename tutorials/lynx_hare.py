@@ -23,7 +23,7 @@ from matplotlib import pyplot as plt
 DATA = Path(__file__).parent / "data" / "lynx_hare.csv"
 TRAINED = 15  # years: 1900-1914
 PENALTY = 3e-3  # on the squares of a net's weights
-SMALL = jax.nn.initializers.normal(0.05)
+SMALL = lux.initializers.Normal(0.05)
 
 
 class LotkaVolterra(lux.Layer):
