@@ -165,6 +165,7 @@ from .nn import (
     RMSNorm as RMSNorm,
     RNNCell as RNNCell,
     RotaryPositionalEmbedding as RotaryPositionalEmbedding,
+    RReLU as RReLU,
     Scale as Scale,
     SelectDim as SelectDim,
     ShiftTo as ShiftTo,

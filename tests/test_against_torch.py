@@ -132,6 +132,10 @@ def check_convolution(kind, theirs, n, space, window, options, weights):
     check(ours, theirs, RNG.normal(size=(2, *space, 4)), weights if use_bias else weights[:1])
 
 
+def test_rrelu_in_testing():
+    check(lux.RReLU(0.1, 0.5), nn.RReLU(0.1, 0.5).eval(), RNG.normal(size=(2, 3)), mode=lux.testmode)
+
+
 # --- space ----------------------------------------------------------------------------------------------------------
 
 POSITIVE = RNG.uniform(0.1, 2.0, size=(2, 5, 7, 3))  # PyTorch's LPPool takes powers without absolute values

@@ -132,6 +132,16 @@ def test_containers_hand_on_state():
 # --- wrappers -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("call", [lambda layer: layer, lambda layer: jax.jit(layer.__call__)], ids=["plain", "jit"])
+def test_errors_name_the_layer_by_its_path(key, call):
+    inner = lux.Chain(jnp.sin, lux.Stack(lux.Dense(4, 4), 2))
+    for model in (lux.Chain(lux.Dense(2, 3), inner), lux.Chain(lux.Dense(2, 3), lux.StackedCells(inner))):
+        path = "layer_1.layer_1" if model[1] is inner else "layer_1.layer_0.layer_1"
+        with pytest.raises(ValueError, match=r"\(\.\.\., 4\), got \(5, 3\)") as caught:
+            call(model)(jnp.ones((5, 2)), *lux.setup(key, model))
+        assert f"in the layer `{path}`, Stack(Dense(4, 4), 2)" in caught.value.__notes__
+
+
 def test_a_wrapper_adds_no_name():
     wrapper = Twice(lux.Dense(2, 2))
     ps, st = lux.setup(jax.random.key(0), wrapper)

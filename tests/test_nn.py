@@ -231,6 +231,17 @@ def test_alpha_dropout_keeps_mean_and_variance(key, rate):
     assert not np.array_equal(y, layer(x, {}, st_next)[0])
 
 
+def test_rrelu_has_random_slopes_in_training(key):
+    layer = lux.RReLU(0.1, 0.4)
+    ps, st = lux.setup(key, layer)
+    x = np.full(10_000, -2.0)
+    slopes = layer(x, ps, st)[0] / x
+    assert 0.1 <= slopes.min() < 0.11 and 0.39 < slopes.max() <= 0.4 and abs(slopes.mean() - 0.25) < 0.005
+    assert np.array_equal(layer(-x, ps, st)[0], -x)
+    with pytest.raises(ValueError, match=r"lower <= upper, got 0\.5 and 0\.1"):
+        lux.RReLU(0.5, 0.1)
+
+
 def test_alpha_dropout_at_its_ends(key):
     x = jnp.asarray(X)
     assert not np.any(layer_output(lux.AlphaDropout(1.0), x))
@@ -277,6 +288,7 @@ LAYERS = [
     (lux.Dropout(0.5), X, TEST),
     (lux.AlphaDropout(0.5), X, {"batch_axis": None}),
     (lux.VariationalHiddenDropout(0.5), X, {"batch_axis": None}),
+    (lux.RReLU(), X, {"batch_axis": None}),
     (lux.Scale(3, jnp.tanh), X, {}),
     (lux.Bilinear(3, 2, 4, jnp.tanh), (X, X[:, :2]), {}),
     (lux.Embedding((5, 2), 4), (np.arange(6) % 5, np.arange(6) % 2), {}),

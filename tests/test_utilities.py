@@ -147,6 +147,31 @@ def test_layer_map_goes_through_containers_and_wrappers(key):
     assert isinstance(lux.layer_map(zero_dense, model, ps.tree(), st)[1], dict)
 
 
+def test_layer_map_gets_the_parameters_of_wrapped_layers_as_they_are_called_with(key):
+    dense = lux.Dense(3, 3)
+    model = lux.Chain(
+        lux.Stack(dense, 2), lux.WeightNorm(dense), lux.SpectralNorm(dense), lux.Frozen(dense, ("weight",)),
+        lux.StatefulRecurrentCell(lux.RNNCell(3, 3), (4,)),
+    )  # fmt: skip
+    x, (ps, st) = np.ones((4, 3)), lux.setup(key, model)
+    seen = {}
+
+    def double(layer, ps, st, path):
+        seen[path] = jax.tree.map(jnp.shape, ps)
+        return layer, jax.tree.map(lambda leaf: 2 * leaf, ps), st
+
+    new, new_ps, new_st = lux.layer_map(double, model, ps, st)
+    assert new == model and jax.tree.structure(new_st) == jax.tree.structure(st)
+    one = {"weight": (3, 3), "bias": (3,)}
+    assert seen["layer_0"] == {"weight": (2, 3, 3), "bias": (2, 3)}
+    assert seen["layer_1"] == seen["layer_2"] == seen["layer_3"] == one
+    assert np.allclose(new_ps["layer_1.weight.g"], 2 * ps["layer_1.weight.g"])
+    assert np.allclose(new_st["layer_3"]["frozen"]["weight"], 2 * st["layer_3"]["frozen"]["weight"])
+    for name in ("layer_1", "layer_3"):
+        old, doubled = model[name](x, ps[name], st[name])[0], model[name](x, new_ps[name], new_st[name])[0]
+        assert np.allclose(doubled, 2 * old)
+
+
 # --- debug --------------------------------------------------------------------------------------------------------
 
 FAILING = lux.Chain(
@@ -204,11 +229,17 @@ def test_debug_names_the_layer_backward(key):
     assert not np.all(np.isfinite(jax.grad(lambda ps: unwatched(0 * X, ps, st)[0].sum())(ps)))
 
 
-def test_debug_notes_the_layer_of_an_error(key):
-    model = lux.Chain(lux.Dense(2, 3), lux.Chain(jnp.sin, lux.Dense(4, 1)))
-    with pytest.raises(ValueError, match=r"\(\.\.\., 4\), got \(4, 3\)") as caught:
-        lux.debug(model)(X, *lux.setup(key, model))
-    assert caught.value.__notes__ == ["in the layer `layer_1.layer_1`, Dense(4, 1)"]
+def test_debug_reaches_into_wrappers_that_keep_parameters_in_another_form(key):
+    model = lux.Chain(lux.Stack(lux.Chain(jnp.sin, lux.Dense(2, 2)), 3), lux.WeightNorm(lux.Dense(2, 1)))
+    ps, st = lux.setup(key, model)
+    with pytest.raises(jax.errors.JaxRuntimeError, match=r"in the output of `layer_0\.layer_1`, "):
+        jax.block_until_ready(lux.debug(model)(X, ps.at["layer_0.layer_1.bias"].set(jnp.nan), st))
+    with pytest.raises(FloatingPointError, match="in the output of `layer_1`, Dense"):
+        lux.debug(model)(X, ps.at["layer_1.weight.g"].set(jnp.inf), st)
+
+
+def test_debug_knows_its_checks():
+    model = lux.Dense(2, 3)
     with pytest.raises(ValueError, match="'both', 'forward', 'backward', got 'none'"):
         lux.debug(model, check="none")
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..components.vector import refuse_reserved
-from .container import Container
+from .container import Container, call_child
 from .display import value_text
 from .layer import Layer
 from .state import Mode, is_random_key
@@ -181,7 +181,7 @@ class _Scope:
 
     def _caller(self, name: str) -> Callable[[Any], Any]:
         def call(x: Any) -> Any:
-            y, self._st[name] = self._layer.layers[name].forward(x, self._ps[name], self._st[name])
+            y, self._st[name] = call_child(name, self._layer.layers[name], x, self._ps, self._st)
             return y
 
         return call

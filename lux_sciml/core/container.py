@@ -1,11 +1,13 @@
 """Container and Wrapper: layers made of layers."""
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 
 from ..components.vector import refuse_reserved
+from .display import option_text
 from .layer import Layer, as_layer, restore
 from .static import FrozenDict
 
@@ -16,7 +18,7 @@ class Container(Layer):
     A field `encoder: Layer` makes the child `encoder`; a tuple in a field `layers` makes `layer_0`, `layer_1`, ... and
     in any other field `blocks` makes `blocks_0`, `blocks_1`, ...; a dict makes children of its keys. Functions become
     `Lambda`s in fields declared as `Layer`, or as tuples or dicts of them. Parameters and state are dicts with the
-    children's names. `forward` calls them by `run`, or by `child.forward(x, ps[name], st[name])`.
+    children's names. `forward` calls them by `run`, which adds their path to the errors that they raise.
 
     Children are read by name (`model.encoder`, `model["encoder"]`), by position (`model[0]`), counted by `len`.
 
@@ -58,7 +60,7 @@ class Container(Layer):
         """The outputs of the named children, each for its own input, and the state with theirs renewed."""
         outputs, st = [], dict(st)
         for name, x in inputs.items():
-            y, st[name] = self.children[name].forward(x, ps[name], st[name])
+            y, st[name] = call_child(name, self.children[name], x, ps, st)
             outputs.append(y)
         return tuple(outputs), st
 
@@ -110,7 +112,8 @@ class Container(Layer):
 class Wrapper(Layer):
     """A layer around exactly one child, whose parameters and state are the child's own, under no extra name.
 
-    The child is the one field that holds a Layer. Raises `TypeError` where there is none or more than one.
+    The child is the one field that holds a Layer. Raises `TypeError` where there is none or more than one. A wrapper
+    that keeps the child's parameters or state in another form says by `open` and `close` how they are found in its own.
     """
 
     @property
@@ -136,9 +139,41 @@ class Wrapper(Layer):
     def init_state(self, key):
         return self.child.init_state(key)
 
+    def open(self, ps: dict[str, Any], st: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The child's parameters and state, out of the wrapper's."""
+        return ps, st
+
+    def close(self, ps: dict[str, Any], st: dict[str, Any], whole: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+        """The wrapper's parameters and state from the child's, and from a state of the wrapper, `whole`."""
+        return ps, st
+
     def replace_child(self, child: Layer) -> "Wrapper":
         """The same wrapper around another layer."""
         return restore(type(self), {**self.fields(), self.child_field: child})
+
+
+def call_child(name: str, child: Layer, x: Any, ps: dict[str, Any], st: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The output of a child and its next state."""
+    with errors_of(name, child):
+        return child.forward(x, ps[name], st[name])
+
+
+@contextlib.contextmanager
+def errors_of(name: str, child: Layer | None = None) -> Iterator[None]:
+    """Note the layer on errors raised inside; each container on the way out puts its name for it before the path."""
+    start = "in the layer `"
+    try:
+        yield
+    except FloatingPointError:  # of debug mode, which names the layer
+        raise
+    except Exception as error:
+        notes = getattr(error, "__notes__", [])
+        for i, note in enumerate(notes):
+            if note.startswith(start):
+                notes[i] = f"{start}{name}.{note.removeprefix(start)}"
+                raise
+        error.add_note(f"{start}{name}`" + (f", {option_text(child)}" if child else ""))
+        raise
 
 
 def _children_of(field: str, value: Any) -> list[tuple[str, Layer]]:

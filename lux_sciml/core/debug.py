@@ -20,7 +20,7 @@ def debug(layer: Layer, *, check: str = "both") -> Layer:
 
     The result is called with the same parameters and state. `check` is `"forward"`, for outputs, `"backward"`, for
     gradients by inputs and parameters, or `"both"`. Backward checks allow reverse mode only; use `check="forward"`
-    under `jax.jvp`. Errors that a layer raises get a note with its path.
+    under `jax.jvp`.
 
     Outside of `jax.jit` a `FloatingPointError` is raised; inside, the compiled program raises a
     `jax.errors.JaxRuntimeError`, with the same sentence and a page around it. Raises `ValueError` for another `check`.
@@ -52,14 +52,7 @@ class _Watched(Wrapper):
             x = _require_finite(x, "NaN or Inf is in the input of the model")
         if self.check != "forward":
             x, ps = _watch_gradient(f"NaN or Inf appears in the gradient of {here}", (x, ps))
-        try:
-            y, st = self.layer.forward(x, ps, st)
-        except FloatingPointError:
-            raise
-        except Exception as error:
-            if not any("in the layer" in note for note in getattr(error, "__notes__", ())):
-                error.add_note(f"in the layer {here}")
-            raise
+        y, st = self.layer.forward(x, ps, st)
         if self.check != "backward":
             y = _require_finite(y, f"NaN or Inf appears in the output of {here}")
         if self.check != "forward" and not self.path:

@@ -75,6 +75,12 @@ class CNF(Wrapper, SolverOptions):
         model_key, key = jax.random.split(key)
         return {"model": self.model.init_state(model_key), "key": key}
 
+    def open(self, ps, st):
+        return ps, st["model"]
+
+    def close(self, ps, st, whole):
+        return ps, {**whole, "model": st}
+
     def forward(self, x, ps, st):
         x, condition = _parts(x)
         key, next_key = jax.random.split(st["key"])

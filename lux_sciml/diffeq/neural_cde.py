@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from ..core import Container, Layer
+from ..core.container import call_child
 from .control_path import control_path, first_values, require_interpolation
+from .of_child import OfChild
 from .options import SolverOptions
 from .solve import batched, floating, output, renewed, solve, times_like
 from .vector_field import FrozenLayer
@@ -56,8 +58,8 @@ class NeuralCDE(Container, SolverOptions):
     def forward(self, x, ps, st):
         ts, xs = self._inputs(x)
         first = jnp.concatenate([jnp.broadcast_to(ts[..., :1], (*xs.shape[:-2], 1)), first_values(xs[..., 0, :])], -1)
-        y0, st_initial = self.initial.forward(first, ps["initial"], st["initial"])
-        frozen = FrozenLayer(self.model, st["model"], on_state_update=self.on_state_update)
+        y0, st_initial = call_child("initial", self.initial, first, ps, st)
+        frozen = OfChild("model", FrozenLayer(self.model, st["model"], on_state_update=self.on_state_update))
 
         def one(y0, xs, ts):
             y0, ts = _where_increasing(ts, y0)
@@ -102,12 +104,12 @@ def _where_increasing(ts: jax.Array, y0: jax.Array) -> tuple[jax.Array, jax.Arra
 class ControlledField(eqx.Module):
     """The vector field `f(y) dX/dt` of a controlled equation; `args` are the parameters of the whole layer."""
 
-    frozen: FrozenLayer
+    frozen: OfChild
     path: diffrax.AbstractPath
 
     def __call__(self, t, y, ps):
         slope = self.path.derivative(t)
-        f = self.frozen(t, y, ps["model"])
+        f = self.frozen(t, y, ps)
         shape = (*y.shape, slope.shape[-1])
         if f.shape not in (shape, (*y.shape[:-1], y.shape[-1] * slope.shape[-1])):
             raise ValueError(

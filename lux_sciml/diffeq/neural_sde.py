@@ -66,9 +66,10 @@ class _StochasticEquation(Container, SolverOptions):
 
     def _noise(self, y0: Any, key: jax.Array, ts: jax.Array, ps: Any, st: Any) -> "Noise":
         frozen = FrozenLayer(self.diffusion, st["diffusion"], self.time_dependent, self.on_state_update)
+        frozen = OfChild("diffusion", frozen)
 
         def diffusion(t, y, ps):
-            g = frozen(t, y, ps["diffusion"])
+            g = frozen(t, y, ps)
             expected = y.shape if self.diagonal else (*y.shape, g.shape[-1] if g.ndim else 0)
             if g.shape != expected:
                 size = y.shape if self.diagonal else f"({', '.join(map(str, y.shape))}, noises)"

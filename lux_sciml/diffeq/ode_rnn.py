@@ -94,7 +94,7 @@ class ODERNN(Container, SolverOptions):
         """The hidden states `(times, ..., hidden)`, in the order of `ts`."""
         frozen = vector_field(self.model, st["model"], on_state_update=self.on_state_update)
         term = diffrax.ODETerm(OfChild("model", frozen))
-        cell = FrozenLayer(self.cell, st["cell"], on_state_update=self.on_state_update)
+        cell = OfChild("cell", FrozenLayer(self.cell, st["cell"], on_state_update=self.on_state_update))
         carry = cell_of(self.cell).initial_carry(ps["cell"], xs.shape[:-2], xs.dtype)
 
         def moved(carry, span):
@@ -103,7 +103,7 @@ class ODERNN(Container, SolverOptions):
             return (h, *rest) if isinstance(carry, tuple) else h
 
         def observed(carry, x):
-            _, new = cell(None, (marked(x), carry), ps["cell"])
+            _, new = cell(None, (marked(x), carry), ps)
             seen = jnp.any(~jnp.isnan(x), axis=-1, keepdims=True)
             return jax.tree.map(lambda a, b: jnp.where(seen, a, b), new, carry)
 

@@ -5,6 +5,8 @@ from typing import Any
 
 import equinox as eqx
 
+from ..core.container import errors_of
+
 
 class OfChild(eqx.Module):
     """`f(t, y, ps)` of one child, called with the parameters of the whole container."""
@@ -13,4 +15,5 @@ class OfChild(eqx.Module):
     function: Callable
 
     def __call__(self, t: Any, y: Any, ps: Any) -> Any:
-        return self.function(t, y, ps[self.name])
+        with errors_of(self.name):
+            return self.function(t, y, ps[self.name])

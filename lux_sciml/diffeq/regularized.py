@@ -64,6 +64,12 @@ class Regularized(Wrapper):
         layer_key, key = jax.random.split(key)
         return {"layer": self.layer.init_state(layer_key), "key": key}
 
+    def open(self, ps, st):
+        return ps, st["layer"]
+
+    def close(self, ps, st, whole):
+        return ps, {**whole, "layer": st}
+
     def forward(self, x, ps, st):
         y0, *rest = x if isinstance(x, tuple) else (x,)
         y0 = jnp.asarray(y0)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from ..core import Container, Layer, Wrapper
+from ..core.container import call_child
 from ..nn.hamiltonian import energy_gradient
 
 
@@ -64,7 +65,7 @@ class PortHamiltonian(Container):
         st = dict(st)
 
         def matrix(name):
-            y, st[name] = self.children[name].forward(x, ps[name], st[name])
+            y, st[name] = call_child(name, self.children[name], x, ps, st)
             n = x.shape[-1]
             if y.shape[:-1] != x.shape[:-1] or y.shape[-1] % n or (name == "interconnection" and y.shape[-1] != n * n):
                 raise ValueError(

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core import Constant, Container, Layer, as_layer
+from ..core.container import call_child
 from ..core.static import FrozenDict
 
 
@@ -54,7 +55,7 @@ class UDE(Container):
 
         def net(name):
             def call(x):
-                y, st[name] = self.children[name].forward(x, ps[name], st[name])
+                y, st[name] = call_child(name, self.children[name], x, ps, st)
                 return y
 
             return call

@@ -10,6 +10,7 @@ import optimistix as optx
 from jax import lax
 
 from ..core import Container, Layer, as_layer
+from ..core.container import call_child, errors_of
 from ..diffeq.frozen_state import refuse_training, refuse_updates, renewed_keys
 from .adjoint import CheckedImplicitAdjoint, PhantomAdjoint, relative_error, solve_and_check
 from .anderson import Anderson
@@ -120,7 +121,7 @@ class DeepEquilibrium(Container, EquilibriumOptions):
     def _guess(self, x, ps, st):
         """The first `z`, and the state with that of the layer which guessed it."""
         if isinstance(self.initial, Layer):
-            z0, st_initial = self.initial.forward(x, ps["initial"], st["initial"])
+            z0, st_initial = call_child("initial", self.initial, x, ps, st)
             return z0, {**st, "initial": st_initial}
         return (st["last"] if self.initial == "last" else zeros_like_input(x, self.shape)), dict(st)
 
@@ -142,7 +143,8 @@ class DeepEquilibrium(Container, EquilibriumOptions):
         x, ps, st = args
         if isinstance(self.cell, EquilibriumCell):
             return self.cell.step(z, x, st)
-        return self.cell.forward((z, x), ps, st)
+        with errors_of("cell", self.cell):
+            return self.cell.forward((z, x), ps, st)
 
     def _step(self, z, args):
         return self._call(z, args)[0]

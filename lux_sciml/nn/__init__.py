@@ -76,6 +76,7 @@ from .recurrent_cells import (
     RNNCell as RNNCell,
     StackedCells as StackedCells,
 )
+from .rrelu import RReLU as RReLU
 from .siren import Siren as Siren
 from .spline import Spline as Spline
 from .stack import RepeatedLayer as RepeatedLayer, Stack as Stack

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ..core import Container, Layer, Wrapper, as_layer
-from ..core.container import named_layers
+from ..core.container import call_child, named_layers
 
 
 class Chain(Container):
@@ -33,7 +33,7 @@ class Chain(Container):
     def forward(self, x, ps, st):
         out = {}
         for name, layer in self.children.items():
-            x, out[name] = layer.forward(x, ps[name], st[name])
+            x, out[name] = call_child(name, layer, x, ps, st)
         return x, out
 
 

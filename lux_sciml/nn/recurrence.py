@@ -102,7 +102,7 @@ class BidirectionalRNN(Container):
         return (y, tuple(carries)) if self.return_carry else y, out
 
 
-class StatefulRecurrentCell(Layer):
+class StatefulRecurrentCell(Wrapper):
     """A recurrent cell that keeps its carry in its state: called with one step at a time, it goes on where it was.
 
     Input `(*batch_shape, features)`, output `(*batch_shape, out)`. Parameters: the cell's. State: `cell`, `carry` and
@@ -127,8 +127,11 @@ class StatefulRecurrentCell(Layer):
         if isinstance(self.batch_shape, int):
             self.batch_shape = (self.batch_shape,)
 
-    def init_params(self, key):
-        return self.cell.init_params(key)
+    def open(self, ps, st):
+        return ps, st["cell"]
+
+    def close(self, ps, st, whole):
+        return ps, {**whole, "cell": st}
 
     def init_state(self, key):
         dtype = jax.dtypes.canonicalize_dtype(float)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ..core import Container, Layer, Wrapper
-from ..core.container import named_layers
+from ..core.container import call_child, named_layers
 from ..core.display import option_text
 from ..initializers import Uniform, zeros
 from .shapes import require_last
@@ -228,10 +228,10 @@ class StackedCells(Container, RecurrentCell):
         carries = iter(carry)
         for name, layer in self.children.items():
             if name in cells:
-                (x, new), out[name] = layer.forward((x, next(carries)), ps[name], st[name])
+                (x, new), out[name] = call_child(name, layer, (x, next(carries)), ps, st)
                 next_carry.append(new)
             else:
-                x, out[name] = layer.forward(x, ps[name], st[name])
+                x, out[name] = call_child(name, layer, x, ps, st)
         return (x, tuple(next_carry)), out
 
     def _cells(self) -> dict[str, RecurrentCell]:

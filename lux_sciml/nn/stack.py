@@ -47,7 +47,7 @@ class RepeatedLayer(Wrapper):
         return y, update(leaves)
 
 
-class Stack(Layer):
+class Stack(Wrapper):
     """`n` copies of a layer one after another, each with its own parameters and state, run by one `lax.scan`.
 
     It computes what `Chain(*[layer] * n)` does, from the same numbers for the same key, but its compile time does not

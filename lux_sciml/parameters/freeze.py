@@ -5,12 +5,12 @@ from typing import Any
 import jax
 
 from ..components import ComponentVector
-from ..core import Layer
+from ..core import Layer, Wrapper
 from ..core.structure import parameter_layout, parameter_tree
 from .paths import at_paths, in_order
 
 
-class Frozen(Layer):
+class Frozen(Wrapper):
     """A layer whose chosen parameters stand in its state, where no gradient and no optimizer reaches them.
 
     `paths` name arrays or sub-trees, `"weight"`, `"layer_0"`, `"layer_0.weight"`; `None` freezes all parameters.
@@ -56,8 +56,15 @@ class Frozen(Layer):
         frozen = self.split(self.layer.init_params(jax.random.fold_in(key, 0)))[1]
         return {"frozen": frozen, "layer": self.layer.init_state(jax.random.fold_in(key, 1))}
 
+    def open(self, ps, st):
+        return self.join(ps, st["frozen"]), st["layer"]
+
+    def close(self, ps, st, whole):
+        kept, frozen = self.split(ps)
+        return kept, {**whole, "frozen": frozen, "layer": st}
+
     def forward(self, x, ps, st):
-        y, inner = self.layer.forward(x, self.join(ps, st["frozen"]), st["layer"])
+        y, inner = self.layer.forward(x, *self.open(ps, st))
         return y, {**st, "layer": inner}
 
 

@@ -12,9 +12,11 @@ from .paths import in_order
 def layer_map(f: Callable[[Layer, Any, Any, str], tuple[Layer, Any, Any]], layer: Layer, ps: Any, st: Any) -> Any:
     """Replaces every innermost layer, with its parameters and state: `layer, ps, st = f(layer, ps, st, path)`.
 
-    `f` gets layers that are neither containers nor wrappers, in order, and paths such as `"layer_0.layer"`. Returns the
-    new model, parameters (a ComponentVector if `ps` is one) and state. Raises `ValueError` where the new parameters are
-    not those of the new layers.
+    `f` gets layers that are neither containers nor wrappers, in order, and paths such as `"layer_0.layer"`. Their
+    parameters are those that they are called with: whole weights in a `WeightNorm`, which takes apart what comes back,
+    frozen ones too in a `Frozen`; in a `Stack`, with the copies along the first axis. Returns the new model, parameters
+    (a ComponentVector if `ps` is one) and state. Raises `ValueError` where the new parameters are not those of the new
+    layers.
 
     >>> import jax, lux_sciml as lux
     >>> def without_bias(layer, ps, st, path):
@@ -34,8 +36,9 @@ def layer_map(f: Callable[[Layer, Any, Any, str], tuple[Layer, Any, Any]], layer
 
 def _mapped(f: Any, layer: Layer, ps: Any, st: Any, path: str) -> tuple[Layer, Any, Any]:
     if isinstance(layer, Wrapper):
-        child, ps, st = _mapped(f, layer.child, ps, st, path)
-        return layer.replace_child(child), ps, st
+        child, *inner = _mapped(f, layer.child, *layer.open(ps, st), path)
+        layer = layer.replace_child(child)
+        return layer, *layer.close(*inner, st)
     if not isinstance(layer, Container):
         return f(layer, ps, st, path)
     children, ps, st = dict(layer.children), dict(ps), dict(st)

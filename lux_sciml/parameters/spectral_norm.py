@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..core import Layer, Mode
+from ..core import Layer, Mode, Wrapper
 from .paths import as_tuple, at_paths
 
 _TINY = 1e-24  # keeps the norm of zero weights differentiable
 
 
-class SpectralNorm(Layer):
+class SpectralNorm(Wrapper):
     r"""A layer whose chosen parameters are divided by their largest singular value: :math:`w / \sigma_{\max}(w)`.
 
     `parameters` is a path in the parameters of the layer, such as `"layer_0.weight"` in a Chain, or several. An
@@ -40,9 +40,6 @@ class SpectralNorm(Layer):
     parameters: str | Sequence[str] = "weight"
     iterations: int = 1
 
-    def init_params(self, key):
-        return self.layer.init_params(key)
-
     def init_state(self, key):
         u = {}
 
@@ -55,6 +52,12 @@ class SpectralNorm(Layer):
 
         at_paths(jax.eval_shape(self.layer.init_params, key), as_tuple(self.parameters), start)
         return {"layer": self.layer.init_state(jax.random.fold_in(key, 0)), "u": u, "mode": Mode.TRAIN}
+
+    def open(self, ps, st):
+        return ps, st["layer"]
+
+    def close(self, ps, st, whole):
+        return ps, {**whole, "layer": st}
 
     def forward(self, x, ps, st):
         u = dict(st["u"])

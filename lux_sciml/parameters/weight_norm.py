@@ -5,13 +5,13 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from ..core import Layer
+from ..core import Layer, Wrapper
 from .paths import as_tuple, at_paths
 
 _TINY = 1e-24  # keeps the length of zero weights differentiable
 
 
-class WeightNorm(Layer):
+class WeightNorm(Wrapper):
     r"""A layer whose chosen parameters are given by length and direction: :math:`w = g \, v / \|v\|`.
 
     `parameters` is a path in the parameters of the layer, such as `"layer_0.weight"` in a Chain, or several. Each
@@ -35,11 +35,14 @@ class WeightNorm(Layer):
     def init_params(self, key):
         return at_paths(self.layer.init_params(key), as_tuple(self.parameters), _split)
 
-    def init_state(self, key):
-        return self.layer.init_state(key)
+    def open(self, ps, st):
+        return at_paths(ps, as_tuple(self.parameters), _joined), st
+
+    def close(self, ps, st, whole):
+        return at_paths(ps, as_tuple(self.parameters), _split), st
 
     def forward(self, x, ps, st):
-        return self.layer.forward(x, at_paths(ps, as_tuple(self.parameters), _joined), st)
+        return self.layer.forward(x, *self.open(ps, st))
 
 
 def _split(path: str, weight: Any) -> dict[str, Any]:
