@@ -3,11 +3,20 @@
 The switches are set for each test, so that the doctests, in the same process, run with JAX's defaults.
 """
 
+import gc
+import os
+
 import equinox as eqx
 import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 2)
+
+# Nearly all the time goes into compiling small programs, each run a few times: XLA's quick ways are enough for them.
+jax.config.update("jax_disable_most_optimizations", True)
+if jax.__version_info__ < (0, 11):  # later versions do not have the choice
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_use_fusion_emitters=false"
+gc.set_threshold(50_000)
 
 
 @pytest.fixture(autouse=True)
