@@ -4,10 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-extras lint format bench clean
+.PHONY: demo tutorials test test-extras lint format bench clean
 
 demo: $(VENV)/plot
 	$(BIN)/python tutorials/lynx_hare.py
+
+# All of them, some minutes each; plots and parameters go to demo_output.
+tutorials: $(VENV)/tutorials
+	for script in tutorials/*.py; do $(BIN)/python $$script || exit 1; done
 
 test: $(VENV)/test
 	$(BIN)/python -m pytest

@@ -22,7 +22,7 @@ import torchdeq  # noqa: E402
 
 import lux_sciml as lux  # noqa: E402
 
-SIZES = ((64, 32), (256, 128), (1024, 256))  # width, batch
+SIZES = {"small": (64, 32), "medium": (256, 128), "large": (1024, 256)}  # width, batch
 TOLERANCE, MAX_STEPS = 1e-4, 40
 
 
@@ -125,28 +125,28 @@ def torch_step(solver, w, u, x):
     return step
 
 
-def gradients(seconds):
+def gradients(width, batch, seconds):
     plain = optx.FixedPointIteration(0.0, TOLERANCE, norm=sample_norm)
-    for width, batch in SIZES:
-        w, u, x = problem(width, batch)
-        ps, x_jax = {"w": jnp.asarray(w), "u": jnp.asarray(u)}, jnp.asarray(x)
-        compiled = {
-            "hand-written iteration": hand_written(width, batch),
-            "lux_sciml, fixed-point iteration": ours(width, batch, solver=plain),
-            "lux_sciml, Anderson": ours(width, batch, solver=lux.Anderson(0.0, TOLERANCE, norm=sample_norm)),
-            "optimistix, GMRES": optimistix_gmres(width, batch),
-        }
-        steps = {name: functools.partial(f, ps, x_jax) for name, f in compiled.items()}
-        steps |= {f"torchdeq, {s}": torch_step(s, w, u, x) for s in ("fixed_point_iter", "anderson")}
-        found = {name: step() for name, step in steps.items()}
-        first = {name: np.asarray(g["w"] if isinstance(g, dict) else g[0]) for name, g in found.items()}
-        reference = first["hand-written iteration"]
-        errors = {name: float(np.abs(g - reference).max() / np.abs(reference).max()) for name, g in first.items()}
-        times = timing.interleaved(steps, seconds=seconds)
-        base = times["hand-written iteration"]
-        print(f"\nwidth {width}, batch {batch}: gradient of a solve")
-        head = ("", "median (ms)", "this / hand-written", "differs by")
-        timing.table(head, [(n, t * 1e3, t / base, errors[n]) for n, t in times.items()])
+    w, u, x = problem(width, batch)
+    ps, x_jax = {"w": jnp.asarray(w), "u": jnp.asarray(u)}, jnp.asarray(x)
+    compiled = {
+        "hand-written iteration": hand_written(width, batch),
+        "lux_sciml, fixed-point iteration": ours(width, batch, solver=plain),
+        "lux_sciml, default (Anderson, per sample)": ours(width, batch, rtol=0.0, atol=TOLERANCE),
+        "lux_sciml, Anderson, joint": ours(width, batch, solver=lux.Anderson(0.0, TOLERANCE, norm=sample_norm)),
+        "optimistix, GMRES": optimistix_gmres(width, batch),
+    }
+    steps = {name: functools.partial(f, ps, x_jax) for name, f in compiled.items()}
+    steps |= {f"torchdeq, {s}": torch_step(s, w, u, x) for s in ("fixed_point_iter", "anderson")}
+    found = {name: step() for name, step in steps.items()}
+    first = {name: np.asarray(g["w"] if isinstance(g, dict) else g[0]) for name, g in found.items()}
+    reference = first["hand-written iteration"]
+    errors = {name: float(np.abs(g - reference).max() / np.abs(reference).max()) for name, g in first.items()}
+    times = timing.interleaved(steps, seconds=seconds, least=5)
+    base = times["hand-written iteration"]
+    print(f"\nwidth {width}, batch {batch}: gradient of a solve")
+    head = ("", "median (ms)", "this / hand-written", "differs by")
+    timing.table(head, [(n, t * 1e3, t / base, errors[n]) for n, t in times.items()])
 
 
 def evaluations():
@@ -199,39 +199,44 @@ def torch_evaluations(solver, f, n, tolerance, most=4000):
 def linear_solvers(seconds):
     print("\nlinear solves of the backward pass, contraction 0.5, relative tolerance 1e-5: ms")
     rows = []
-    for width, batch in ((4, 1), (8, 1), (16, 1), (32, 1), (64, 1), (256, 1), (16, 32), (64, 8)):
-        w, _, x = problem(width, batch)
-        x = jnp.asarray(x)
-        slope = 1 - jnp.tanh(x) ** 2
-        calls = {}
-        for name, linear in {
-            "dense": lx.LU(),
-            "fixed-point": lux.FixedPointLinearSolver(optx.FixedPointIteration(1e-5, 1e-5)),
-            "Anderson": lux.FixedPointLinearSolver(lux.Anderson(1e-5, 1e-5)),
-            "GMRES": lx.GMRES(1e-5, 1e-5),
-        }.items():
+    for samples in (1, 32):
+        for width in (4, 8, 16, 32, 64, 128, 256)[: 7 if samples == 1 else 5]:
+            w, _, x = problem(width, samples)
+            x = jnp.asarray(x)
+            slopes = 1 - jnp.tanh(x) ** 2
+            calls = {}
+            for name, linear in {
+                "dense": lx.LU(),
+                "fixed-point": lux.FixedPointLinearSolver(optx.FixedPointIteration(1e-5, 1e-5)),
+                "Anderson": lux.FixedPointLinearSolver(lux.Anderson(1e-5, 1e-5)),
+                "GMRES": lx.GMRES(1e-5, 1e-5),
+            }.items():
 
-            @jax.jit
-            def solve(b, w, slope, linear=linear):
-                operator = lx.FunctionLinearOperator(lambda v: slope * (v @ w) - v, jax.eval_shape(lambda: b))
-                return linear.compute(linear.init(operator, {}), b, {})[0]
+                def solve(b, slope, w, linear=linear):
+                    operator = lx.FunctionLinearOperator(lambda v: slope * (v @ w) - v, jax.eval_shape(lambda: b))
+                    return linear.compute(linear.init(operator, {}), b, {})[0]
 
-            if width * batch <= 1024 or name != "dense":
-                calls[name] = functools.partial(solve, x, jnp.asarray(w), slope)
-        times = timing.interleaved(calls, seconds=seconds)
-        rows.append((f"{width} x {batch}", *(times[n] * 1e3 for n in ("dense", "fixed-point", "Anderson", "GMRES"))))
-    timing.table(("width x batch", "dense", "fixed-point", "Anderson", "GMRES"), rows)
+                calls[name] = functools.partial(jax.jit(jax.vmap(solve, (0, 0, None))), x, slopes, jnp.asarray(w))
+            times = timing.interleaved(calls, seconds=seconds)
+            head = f"{samples} of {width}" if samples > 1 else f"{width}"
+            rows.append((head, *(times[n] * 1e3 for n in ("dense", "fixed-point", "Anderson", "GMRES"))))
+    timing.table(("unknowns", "dense", "fixed-point", "Anderson", "GMRES"), rows)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=20.0, help="time for each table")
-    seconds = parser.parse_args().seconds
+    parser.add_argument("--part", choices=(*SIZES, "linear", "evaluations"), help="only this one")
+    options = parser.parse_args()
     timing.machine()
-    gradients(seconds)
-    linear_solvers(seconds / 4)
-    jax.config.update("jax_enable_x64", True)
-    evaluations()
+    for name, size in SIZES.items():
+        if options.part in (name, None):
+            gradients(*size, options.seconds)
+    if options.part in ("linear", None):
+        linear_solvers(options.seconds / 8)
+    if options.part in ("evaluations", None):
+        jax.config.update("jax_enable_x64", True)
+        evaluations()
 
 
 if __name__ == "__main__":

@@ -24,13 +24,19 @@ def pin_allocator() -> None:
 
 
 def interleaved(
-    calls: dict[str, Callable[[], Any]], *, turns: int = 100, seconds: float = 20.0, chained: bool = False
+    calls: dict[str, Callable[[], Any]],
+    *,
+    turns: int = 100,
+    seconds: float = 20.0,
+    chained: bool = False,
+    least: int = 11,
 ) -> dict[str, float]:
     """The median time of each call, in seconds.
 
     The calls take turns, so that noise meets all of them alike. A turn is some milliseconds of calls back to back, as
     in a training loop: a single short call after another program's would measure cold caches. Every call is waited for;
     where calls are `chained`, each needing the results of the one before, only the last one of a turn is.
+    There are at most `turns` turns, and no more after `seconds`, but the `least` number of them in any case.
     """
     inner = {name: max(1, int(0.005 / _turn(call, 3, chained))) for name, call in calls.items()}
     times: dict[str, list[float]] = {name: [] for name in calls}
@@ -38,7 +44,7 @@ def interleaved(
     for i in range(turns):
         for name, call in list(calls.items())[:: 1 if i % 2 else -1]:
             times[name].append(_turn(call, inner[name], chained))
-        if time.perf_counter() > end and i >= 10:
+        if time.perf_counter() > end and i + 1 >= least:
             break
     return {name: statistics.median(values) for name, values in times.items()}
 

@@ -8,11 +8,17 @@ import optimistix as optx
 import pytest
 
 import lux_sciml as lux
-from lux_sciml.testing import check_layer
+from lux_sciml.testing import _check_test_mode, check_layer
 
 SMALL = lux.initializers.Normal(0.25)
 CELL = lux.Parallel(lambda a, b: jnp.tanh(a + b), lux.Dense(5, 5, use_bias=False, init_weight=SMALL), lux.Dense(3, 5))
 X = np.random.default_rng(0).standard_normal((4, 3))
+
+
+@jax.jit
+def run(model, x, ps, st):
+    """A call in one program; equal models share it."""
+    return model(x, ps, st)
 
 
 def model_of(cell=CELL, key=None, dtype="float64", **options):
@@ -31,7 +37,7 @@ def iterated(ps, x, n=200):
 
 def gradient(model, ps, st, x=X):
     def loss(ps):
-        z, _ = model(jnp.asarray(x), ps, st)
+        z, _ = run(model, jnp.asarray(x), ps, st)
         return jnp.sum(z**3)
 
     return jax.jit(jax.grad(loss))(ps)
@@ -54,7 +60,7 @@ def gradient(model, ps, st, x=X):
 )
 def test_every_solver_finds_the_fixed_point_and_its_gradient(options):
     model, ps, st = model_of(**options)
-    z, st_next = model(X, ps, st)
+    z, st_next = run(model, X, ps, st)
     np.testing.assert_allclose(z, iterated(ps, X), atol=1e-7)
     info = st_next["info"]
     assert info["converged"]
@@ -78,7 +84,7 @@ def test_contract():
 def test_float32_meets_its_default_tolerance():
     model, ps, st = model_of(dtype="float32", rtol=1e-5, atol=1e-5)
     x = jnp.asarray(X, "float32")
-    z, st = jax.jit(model)(x, ps, st)
+    z, st = run(model, x, ps, st)
     assert z.dtype == st["info"]["residual"].dtype == "float32"
     assert st["info"]["converged"]
     np.testing.assert_allclose(z, iterated(ps, X), atol=1e-4)
@@ -93,13 +99,13 @@ def test_trees_sequences_and_images():
 
     initial = lambda x: {"a": jnp.zeros_like(x), "b": jnp.zeros_like(x)}  # noqa: E731
     model = lux.DeepEquilibrium(Pair(), initial=initial, rtol=1e-10, atol=1e-10)
-    z, _ = model(X, *lux.setup(jax.random.key(0), model, "float64"))
+    z, _ = run(model, X, *lux.setup(jax.random.key(0), model, "float64"))
     np.testing.assert_allclose(z["b"], 0.3 * z["a"], atol=1e-9)
     np.testing.assert_allclose(z["a"], 0.5 * np.tanh(z["b"]) + X, atol=1e-9)
     for shape in [(2, 6, 3), (2, 4, 4, 3)]:  # sequences N T C, images N H W C
         mixing = lux.Lambda(lambda zx: jnp.tanh(0.2 * (zx[0] + jnp.roll(zx[0], 1, axis=1)) + zx[1]))
         model = lux.DeepEquilibrium(mixing)
-        z, st = model(jnp.ones(shape), *lux.setup(jax.random.key(0), model))
+        z, st = run(model, jnp.ones(shape), *lux.setup(jax.random.key(0), model))
         assert z.shape == shape
         assert st["info"]["converged"]
 
@@ -115,7 +121,7 @@ def test_multiscale():
         atol=1e-10,
     )
     ps, st = lux.setup(jax.random.key(0), model, "float64")
-    zs, _ = model(X, ps, st)
+    zs, _ = run(model, X, ps, st)
     again, _ = model.cell((zs, jnp.asarray(X)), ps.cell, st["cell"])
     for z, z_again, size in zip(zs, again, (4, 2), strict=True):
         assert z.shape == (4, size)
@@ -129,6 +135,16 @@ def test_multiscale():
         lux.MultiScaleCell((jnp.tanh, jnp.tanh), ((jnp.tanh,),), (jnp.tanh, jnp.tanh))
 
 
+def test_memory_of_the_gradient_does_not_grow_with_the_steps():
+    def bytes_of(**options):
+        model, ps, st = model_of(**options)
+        f = jax.jit(jax.grad(lambda ps: jnp.sum(run(model, X, ps, st)[0])))
+        return f.lower(ps).compile().memory_analysis().temp_size_in_bytes
+
+    assert bytes_of(max_steps=1000) == bytes_of(max_steps=10)
+    assert bytes_of(fixed_depth=1000) > 100 * X.shape[0] * 5 * 8 + bytes_of(fixed_depth=10)  # the measure sees it
+
+
 # --- guesses, depth, states on the way ----------------------------------------------------------------------------
 
 
@@ -136,21 +152,23 @@ def test_guesses_lead_to_one_solution():
     expected = None
     for initial in ("zero", "cell", lux.Dense(3, 5), "last"):
         model, ps, st = model_of(initial=initial, batch_shape=(4,))
-        z, st_next = model(X, ps, st)
+        z, st_next = run(model, X, ps, st)
         assert jax.tree.structure(st) == jax.tree.structure(st_next)
         expected = iterated(ps, X) if expected is None or isinstance(initial, lux.Layer) else expected
         np.testing.assert_allclose(z, iterated(ps, X), atol=1e-8)
-    again = model(X, ps, st_next)[1]["info"]
+    again = run(model, X, ps, st_next)[1]["info"]
     assert again["steps"] == 1 < st_next["info"]["steps"]  # warm
-    _, st_broken = model(np.nan * X, ps, st_next)
+    _, st_broken = run(model, np.nan * X, ps, st_next)
     np.testing.assert_array_equal(st_broken["last"], st_next["last"])
+    with pytest.raises(ValueError, match=r"the solution of a batch \(4,\), but the input is float64\[3, 3\]"):
+        run(model, X[:3], ps, st)
 
 
 def test_skip_loss_trains_the_guess_only():
     model, ps, st = model_of(initial=lux.Dense(3, 5))
 
     def skip_loss(ps):
-        return model(X, ps, st)[1]["info"]["skip_loss"]
+        return run(model, X, ps, st)[1]["info"]["skip_loss"]
 
     value, g = jax.value_and_grad(skip_loss)(ps)
     guess = X @ np.asarray(ps.initial.weight) + np.asarray(ps.initial.bias)
@@ -161,7 +179,7 @@ def test_skip_loss_trains_the_guess_only():
 
 def test_fixed_depth_is_that_many_applications():
     model, ps, st = model_of(fixed_depth=3)
-    z, st = model(X, ps, st)
+    z, st = run(model, X, ps, st)
     np.testing.assert_allclose(z, iterated(ps, X, 3), rtol=1e-12)
     assert st["info"]["evaluations"] == 3
     assert not st["info"]["converged"]
@@ -172,12 +190,12 @@ def test_fixed_depth_is_that_many_applications():
 def test_states_on_the_way():
     plain = optx.FixedPointIteration(0.0, 1e-14)
     model, ps, st = model_of(states=3, max_steps=9, solver=plain, rtol=1e-5, atol=1e-5)
-    zs, st_next = model(X, ps, st)
+    zs, st_next = run(model, X, ps, st)
     for z, steps in zip(zs, (3, 6, 9), strict=True):
         np.testing.assert_allclose(z, iterated(ps, X, steps), rtol=1e-12)
     assert st_next["info"]["steps"] == 9
     depth, ps, st = model_of(states=2, fixed_depth=5)
-    np.testing.assert_allclose(depth(X, ps, st)[0][0], iterated(ps, X, 2), rtol=1e-12)
+    np.testing.assert_allclose(run(depth, X, ps, st)[0][0], iterated(ps, X, 2), rtol=1e-12)
     np.testing.assert_allclose(lux.fixed_point_correction(4), [0.512, 0.64, 0.8, 1.0])
     np.testing.assert_allclose(lux.fixed_point_correction(4, "linear"), [0.325, 0.55, 0.775, 1.0])
 
@@ -187,7 +205,7 @@ def test_repeated_layer_is_the_baseline():
     repeated = lux.RepeatedLayer(plain, repeats=60, input_injection=True)
     model = lux.DeepEquilibrium(plain, rtol=1e-10, atol=1e-10)
     y, _ = repeated(jnp.asarray(X), *lux.setup(jax.random.key(0), repeated))
-    np.testing.assert_allclose(model(X, *lux.setup(jax.random.key(0), model, "float64"))[0], y, atol=1e-9)
+    np.testing.assert_allclose(run(model, X, *lux.setup(jax.random.key(0), model, "float64"))[0], y, atol=1e-9)
 
 
 # --- state --------------------------------------------------------------------------------------------------------
@@ -196,7 +214,7 @@ def test_repeated_layer_is_the_baseline():
 def test_one_dropout_mask_for_the_whole_solve():
     cell = lux.Chain(CELL, lux.Dropout(0.5))
     model, ps, st = model_of(cell, on_state_update="discard")
-    z, st_next = model(X, ps, st)
+    z, st_next = run(model, X, ps, st)
     assert st_next["info"]["converged"]
     again, st_again = cell((z, jnp.asarray(X)), ps.cell, st["cell"])
     np.testing.assert_allclose(z, again, atol=1e-9)
@@ -204,35 +222,46 @@ def test_one_dropout_mask_for_the_whole_solve():
     key = lambda st: jax.random.key_data(st["layer_1"]["key"]).tolist()  # noqa: E731
     assert key(st_next["cell"]) == key(st_again) != key(st["cell"])
     with pytest.raises(ValueError, match="state in training has no meaning"):
-        model.replace(batching="vmap")(X, ps, st)
+        run(model.replace(batching="vmap"), X, ps, st)
 
 
 def test_layers_that_update_their_state_are_named():
     for layer in (lux.BatchNorm(5), lux.Dropout(0.5)):
         model, ps, st = model_of(lux.Chain(CELL, layer))
         with pytest.raises(ValueError, match=r"`layer_1` .* updates its state .*lux.testmode"):
-            model(X, ps, st)
-    _, st_next = model(X, ps, lux.testmode(st))
+            run(model, X, ps, st)
+    _, st_next = run(model, X, ps, lux.testmode(st))
     assert st_next["info"]["converged"]
+
+
+def test_test_mode_renews_the_figures_and_remembers_nothing():
+    cell = lux.Chain(CELL, lux.Dropout(0.5))
+    model, ps, st = model_of(cell, jacobian_probes=1, radius_steps=4)
+    _check_test_mode(run, model, jnp.asarray(X), ps, st)
+    st = lux.testmode(st)
+    _, first = run(model, X, ps, st)
+    _, other = run(model, 2 * X, ps, first)
+    assert first["info"]["converged"]
+    assert first["info"]["jacobian_loss"] != other["info"]["jacobian_loss"]
 
 
 def test_figures_of_each_sample():
     options = {"batching": "vmap", "batch_shape": 4, "radius_steps": 8, "jacobian_probes": 2, "check_backward": True}
     model, ps, st = model_of(**options)
-    _, st_next = model(X, ps, st)
+    _, st_next = run(model, X, ps, st)
     shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (st, st_next))
     assert shapes[0] == shapes[1]
     assert st_next["info"]["converged"].tolist() == [True] * 4
     assert (st_next["info"]["backward_residual"] <= 1).all()
     assert (st_next["info"]["spectral_radius"] < 1).all()
     with pytest.raises(ValueError, match="batch_shape says"):
-        model(X[:2], ps, st)
+        run(model, X[:2], ps, st)
 
 
 def test_backward_check_sees_a_slow_backward_solve():
     linear = lux.FixedPointLinearSolver(optx.FixedPointIteration(1e-10, 1e-10), max_steps=3)
     model, ps, st = model_of(check_backward=True, adjoint=lux.CheckedImplicitAdjoint(linear))
-    assert model(X, ps, st)[1]["info"]["backward_residual"] > 1
+    assert run(model, X, ps, st)[1]["info"]["backward_residual"] > 1
 
 
 # --- stability ----------------------------------------------------------------------------------------------------
@@ -261,7 +290,7 @@ def test_jacobian_loss_has_gradients(depth):
 
     @jax.jit
     def penalty(ps):
-        return model(X, ps, st)[1]["info"]["jacobian_loss"]
+        return run(model, X, ps, st)[1]["info"]["jacobian_loss"]
 
     assert penalty(ps) > 0
     v = ps.layout.wrap(np.random.default_rng(1).standard_normal(ps.size))
@@ -270,11 +299,11 @@ def test_jacobian_loss_has_gradients(depth):
 
 
 def test_monotone_cell_has_a_fixed_point_whatever_its_parameters():
-    model = lux.DeepEquilibrium(lux.MonotoneCell(3, 6, margin=0.5), shape=6, max_steps=500, rtol=1e-9, atol=1e-9)
+    model = lux.DeepEquilibrium(lux.MonotoneCell(3, 6, margin=0.5), shape=6, max_steps=500, rtol=1e-12, atol=1e-12)
     for scale in (1.0, 20.0):
         ps, st = lux.setup(jax.random.key(1), model, "float64")
         ps = scale * ps
-        z, st = model(X, ps, st)
+        z, st = run(model, X, ps, st)
         assert st["info"]["converged"]
         a, b = np.asarray(ps.cell.a), np.asarray(ps.cell.b_skew)
         w = 0.5 * np.eye(6) - a.T @ a + b - b.T
@@ -295,7 +324,7 @@ def test_normalized_cell_bounds_its_weights(norm):
     np.testing.assert_array_equal(small, ps.layer_1.weight)  # within the bound: as it is
     model = lux.DeepEquilibrium(cell, shape=5, rtol=1e-12, atol=1e-12)
     _, st = lux.setup(jax.random.key(0), model, "float64")
-    loss = jax.jit(lambda ps: jnp.sum(model(X, {"cell": ps.tree()}, st)[0] ** 3))
+    loss = jax.jit(lambda ps: jnp.sum(run(model, X, {"cell": ps.tree()}, st)[0] ** 3))
     v = ps.layout.wrap(np.random.default_rng(1).standard_normal(ps.size))
     slope = (loss(ps + 1e-5 * v) - loss(ps - 1e-5 * v)) / 2e-5
     np.testing.assert_allclose(jax.grad(loss)(ps).data @ v.data, slope, rtol=1e-5)
@@ -315,14 +344,14 @@ def growing(**options):
 
 def test_samples_that_diverge_leave_the_others_exact():
     model, ps, st = growing(batching="vmap", batch_shape=4)
-    z, st_next = model(RATES, ps, st)
+    z, st_next = run(model, RATES, ps, st)
     np.testing.assert_array_equal(st_next["info"]["converged"], [True, False, False, True])
     good = np.array([0, 3])
     np.testing.assert_allclose(z[good], 1 / (1 - RATES[good]), rtol=1e-6)
-    g = jax.grad(lambda x: jnp.sum(model(x, ps, st)[0]))(jnp.asarray(RATES))
+    g = jax.grad(lambda x: jnp.sum(run(model, x, ps, st)[0]))(jnp.asarray(RATES))
     np.testing.assert_allclose(g[good], 1 / (1 - RATES[good]) ** 2, rtol=1e-5)
     assert np.isnan(g[1:3]).all()
-    marked, _ = model.replace(on_failure="nan")(RATES, ps, st)
+    marked, _ = run(model.replace(on_failure="nan"), RATES, ps, st)
     assert np.isnan(marked[1:3]).all()
     np.testing.assert_array_equal(marked[good], z[good])
 
@@ -330,11 +359,11 @@ def test_samples_that_diverge_leave_the_others_exact():
 def test_no_fixed_point_is_a_flag_or_a_sentence():
     model = lux.DeepEquilibrium(lux.Lambda(lambda zx: zx[0] + 1 + zx[1] ** 2), max_steps=20)
     ps, st = lux.setup(jax.random.key(0), model, "float64")
-    _, st_next = model(X, ps, st)
+    _, st_next = run(model, X, ps, st)
     assert not st_next["info"]["converged"]
     assert st_next["info"]["residual"] >= 1
     with pytest.raises(Exception, match="the equilibrium solve has not converged: allow more max_steps"):
-        jax.block_until_ready(model.replace(on_failure="raise")(X, ps, st))
+        jax.block_until_ready(run(model.replace(on_failure="raise"), X, ps, st))
 
 
 @pytest.mark.parametrize(
@@ -349,7 +378,7 @@ def test_no_fixed_point_is_a_flag_or_a_sentence():
 def test_cells_that_return_something_else(function, says):
     model = lux.DeepEquilibrium(lux.Lambda(function))
     with pytest.raises(ValueError, match=says):
-        model(X, *lux.setup(jax.random.key(0), model))
+        run(model, X, *lux.setup(jax.random.key(0), model))
 
 
 @pytest.mark.parametrize(
@@ -370,3 +399,9 @@ def test_cells_that_return_something_else(function, says):
 def test_options_that_make_no_sense(options, says):
     with pytest.raises(ValueError, match=says):
         lux.DeepEquilibrium(CELL, **options)
+
+
+def test_solvers_are_objects_of_optimistix_or_diffrax():
+    for solver in ("anderson", lux.Anderson):
+        with pytest.raises(TypeError, match=r"such as lux.Anderson\(1e-5, 1e-5\), got"):
+            lux.DeepEquilibrium(CELL, solver=solver)

@@ -20,30 +20,38 @@ _SMALLEST = 1e-30  # scale of a residual: with tolerances of zero, errors are st
 
 
 class History(eqx.Module):
-    """The differences of the last `m` evaluations, `(m, samples, n)`, and what pairs of them give, `(samples, m, m)`.
+    """The differences of the last `m` evaluations, `(m, n)`, and what pairs of them give, `(m, m)`.
 
-    `df` are differences of `f(y)`; `dx` those that a method projects on. `age` counts down from 0, the newest; slots
-    not yet filled, or filled with numbers that are not finite, are not `valid`.
+    `df` are differences of `f(y)`; `dx` those that a method projects on. `slot` is that of the newest one, the others
+    are `age` evaluations older. Slots not yet filled, or filled with numbers that are not finite, are zero.
     """
 
     df: jax.Array
     dx: jax.Array
     gram: jax.Array
-    valid: jax.Array
-    age: jax.Array
+    slot: jax.Array
+
+    @property
+    def age(self) -> jax.Array:
+        m = len(self.gram)
+        return (self.slot - jnp.arange(m)) % m
+
+
+class _Progress(eqx.Module):
+    """Of one sample."""
+
+    history: History
+    base: tuple[jax.Array, jax.Array, jax.Array]  # where the present step starts: y, g = f(y) - y, and its error
+    best: tuple[jax.Array, jax.Array, jax.Array]  # y, its error relative to the tolerances, its residual
+    halvings: jax.Array
+    done: jax.Array
+    broken: jax.Array
 
 
 class _State(eqx.Module):
-    history: History
-    last: tuple[jax.Array, jax.Array]  # y and g = f(y) - y of the last evaluation that was finite
-    base: tuple[jax.Array, jax.Array]  # where the present step starts, and its error
-    step: jax.Array
-    halvings: jax.Array
-    best: tuple[jax.Array, jax.Array, jax.Array]  # y, its error relative to the tolerances, its residual
+    progress: _Progress
     count: jax.Array
     trace: jax.Array
-    done: jax.Array
-    broken: jax.Array
 
 
 class Accelerated(optx.AbstractFixedPointSolver):
@@ -72,116 +80,89 @@ class Accelerated(optx.AbstractFixedPointSolver):
 
     @abc.abstractmethod
     def pairs(self, history: History, dx: jax.Array, df: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The products `(samples, m)` of all columns with the newest, and of the newest with all columns."""
+        """The products `(m,)` of all columns with the newest, and of the newest with all columns."""
 
     @abc.abstractmethod
     def direction(self, history: History, g: jax.Array) -> jax.Array:
-        """The step from the present iterate, `(samples, n)`."""
+        """The step `(n,)` from the present iterate."""
 
     def init(self, fn, y, args, options, f_struct, aux_struct, tags):
         rows, _ = to_samples(y, self.per_sample)
-        (samples, n), m, dtype = rows.shape, self.history, rows.dtype
-        zeros, no = jnp.zeros_like(rows), jnp.zeros(samples, bool)
-        infinite = jnp.full(samples, jnp.inf, dtype)
-        window = jnp.zeros((m, samples, n), dtype)
-        history = History(
-            window, window, jnp.zeros((samples, m, m), dtype), jnp.zeros((samples, m), bool), jnp.arange(m)
-        )
-        return _State(
-            history=history,
-            last=(rows, jnp.full_like(rows, jnp.nan)),
-            base=(rows, infinite),
-            step=zeros,
-            halvings=jnp.zeros(samples, int),
-            best=(rows, infinite, jnp.full(samples, jnp.nan, dtype)),
-            count=jnp.array(0),
-            trace=jnp.full((self.trace, samples), jnp.nan, dtype),
-            done=no,
-            broken=no,
-        )
+        start = jax.vmap(self._start) if self.per_sample else self._start
+        trace = jnp.full((self.trace, *rows.shape[:-1]), jnp.nan, rows.dtype)
+        return _State(start(rows), jnp.array(0), trace)
 
     def step(self, fn, y, args, options, state, tags):
         f, aux = fn(y, args)
         (y_rows, back), (f_rows, _) = to_samples(y, self.per_sample), to_samples(f, self.per_sample)
-        g = f_rows - y_rows
-        error = jax.vmap(self.norm)(g / jnp.maximum(self.atol + self.rtol * jnp.abs(f_rows), _SMALLEST))
-        residual = jax.vmap(self.norm)(g)
-        finite = jnp.isfinite(error)
-        first = state.count == 0
-
-        better = finite & (error < state.best[1])
-        best = _where(better, (y_rows, error, residual), state.best)
-        accept = finite & ((error <= self.max_growth * state.base[1]) | (state.halvings >= HALVINGS))
-        broken = state.broken | (~finite & (first | (state.halvings >= HALVINGS)))
-        done = state.done | (best[1] < 1) | broken
-
-        noise = 4 * jnp.finfo(g.dtype).eps * jnp.linalg.norm(f_rows, axis=1)  # no direction is to be had from rounding
-        known = jnp.linalg.norm(g - state.last[1], axis=1) > noise
-        history = self._push(state, y_rows, g, finite & known & ~first)
-        full = self.direction(history, g)
-        full = jnp.where(jnp.all(jnp.isfinite(full), axis=1, keepdims=True), full, g)
-        base_y, base_error = _where(accept, (y_rows, error), state.base)
-        step = _where(accept, full, state.step * jnp.asarray(0.5, full.dtype))
-        y_next = _where(done, best[0], base_y + step)
-
+        advance = jax.vmap(self._advance, (0, 0, 0, None)) if self.per_sample else self._advance
+        y_next, residual, progress = advance(y_rows, f_rows, state.progress, state.count)
         trace = state.trace
         if self.trace:
             place = jnp.where(state.count < self.trace, state.count, self.trace)
             trace = trace.at[place].set(residual, mode="drop")
-        state = _State(
-            history=history,
-            last=_where(finite, (y_rows, g), state.last),
-            base=(base_y, base_error),
-            step=step,
-            halvings=jnp.where(accept, 0, state.halvings + 1),
-            best=best,
-            count=state.count + 1,
-            trace=trace,
-            done=done,
-            broken=broken,
-        )
-        return back(y_next), state, aux
+        return back(y_next), _State(progress, state.count + 1, trace), aux
 
     def terminate(self, fn, y, args, options, state, tags):
-        end = jnp.all(state.done)
-        failed = end & jnp.any(state.broken)
+        end = jnp.all(state.progress.done)
+        failed = end & jnp.any(state.progress.broken)
         return end, optx.RESULTS.where(failed, optx.RESULTS.nonfinite, optx.RESULTS.successful)
 
     def postprocess(self, fn, y, aux, args, options, state, tags, result):
         _, back = to_samples(y, self.per_sample)
-        rows, error, residual = state.best
-        stats = {"residual": residual, "converged": error < 1, "residuals": state.trace}
-        if not self.per_sample:
-            stats = {name: value[..., 0] for name, value in stats.items()}
-        return back(rows), aux, stats
+        rows, error, residual = state.progress.best
+        return back(rows), aux, {"residual": residual, "converged": error < 1, "residuals": state.trace}
 
-    def _push(self, state: _State, y: jax.Array, g: jax.Array, valid: jax.Array) -> History:
-        """The history with the newest difference in place of the oldest."""
-        history, m = state.history, self.history
-        dy, dg = y - state.last[0], g - state.last[1]
-        dy, dg = _where(valid, (dy, dg), (jnp.zeros_like(dy), jnp.zeros_like(dg)))
-        slot = state.count % m
-        dx, df = self.difference(dy, dg), dy + dg
-        history = History(
-            df=lax.dynamic_update_index_in_dim(history.df, df, slot, 0),
-            dx=lax.dynamic_update_index_in_dim(history.dx, dx, slot, 0),
-            gram=history.gram,
-            valid=history.valid.at[:, slot].set(valid),
-            age=(slot - jnp.arange(m)) % m,
+    def _start(self, y: jax.Array) -> _Progress:
+        m, dtype, no = self.history, y.dtype, jnp.array(False)
+        window, nothing = jnp.zeros((m, len(y)), dtype), jnp.array(jnp.inf, dtype)
+        return _Progress(
+            history=History(window, window, jnp.zeros((m, m), dtype), jnp.array(0)),
+            base=(y, jnp.zeros_like(y), nothing),
+            best=(y, nothing, jnp.array(jnp.nan, dtype)),
+            halvings=jnp.array(0),
+            done=no,
+            broken=no,
         )
+
+    def _advance(self, y, f, progress: _Progress, count) -> tuple[jax.Array, jax.Array, _Progress]:
+        """The next iterate of a sample, the residual of this one, and the progress."""
+        g = f - y
+        error = self.norm(g / jnp.maximum(self.atol + self.rtol * jnp.abs(f), _SMALLEST))
+        residual = self.norm(g)
+        y_base, g_base, error_base = progress.base
+        finite, last = jnp.isfinite(error), progress.halvings >= HALVINGS
+
+        best = _where(finite & (error < progress.best[1]), (y, error, residual), progress.best)
+        accept = finite & ((error <= self.max_growth * error_base) | last)
+        broken = progress.broken | (~finite & ((count == 0) | last))
+        done = progress.done | (best[1] < 1) | broken
+
+        dy, dg = y - y_base, g - g_base
+        noise = 4 * jnp.finfo(g.dtype).eps * jnp.linalg.norm(f)  # no direction is to be had from rounding
+        known = finite & (count > 0) & (jnp.linalg.norm(dg) > noise)
+        history = self._push(progress.history, jnp.where(known, dy, 0), jnp.where(known, dg, 0), count)
+        onward, halved = y + self.direction(history, g), 0.5 * (y + y_base)
+        y_next = jnp.where(done, best[0], jnp.where(accept, onward, halved))
+
+        base = _where(accept, (y, g, error), progress.base)
+        halvings = jnp.where(accept, 0, progress.halvings + 1)
+        return y_next, residual, _Progress(history, base, best, halvings, done, broken)
+
+    def _push(self, history: History, dy: jax.Array, dg: jax.Array, count: jax.Array) -> History:
+        """The history with the newest difference in place of the oldest."""
+        slot = count % self.history
+        dx, df = self.difference(dy, dg), dy + dg
+        rows = (lax.dynamic_update_index_in_dim(*pair, slot, 0) for pair in ((history.df, df), (history.dx, dx)))
+        history = History(*rows, history.gram, slot)
         column, row = self.pairs(history, dx, df)
-        gram = history.gram.at[:, :, slot].set(column).at[:, slot, :].set(row)
-        return eqx.tree_at(lambda h: h.gram, history, gram)
+        return eqx.tree_at(lambda h: h.gram, history, history.gram.at[:, slot].set(column).at[slot].set(row))
 
 
-def solve_small(history: History, matrix: jax.Array, rhs: jax.Array) -> jax.Array:
-    """The solution of the systems `(samples, m, m)` on the valid slots, and zero on the others."""
-    valid = history.valid
-    both = valid[:, :, None] & valid[:, None, :]
-    matrix = jnp.where(both, matrix, jnp.eye(matrix.shape[-1], dtype=matrix.dtype))
-    return jnp.linalg.solve(matrix, jnp.where(valid, rhs, 0)[..., None])[..., 0]
+def combined(rows: jax.Array, weights: jax.Array) -> jax.Array:
+    """The sum of the rows by their weights; zero where a weight is not finite."""
+    return jnp.where(jnp.all(jnp.isfinite(weights)), weights, 0) @ rows
 
 
-def _where(samples: jax.Array, a: Any, b: Any) -> Any:
-    """`a` for the chosen samples, `b` for the others."""
-    return jax.tree.map(lambda x, y: jnp.where(samples.reshape(-1, *[1] * (x.ndim - 1)), x, y), a, b)
+def _where(condition: jax.Array, a: Any, b: Any) -> Any:
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optimistix as optx
 
-from .accelerated import Accelerated, History, solve_small
+from .accelerated import Accelerated, History, combined
 
 
 class Anderson(Accelerated):
@@ -57,18 +57,44 @@ class Anderson(Accelerated):
         return dg
 
     def pairs(self, history: History, dx, df):
-        products = jnp.einsum("msn,sn->sm", history.dx, dx)
-        return products, products
+        column = history.dx @ dx
+        return column, column
 
     def direction(self, history: History, g: jax.Array):
-        m, dtype = self.history, g.dtype
         relative = self.regularization
         if relative is None:
-            relative = 1e-10 if jnp.finfo(dtype).bits >= 64 else 1e-7
-        scale = jnp.trace(history.gram, axis1=1, axis2=2) / m
-        shift = jnp.where(scale > 0, relative * scale, 1)[:, None, None] * jnp.eye(m, dtype=dtype)
-        weights = solve_small(history, history.gram + shift, jnp.einsum("msn,sn->sm", history.dx, g))
-        past = jnp.einsum("msn,sm->sn", history.df, weights)
+            relative = 1e-10 if jnp.finfo(g.dtype).bits >= 64 else 1e-7
+        shift = relative * jnp.trace(history.gram) / self.history
+        weights = _solve(history.gram, shift, history.dx @ g)
+        past = combined(history.df, weights)
         if self.damp == 0:
             return g - past
-        return (1 - self.damp) * g - past + self.damp * jnp.einsum("msn,sm->sn", history.dx, weights)
+        return (1 - self.damp) * g - past + self.damp * combined(history.dx, weights)
+
+
+def _solve(gram: jax.Array, shift: jax.Array, rhs: jax.Array) -> jax.Array:
+    """The solution of `(gram + shift I) x = rhs` by Cholesky's method, and zero where a column is zero.
+
+    Written out number by number, it is a loop over the samples for the compiler, where LAPACK is called for each. No
+    pivot is less than `shift` but by rounding.
+    """
+    m = len(rhs)
+    used = jnp.diagonal(gram) > 0
+    lower: list[list[jax.Array]] = []
+    y: list[jax.Array] = []
+    for i in range(m):
+        row: list[jax.Array] = []
+        for j in range(i):
+            row.append((gram[i, j] - _dot(row, lower[j][:j])) / lower[j][j])
+        pivot = jnp.maximum(gram[i, i] + shift - _dot(row, row), shift)
+        row.append(jnp.sqrt(jnp.where(used[i], pivot, 1)))
+        y.append((rhs[i] - _dot(row[:i], y)) / row[i])
+        lower.append(row)
+    x = y
+    for i in reversed(range(m)):
+        x[i] = (y[i] - _dot([lower[k][i] for k in range(i + 1, m)], x[i + 1 :])) / lower[i][i]
+    return jnp.stack(x)
+
+
+def _dot(a: list[jax.Array], b: list[jax.Array]) -> jax.Array | float:
+    return sum((x * y for x, y in zip(a, b, strict=True)), start=0.0)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optimistix as optx
 
-from .accelerated import Accelerated, History, solve_small
+from .accelerated import Accelerated, History, combined
 
 
 class Broyden(Accelerated):
@@ -47,12 +47,11 @@ class Broyden(Accelerated):
         return dy
 
     def pairs(self, history: History, dx, df):
-        steps = jnp.einsum("msn,sn->sm", history.dx, dx)
-        newest = history.age == 0
-        column = steps - jnp.einsum("msn,sn->sm", history.dx, df)
-        row = jnp.where(newest, steps, 0) - jnp.einsum("msn,sn->sm", history.df, dx)
-        return column, row
+        steps = history.dx @ dx
+        return steps - history.dx @ df, jnp.where(history.age == 0, steps, 0) - history.df @ dx
 
     def direction(self, history: History, g: jax.Array):
-        weights = solve_small(history, history.gram, jnp.einsum("msn,sn->sm", history.dx, g))
-        return g + jnp.einsum("msn,sm->sn", history.df, weights)
+        used = jnp.diagonal(history.gram) != 0
+        matrix = jnp.where(used[:, None] & used, history.gram, jnp.eye(len(used), dtype=g.dtype))
+        weights = jnp.linalg.solve(matrix, jnp.where(used, history.dx @ g, 0))
+        return g + combined(history.df, weights)

@@ -9,14 +9,15 @@ import jax.numpy as jnp
 import optimistix as optx
 from jax import lax
 
-from ..core import Container, Layer, as_layer
+from ..core import Container, Layer, Mode, as_layer
 from ..core.container import call_child, errors_of
 from ..diffeq.frozen_state import refuse_training, refuse_updates, renewed_keys
 from .adjoint import CheckedImplicitAdjoint, PhantomAdjoint, relative_error, solve_and_check
 from .anderson import Anderson
 from .cells import EquilibriumCell
 from .figures import FIGURES, kept_figures, no_figures
-from .guess import fitting_guess, zeros_like_input, zeros_of
+from .guess import fitting_guess, require_batch, zeros_like_input, zeros_of
+from .iterate import fixed_point
 from .options import EquilibriumOptions, Found
 from .stability import jacobian_loss, random_like, spectral_radius, squares
 
@@ -48,7 +49,8 @@ class DeepEquilibrium(Container, EquilibriumOptions):
     `jacobian_probes` normal vectors, see `lux.jacobian_loss`), `spectral_radius` (with `radius_steps`, see
     `lux.spectral_radius`), and `backward_residual` (with `check_backward`, that of the linear solve of the backward
     pass for a random cotangent, in units of its tolerance: above 1 it has not converged). Figures not asked for are
-    NaN. Losses in `info` are differentiable: add them to yours.
+    NaN. Losses in `info` are differentiable: add them to yours. In test mode they are those of the call too, with the
+    same random vectors in every call; a warm start goes on.
 
     The cell's state is frozen during a solve. Bai, Kolter and Koltun, "Deep equilibrium models", NeurIPS 2019; Pal,
     Edelman and Rackauckas, "Continuous deep equilibrium models", 2022. Raises `ValueError` for a cell that returns
@@ -93,7 +95,7 @@ class DeepEquilibrium(Container, EquilibriumOptions):
         each = self.batching == "vmap" and self.batch_shape is not None
         st = {**super().init_state(key), "info": no_figures(self.batch_shape if each else ())}
         if self._random():
-            st["key"] = jax.random.fold_in(key, len(self.children))
+            st |= {"key": jax.random.fold_in(key, len(self.children)), "mode": Mode.TRAIN}
         if self.initial == "last":
             st["last"] = zeros_of(self.batch_shape, self.shape, jax.dtypes.canonicalize_dtype(float))
         return st
@@ -107,12 +109,12 @@ class DeepEquilibrium(Container, EquilibriumOptions):
             return self._solve(z0, x, ps["cell"], st["cell"], key)
 
         if self.batching == "vmap":
-            refuse_training(st)
+            refuse_training(st["cell"])
             zs, figures = jax.vmap(solve)(z0, x)
         else:
             zs, figures = solve(z0, x)
         out |= {"cell": self._renewed(zs[-1], x, ps, st), "info": kept_figures(st["info"], figures)}
-        if self._random():
+        if self._random() and st["mode"] is Mode.TRAIN:
             out["key"] = next_key
         if self.initial == "last":
             out["last"] = jax.tree.map(_unless_finite, st["last"], zs[-1])
@@ -123,7 +125,10 @@ class DeepEquilibrium(Container, EquilibriumOptions):
         if isinstance(self.initial, Layer):
             z0, st_initial = call_child("initial", self.initial, x, ps, st)
             return z0, {**st, "initial": st_initial}
-        return (st["last"] if self.initial == "last" else zeros_like_input(x, self.shape)), dict(st)
+        if self.initial == "last":
+            require_batch(x, self.batch_shape)
+            return st["last"], dict(st)
+        return zeros_like_input(x, self.shape), dict(st)
 
     def _solve(self, z0, x, ps, st, key):
         """The iterates asked for, the last of them the solution, and the figures of the solve."""
@@ -158,6 +163,8 @@ class DeepEquilibrium(Container, EquilibriumOptions):
             last, part = i == self.states - 1, self.max_steps // self.states
 
             def run(solver, z0, args, adjoint, most=self.max_steps - i * part if last else part):
+                if adjoint is None:
+                    return fixed_point(self._step, solver, z0, args, most)
                 return optx.fixed_point(self._step, solver, z0, args, max_steps=most, adjoint=adjoint, throw=False)
 
             adjoint = self.chosen_adjoint() if last else PhantomAdjoint()

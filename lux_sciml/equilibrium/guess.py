@@ -33,6 +33,16 @@ def zeros_of(batch: tuple[int, ...], shape: Any, dtype: Any) -> Any:
     raise ValueError(f"{_SHAPES}, got {shape!r}")
 
 
+def require_batch(x: Any, batch_shape: tuple[int, ...]) -> None:
+    """Raise `ValueError` where an input is not of the batch whose last solution is kept."""
+    for leaf in jax.tree.leaves(x)[:1]:
+        if leaf.shape[: len(batch_shape)] != batch_shape:
+            raise ValueError(
+                f'initial="last" keeps the solution of a batch {batch_shape}, but the input is {_text(leaf)}; '
+                "another batch needs a layer of its own batch_shape and its state"
+            )
+
+
 def fitting_guess(step: Callable[[Any], Any], z: Any) -> Any:
     """The guess in the precision that `step` returns. `ValueError` where `step` returns another structure or shape."""
     out = jax.eval_shape(step, z)

@@ -6,6 +6,7 @@ import lineax as lx
 import optimistix as optx
 
 from .anderson import Anderson
+from .iterate import fixed_point
 
 DENSE = 16  # unknowns up to which a dense solve is the faster one (benchmarks/bench_equilibrium.py)
 
@@ -46,7 +47,7 @@ class FixedPointLinearSolver(lx.AbstractLinearSolver):
             return jax.tree.map(lambda x, b, ax: x + self.relaxation * (b - ax), x, b, state.mv(x))
 
         start = jax.tree.map(lambda leaf: self.relaxation * leaf, b)
-        sol = optx.fixed_point(f, self.solver, start, max_steps=self.max_steps, throw=False)
+        sol = fixed_point(f, self.solver, start, None, self.max_steps)
         result = lx.RESULTS.where(
             sol.result == optx.RESULTS.successful, lx.RESULTS.successful, lx.RESULTS.max_steps_reached
         )

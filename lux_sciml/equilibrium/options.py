@@ -17,6 +17,13 @@ from .adjoint import CheckedImplicitAdjoint, PointAdjoint, nan_unless, require_o
 from .anderson import Anderson
 
 _TOLERANCES = (1e-5, 1e-5)
+_SOLVERS = (
+    optx.AbstractFixedPointSolver,
+    optx.AbstractRootFinder,
+    optx.AbstractLeastSquaresSolver,
+    optx.AbstractMinimiser,
+    diffrax.AbstractSolver,
+)
 
 
 class Found(NamedTuple):
@@ -67,6 +74,9 @@ class EquilibriumOptions(Layer, kw_only=True):
                 raise ValueError(f"{name} is one of {', '.join(map(repr, choices))}, got {getattr(self, name)!r}")
         if isinstance(self.adjoint, str) and self.adjoint != "auto":
             raise ValueError(f'adjoint is "auto" or an optimistix adjoint, got {self.adjoint!r}')
+        solver = self.solver.value if isinstance(self.solver, Constant) else self.solver
+        if solver is not None and not isinstance(solver, _SOLVERS):
+            raise TypeError(f"solver is one of optimistix or diffrax, such as lux.Anderson(1e-5, 1e-5), got {solver!r}")
         if self.max_steps < 1:
             raise ValueError(f"max_steps is one or more, got {self.max_steps}")
         own = hasattr(self.solver, "rtol")
@@ -97,14 +107,17 @@ class EquilibriumOptions(Layer, kw_only=True):
         return solver if hasattr(solver, "norm") else Anderson(self.rtol, self.atol)
 
     def find(self, run: Callable, residual: Callable, solver: Any, y0: Any, args: Any, adjoint: Any) -> Found:
-        """Solve from `y0`; `run(solver, y0, args, adjoint)` is optimistix's call, `residual(y, args)` is to be zero."""
+        """Solve from `y0`; `residual(y, args)` is to be zero.
+
+        `run(solver, y0, args, adjoint)` is the solver's call; without an adjoint, its inputs have no derivatives.
+        """
         if not isinstance(adjoint, PointAdjoint):
             return _found(run(solver, y0, args, adjoint))
         held, start = jax.tree.map(lax.stop_gradient, (args, y0))
         if isinstance(solver, diffrax.AbstractSolver):
             found = self._pseudo_transient(residual, solver, start, held)
         else:
-            found = _found(run(solver, start, held, optx.ImplicitAdjoint()))
+            found = _found(run(solver, start, held, None))
         tolerances = self.tolerances(solver)
         return found._replace(value=adjoint.attach(residual, found.value, args, tolerances, found.okay))
 

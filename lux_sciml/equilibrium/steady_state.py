@@ -70,6 +70,7 @@ class SteadyState(Wrapper, EquilibriumOptions):
             refuse_updates(self.model, lambda st: self._call(u0, (*args[:2], st))[1], args[2], ())
 
         def run(solver, u0, args, adjoint):
+            adjoint = adjoint or optx.ImplicitAdjoint()
             return optx.root_find(self._rate, solver, u0, args, max_steps=self.max_steps, adjoint=adjoint, throw=False)
 
         size = sum(leaf.size for leaf in jax.tree.leaves(u0))
