@@ -81,8 +81,9 @@ def test_contract():
     check_layer(lux.DeepEquilibrium(CELL, **tight), X, dtypes=("float64",))
 
 
-def test_float32_meets_its_default_tolerance():
-    model, ps, st = model_of(dtype="float32", rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("solver", [None, optx.FixedPointIteration(1e-5, 1e-5)], ids=["Anderson", "fixed-point"])
+def test_float32_meets_its_default_tolerance(solver):
+    model, ps, st = model_of(dtype="float32", rtol=1e-5, atol=1e-5, solver=solver)
     x = jnp.asarray(X, "float32")
     z, st = run(model, x, ps, st)
     assert z.dtype == st["info"]["residual"].dtype == "float32"
@@ -364,6 +365,15 @@ def test_no_fixed_point_is_a_flag_or_a_sentence():
     assert st_next["info"]["residual"] >= 1
     with pytest.raises(Exception, match="the equilibrium solve has not converged: allow more max_steps"):
         jax.block_until_ready(run(model.replace(on_failure="raise"), X, ps, st))
+
+
+def test_divergence_and_nan_end_at_once():
+    exploding = lux.DeepEquilibrium(lux.Lambda(lambda zx: jnp.exp(zx[0]) + zx[1] ** 2), max_steps=10**6)
+    plain = exploding.replace(solver=optx.FixedPointIteration(1e-5, 1e-5))
+    for model, x in [(plain, X), (plain, np.nan * X), (exploding, np.nan * X)]:
+        _, st = run(model, x, *lux.setup(jax.random.key(0), model, "float64"))
+        assert st["info"]["steps"] < 10
+        assert not st["info"]["converged"]
 
 
 @pytest.mark.parametrize(
