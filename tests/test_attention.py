@@ -1,6 +1,7 @@
 """Attention, positions and what transformers are made of, against plain NumPy formulas."""
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -42,6 +43,23 @@ def test_functional_attention(heads, kv_heads, value_size):
             shared = h // (heads // kv_heads)
             expected = numpy_attention(q[b, :, h], k[b, :, shared], v[b, :, shared], mask[b, h])
             assert np.allclose(weights[b, h], expected[0], atol=1e-14) and np.allclose(y[b, :, h], expected[1])
+
+
+def test_the_weights_are_never_transposed():
+    """They are the largest arrays, of queries times keys; the gradient of a sum of products may reorder them."""
+    q, k, v = qkv(4, 2, 3)
+    jaxpr = jax.make_jaxpr(jax.grad(lambda q, k, v: lux.scaled_dot_product_attention(q, k, v).sum(), (0, 1, 2)))(
+        q, k, v
+    )
+    moved = [eqn.outvars[0].aval.size for eqn in equations(jaxpr.jaxpr) if eqn.primitive.name == "transpose"]
+    assert moved and max(moved) < 3 * 4 * 5 * 6
+
+
+def equations(jaxpr):
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for inner in jax.extend.core.jaxprs_in_params(eqn.params):
+            yield from equations(inner)
 
 
 def test_both_precisions_do_the_same():

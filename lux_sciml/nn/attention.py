@@ -27,12 +27,11 @@ def attention_weights(
     [[1.0, 0.0], [0.5, 0.5]]
     """
     _require_fit(query, key)
-    size, kv_heads = query.shape[-1], key.shape[-2]
-    grouped = query.reshape(*query.shape[:-2], kv_heads, -1, size)
-    logits = jnp.einsum("...qhgd,...khd->...hgqk", grouped, key) * (size**-0.5 if scale is None else scale)
-    logits = logits.reshape(*logits.shape[:-4], -1, *logits.shape[-2:])
-    if jnp.finfo(logits.dtype).bits < 32:
-        logits = logits.astype(jnp.float32)
+    wide = jnp.float32 if jnp.finfo(query.dtype).bits < 32 else None
+    q, k = _heads_first(query), _heads_first(key)
+    logits = jnp.matmul(_stacked(q, k), jnp.swapaxes(k, -1, -2), preferred_element_type=wide)
+    logits = logits.reshape(*logits.shape[:-3], *q.shape[-3:-1], k.shape[-2])
+    logits = logits * (query.shape[-1] ** -0.5 if scale is None else scale)
     if bias is not None:
         logits = logits + bias
     if is_causal:
@@ -46,9 +45,9 @@ def attention_weights(
 def weighted_values(weights: Any, value: Any) -> jax.Array:
     """The values mixed by attention weights: `(..., heads, queries, keys)` and `(..., keys, kv_heads, size)` give
     `(..., queries, heads, size)`."""
-    grouped = weights.reshape(*weights.shape[:-3], value.shape[-2], -1, *weights.shape[-2:])
-    y = jnp.einsum("...hgqk,...khd->...qhgd", grouped, value)
-    return y.reshape(*y.shape[:-3], -1, y.shape[-1])
+    v = _heads_first(value)
+    y = _stacked(weights, v) @ v
+    return _heads_first(y.reshape(*y.shape[:-3], *weights.shape[-3:-1], v.shape[-1]))
 
 
 def scaled_dot_product_attention(
@@ -63,8 +62,7 @@ def scaled_dot_product_attention(
 ) -> jax.Array:
     r"""Attention, :math:`\mathrm{softmax}_k(s\, q \cdot k + \mathrm{bias})\, v`, `(..., queries, heads, size)`.
 
-    `value` is `(..., keys, kv_heads, value_size)`; the other arguments are those of `attention_weights`. Computed by
-    `jax.nn.dot_product_attention` where that has the same precision and shapes.
+    `value` is `(..., keys, kv_heads, value_size)`; the other arguments are those of `attention_weights`.
 
     Vaswani et al., "Attention is all you need", NeurIPS 2017; grouped queries: Ainslie et al., EMNLP 2023.
 
@@ -72,10 +70,6 @@ def scaled_dot_product_attention(
     (5, 2, 4)
     """
     _require_fit(query, key, value)
-    narrow = query.dtype != jnp.float64  # its softmax is in float32, always
-    if narrow and query.ndim in (3, 4) and query.shape[-1] == value.shape[-1]:
-        mask, bias = (x if x is None else jnp.asarray(x).reshape((1,) * (4 - x.ndim) + x.shape) for x in (mask, bias))
-        return jax.nn.dot_product_attention(query, key, value, bias, mask, scale=scale, is_causal=is_causal)
     weights = attention_weights(query, key, mask=mask, bias=bias, is_causal=is_causal, scale=scale)
     return weighted_values(weights, value)
 
@@ -160,6 +154,17 @@ def _inputs(x: Any) -> tuple[Any, Any, Any, Any]:
             f"{len(parts)}"
         )
     return (*parts, *(parts[-1],) * (3 - len(parts)), None)[:4]
+
+
+def _heads_first(x: jax.Array) -> jax.Array:
+    """`(..., tokens, heads, size)` as `(..., heads, tokens, size)`, which matrix products take as it is; and back."""
+    return jnp.swapaxes(x, -3, -2)
+
+
+def _stacked(x: jax.Array, like: jax.Array) -> jax.Array:
+    """`(..., heads, queries, n)` as `(..., kv_heads, heads / kv_heads * queries, n)`: queries that share a key head."""
+    kv_heads = like.shape[-3]
+    return x.reshape(*x.shape[:-3], kv_heads, x.shape[-3] // kv_heads * x.shape[-2], x.shape[-1])
 
 
 def _split(x: jax.Array, heads: int) -> jax.Array:

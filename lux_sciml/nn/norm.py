@@ -74,7 +74,18 @@ class _TrackingNorm(_Norm):
             mean, var = jnp.mean(_wide(x), axes, keepdims=True), jnp.var(_wide(x), axes, keepdims=True)
             if self.track_stats:
                 st = {**st, **self._moved(st, mean, var * (count / (count - 1)))}
-        return self._activated(self._standard(x, mean, var), ps), st
+        return self.activation(self._rescaled(x, mean, var, ps)), st
+
+    def _rescaled(self, x, mean, var, ps):
+        """The normalized x as one scale and one shift for each feature: fewer passes over x, also in the gradient."""
+        wide, dtype = _wide(x), x.dtype
+        scale = lax.rsqrt(var.astype(wide.dtype) + self.epsilon)
+        shift = -mean.astype(wide.dtype) * scale
+        if self.affine:
+            dtype = jnp.result_type(x, ps["scale"])
+            scale, shift = (_wide(ps["scale"]) * part for part in (scale, shift))
+            shift = shift + _wide(ps["bias"])
+        return (wide * scale + shift).astype(dtype)
 
     def _moved(self, st, mean, var):
         def towards(old, new):
@@ -124,7 +135,7 @@ class InstanceNorm(_TrackingNorm):
     >>> import jax, jax.numpy as jnp, lux_sciml as lux
     >>> layer = lux.InstanceNorm(3)
     >>> ps, st = lux.setup(jax.random.key(0), layer)
-    >>> bool(jnp.allclose(layer(jnp.arange(24.0).reshape(2, 4, 3), ps, st)[0].mean(1), 0.0))
+    >>> bool(jnp.allclose(layer(jnp.arange(24.0).reshape(2, 4, 3), ps, st)[0].mean(1), 0.0, atol=1e-6))
     True
     """
 
