@@ -1,6 +1,6 @@
 """ResNet-18 for images of 32x32 (3x3 stem, no max pool), BatchNorm in training: three libraries.
 
-`python bench_resnet.py forward` and `... gradient` measure one of both.
+`python bench_resnet.py gradient 32` measures one of forward and gradient at one batch size; else it is all of them.
 """
 
 import sys
@@ -17,7 +17,7 @@ from flax import nnx  # noqa: E402
 
 import lux_sciml as lux  # noqa: E402
 
-BATCH, CLASSES = 8, 10
+BATCHES, CLASSES = (8, 32), 10
 STAGES = ((64, 1), (128, 2), (256, 2), (512, 2))  # features and stride, two blocks each
 KEY = jax.random.key(0)
 
@@ -176,24 +176,27 @@ def load(ps, flax_model, eqx_model):
     return eqx.tree_at(arrays, eqx_model, ours)
 
 
-def main(parts):
+def main(whats, batches):
     timing.machine()
     model = resnet18()
     ps, st = lux.setup(KEY, model)
-    x = jax.random.normal(KEY, (BATCH, 32, 32, 3))
     flax_model = FlaxResNet(nnx.Rngs(0))
     eqx_model, state = eqx.nn.make_with_state(EquinoxResNet)()
     eqx_model = load(ps, flax_model, eqx_model)
-    print(f"{ps.size:_} parameters in {len(jax.tree.leaves(ps.tree()))} arrays, batch {BATCH}\n")
-    forward, gradient = peers.all_calls((model, ps, st, x), (flax_model, x), (eqx_model, state, jnp.moveaxis(x, -1, 1)))
+    print(f"{ps.size:_} parameters in {len(jax.tree.leaves(ps.tree()))} arrays\n")
     rows = []
-    if "forward" in parts:
-        peers.agree(forward)
-        rows.append(peers.row("forward", timing.interleaved(forward, turns=20, seconds=30), 1e3))
-    if "gradient" in parts:
-        rows.append(peers.row("gradient", timing.interleaved(gradient, turns=20, seconds=60), 1e3))
+    for batch in batches:
+        x = jax.random.normal(KEY, (batch, 32, 32, 3))
+        calls = peers.all_calls((model, ps, st, x), (flax_model, x), (eqx_model, state, jnp.moveaxis(x, -1, 1)))
+        for what in whats:
+            timed = calls[("forward", "gradient").index(what)]
+            if what == "forward":
+                peers.agree(timed)
+            rows.append(peers.row(f"{what}, batch {batch}", timing.interleaved(timed, turns=20, seconds=40), 1e3))
     timing.table(("ms", *peers.HEAD), rows)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or ["forward", "gradient"])
+    whats = [name for name in sys.argv[1:] if not name.isdigit()]
+    batches = [int(number) for number in sys.argv[1:] if number.isdigit()]
+    main(whats or ["forward", "gradient"], batches or BATCHES)

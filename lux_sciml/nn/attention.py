@@ -28,10 +28,9 @@ def attention_weights(
     """
     _require_fit(query, key)
     wide = jnp.float32 if jnp.finfo(query.dtype).bits < 32 else None
-    q, k = _heads_first(query), _heads_first(key)
-    logits = jnp.matmul(_stacked(q, k), jnp.swapaxes(k, -1, -2), preferred_element_type=wide)
+    q, k = _heads_first(query) * (query.shape[-1] ** -0.5 if scale is None else scale), _heads_first(key)
+    logits = jnp.einsum("...qd,...kd->...qk", _stacked(q, k), k, preferred_element_type=wide)
     logits = logits.reshape(*logits.shape[:-3], *q.shape[-3:-1], k.shape[-2])
-    logits = logits * (query.shape[-1] ** -0.5 if scale is None else scale)
     if bias is not None:
         logits = logits + bias
     if is_causal:
@@ -156,12 +155,12 @@ def _inputs(x: Any) -> tuple[Any, Any, Any, Any]:
     return (*parts, *(parts[-1],) * (3 - len(parts)), None)[:4]
 
 
-def _heads_first(x: jax.Array) -> jax.Array:
+def _heads_first(x: Any) -> jax.Array:
     """`(..., tokens, heads, size)` as `(..., heads, tokens, size)`, which matrix products take as it is; and back."""
     return jnp.swapaxes(x, -3, -2)
 
 
-def _stacked(x: jax.Array, like: jax.Array) -> jax.Array:
+def _stacked(x: Any, like: Any) -> jax.Array:
     """`(..., heads, queries, n)` as `(..., kv_heads, heads / kv_heads * queries, n)`: queries that share a key head."""
     kv_heads = like.shape[-3]
     return x.reshape(*x.shape[:-3], kv_heads, x.shape[-3] // kv_heads * x.shape[-2], x.shape[-1])
