@@ -9,8 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 # Big arrays come fresh from the kernel at every step under glibc's defaults, and page faults then move timings two- to
-# tenfold from one process to the next. With these set, freed memory is kept.
+# tenfold from one process to the next. With these set, freed memory is kept, also that of XLA's threads.
 _ALLOCATOR = {
+    "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
     "MALLOC_TRIM_THRESHOLD_": "17179869184",
     "MALLOC_TOP_PAD_": "268435456",
