@@ -81,9 +81,8 @@ class Scaled(lux.Container):
         return ps["out_scale"] * y, st
 
 
-def published(ts, ys):
+def published(model, ts):
     tx = optax.adabelief(LEARNING_RATE)
-    model = Published(jax.random.key(0))
 
     @eqx.filter_value_and_grad
     def grad_loss(model, ti, yi):
@@ -93,15 +92,10 @@ def published(ts, ys):
     def make_step(ti, yi, model, opt_state):
         loss, grads = grad_loss(model, ti, yi)
         updates, opt_state = tx.update(grads, opt_state)
-        return loss, eqx.apply_updates(model, updates), opt_state
+        return loss, (eqx.apply_updates(model, updates), opt_state)
 
-    carry = [model, tx.init(eqx.filter(model, eqx.is_inexact_array))]
-
-    def step(yi):
-        loss, *carry[:] = make_step(ts, yi, *carry)
-        return loss
-
-    return model, step
+    start = (model, tx.init(eqx.filter(model, eqx.is_inexact_array)))
+    return lambda carry, yi: make_step(ts, yi, *carry), start
 
 
 def ours(model, ts, batching):
@@ -110,6 +104,7 @@ def ours(model, ts, batching):
         Scaled(net), ts=ts, rtol=RTOL, atol=ATOL, dt0=float(ts[1] - ts[0]), batching=batching, output="ys"
     )
     ps, st = lux.setup(jax.random.key(0), node)
+    ps = ps.at["out_scale"].set(model.out_scale)
     for i, linear in enumerate(model.mlp.layers):
         ps = ps.at[f"net.layer_{i}.weight"].set(linear.weight.T).at[f"net.layer_{i}.bias"].set(linear.bias)
     tx = optax.adabelief(LEARNING_RATE)
@@ -122,15 +117,9 @@ def ours(model, ts, batching):
     def make_step(ps, opt_state, yi):
         loss, grads = jax.value_and_grad(loss_of)(ps, yi)
         updates, opt_state = tx.update(grads, opt_state)
-        return loss, optax.apply_updates(ps, updates), opt_state
+        return loss, (optax.apply_updates(ps, updates), opt_state)
 
-    carry = [ps, tx.init(ps)]
-
-    def step(yi):
-        loss, *carry[:] = make_step(*carry, yi)
-        return loss
-
-    return step
+    return lambda carry, yi: make_step(*carry, yi), (ps, tx.init(ps))
 
 
 def torch_step(model, ts):
@@ -141,47 +130,47 @@ def torch_step(model, ts):
         layer = torch.nn.Linear(linear.in_features, linear.out_features)
         layer.weight.data, layer.bias.data = torch.tensor(np.array(linear.weight)), torch.tensor(np.array(linear.bias))
         layers += [layer, activation]
-    net, scale = torch.nn.Sequential(*layers), torch.nn.Parameter(torch.tensor(1.0))
-    optimizer = torch.optim.Adam([*net.parameters(), scale], LEARNING_RATE)
+    net, scale = torch.nn.Sequential(*layers), torch.nn.Parameter(torch.tensor(np.array(model.out_scale)))
+    parameters = [*net.parameters(), scale]
+    optimizer = torch.optim.Adam(parameters, LEARNING_RATE)
     times = torch.tensor(np.array(ts))
 
-    def step(yi):
+    def step(carry, yi):
+        timing.load(parameters, carry)
         yi = torch.tensor(np.array(yi))
         optimizer.zero_grad()
         ys = torchdiffeq.odeint(lambda t, y: scale * net(y), yi[:, 0], times, rtol=RTOL, atol=ATOL, method="dopri5")
         loss = torch.mean((yi.transpose(0, 1) - ys) ** 2)
         loss.backward()
         optimizer.step()
-        return float(loss.detach())
+        return float(loss.detach()), timing.values(parameters)
 
-    return step
+    return step, timing.values(parameters)
 
 
 def main():
     timing.machine()
     ts, ys = data()
-    for times in (10, 100):  # the two phases of the example: the first tenth of each series, and all of it
-        print(f"the first {times} times of each series\n")
-        compare(ts[:times], ys[:, :times])
+    # the two phases of the example: the first tenth of each series, and all of it with the weights from the first phase
+    model = Published(jax.random.key(0))
+    compare("the first 10 times of each series, random weights", model, ts[:10], ys[:, :10])
+    step, carry = published(model, ts[:10])
+    for i in range(500):
+        _, carry = step(carry, ys[(i % 8) * BATCH :][:BATCH, :10])
+    compare("the 100 times of each series, after 500 steps on the first 10", carry[0], ts, ys)
 
 
-def compare(ts, ys):
-    batch = ys[:BATCH]
-    model, published_step = published(ts, ys)
-    steps = {
-        "Equinox and diffrax, as published": published_step,
-        "lux_sciml, batching='vmap'": ours(model, ts, "vmap"),
-        "lux_sciml, batching='joint'": ours(model, ts, "joint"),
-        "torchdiffeq, odeint, dopri5": torch_step(model, ts),
-    }
-    batches = [ys[i : i + BATCH] for i in range(0, 160, BATCH)]
-    losses = {name: [float(step(b)) for b in batches] for name, step in steps.items()}
-    timing.table(("loss at step", *map(str, range(len(batches)))), [(n, *values) for n, values in losses.items()])
-    print("(torchdiffeq trains with Adam: its losses are the same at step 0 only)\n")
-    times = timing.interleaved({name: (lambda step=step: step(batch)) for name, step in steps.items()}, seconds=25.0)
-    base = times["Equinox and diffrax, as published"]
-    timing.table(("step", "median (ms)", "published / this"), [(n, t * 1e3, base / t) for n, t in times.items()])
-    print()
+def compare(title, model, ts, ys):
+    print(f"{title} (torchdiffeq trains with Adam: its losses are the same at step 0 only)\n")
+    timing.compare(
+        {
+            "Equinox and diffrax, as published": lambda: published(model, ts),
+            "lux_sciml, batching='vmap'": lambda: ours(model, ts, "vmap"),
+            "lux_sciml, batching='joint'": lambda: ours(model, ts, "joint"),
+            "torchdiffeq, odeint, dopri5": lambda: torch_step(model, ts),
+        },
+        [ys[i : i + BATCH] for i in range(0, 5 * BATCH, BATCH)],
+    )
 
 
 if __name__ == "__main__":

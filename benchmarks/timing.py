@@ -1,5 +1,6 @@
 """Honest timing: everything in one process, warmed up, interleaved, blocked on, medians."""
 
+import functools
 import os
 import platform
 import statistics
@@ -60,6 +61,72 @@ def _turn(call: Callable[[], Any], inner: int, chained: bool) -> float:
         if not chained or i == inner - 1:
             jax.block_until_ready(out)
     return (time.perf_counter() - start) / inner
+
+
+def first_calls(makes: dict[str, Callable[[], Callable[[], Any]]], turns: int = 3) -> dict[str, float]:
+    """The median time, in seconds, of the first call of what each maker returns: tracing, compiling and running it.
+
+    They take turns in one process, and JAX forgets all that it has traced and compiled before each.
+    """
+    import jax
+
+    times: dict[str, list[float]] = {name: [] for name in makes}
+    for _ in range(turns):
+        for name, make in makes.items():
+            call = make()
+            jax.clear_caches()
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+Step = Callable[[Any, Any], tuple[Any, Any]]
+
+
+def compare(
+    makes: dict[str, Callable[[], tuple[Step, Any]]], batches: list[Any], *, turns: int = 3, seconds: float = 25.0
+) -> None:
+    """Print the losses of some training steps, the time of a step and that of the first one, compiling included.
+
+    Each maker returns a step `(carry, batch) -> (loss, carry)` and where to start. All steps are timed from the same
+    weights, those of the start. The first entry is what the others are compared with.
+    """
+    rows, calls = [], {}
+    for name, make in makes.items():
+        step, carry = make()
+        calls[name] = lambda step=step, carry=carry: step(carry, batches[0])
+        losses = []
+        for batch in batches:
+            loss, carry = step(carry, batch)
+            losses.append(f"{float(loss):.6f}")
+        rows.append((name, *losses))
+    table(("loss at step", *map(str, range(len(batches)))), rows)
+    times = interleaved(calls, seconds=seconds)
+
+    def first(make):
+        step, carry = make()
+        return lambda: step(carry, batches[0])
+
+    firsts = first_calls({name: functools.partial(first, make) for name, make in makes.items()}, turns)
+    print()
+    rows = [
+        (n, t * 1e3, times[next(iter(times))] / t, firsts[n], firsts[next(iter(times))] / firsts[n])
+        for n, t in times.items()
+    ]
+    table(("step", "median (ms)", "published / this", "first step (s)", "published / this"), rows)
+    print()
+
+
+def values(parameters: list[Any]) -> list[Any]:
+    """The values of PyTorch's parameters."""
+    return [p.detach().clone() for p in parameters]
+
+
+def load(parameters: list[Any], values: list[Any]) -> None:
+    """Set PyTorch's parameters, in place."""
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.data.copy_(value)
 
 
 def table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:

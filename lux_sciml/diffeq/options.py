@@ -7,11 +7,12 @@ import diffrax
 from ..components.derivatives import current_derivatives
 from ..core import Constant, Layer
 from ..core.static import holds_arrays
+from .discrete_adjoint import DiscreteAdjoint
 from .guard import guarded
 
 _OBJECTS = ("solver", "stepsize_controller", "saveat", "event", "progress_meter")
 _ADJOINTS = {
-    "checkpointed": diffrax.RecursiveCheckpointAdjoint,
+    "checkpointed": DiscreteAdjoint,
     "direct": diffrax.DirectAdjoint,
     "forward": diffrax.ForwardMode,
     "backsolve": diffrax.BacksolveAdjoint,

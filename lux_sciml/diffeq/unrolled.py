@@ -69,3 +69,16 @@ def unrolled(solver: diffrax.AbstractSolver) -> diffrax.AbstractSolver:
     explicit = isinstance(solver, diffrax.AbstractERK) and isinstance(solver.tableau, diffrax.ButcherTableau)
     plain = explicit and solver.scan_kind is None and type(solver).step is diffrax.AbstractERK.step
     return _unrolled_class(type(solver))() if plain else solver
+
+
+def is_unrolled(solver: Any) -> bool:
+    """Whether a solver has its stages written out."""
+    return isinstance(solver, _UnrolledStep)
+
+
+def rolled_step(solver: _UnrolledStep, term: Any, t0: Any, t1: Any, y0: Any, args: Any, last: Any) -> tuple[Any, Any]:
+    """The next state and its last stage, by a loop over the stages: for where it compiles faster and hardly runs."""
+    method = type(solver).__mro__[2](scan_kind="lax")
+    state = None if last is None else (jnp.array(False), last)
+    y1, _, _, state, _ = method.step(term, t0, t1, y0, args, state, False)
+    return y1, None if last is None else state[1]

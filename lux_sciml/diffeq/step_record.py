@@ -1,0 +1,122 @@
+"""The record of a solve's steps, for its backward pass."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from equinox.internal import unvmap_any
+from jax import lax
+
+_SMALL = 2**20  # bytes of states that are held without a second thought
+
+
+class StepRecord(eqx.Module):
+    """The times of all accepted steps, and the states before some of them, in about as many slots as the root of
+    `max_steps`, and more where the states are small.
+
+    The state before every `stride`-th step is kept. Where there is no slot left, the stride doubles, and every other
+    slot is free again. So the forward pass is not repeated as long as the steps fit into the slots, and once at most
+    after that. Samples of a batch are recorded together, at each step that any of them accepts; on the way back each
+    of them goes over those that it has accepted itself, as long as the stride is one.
+    """
+
+    ends: jax.Array
+    states: Any
+    held: jax.Array
+    previous: jax.Array
+    last: jax.Array
+    stride: jax.Array
+    count: jax.Array
+
+    @classmethod
+    def start(cls, state: Any, max_steps: int) -> "StepRecord":
+        size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((state.y, state.solver_state)))
+        slots = max(256 if 256 * size <= _SMALL else 64, 2 ** math.ceil(math.log2(max_steps) / 2))
+        slots = min(slots, max_steps + max_steps % 2)
+        return cls(
+            ends=jnp.zeros(max_steps, state.tprev.dtype),
+            states=_room((state.y, state.solver_state), slots),
+            held=jnp.full(slots, -1, jnp.int32),
+            previous=jnp.zeros(slots, jnp.int32),
+            last=jnp.array(-1, jnp.int32),
+            stride=jnp.array(1, jnp.int32),
+            count=jnp.array(0, jnp.int32),
+        )
+
+    def add(self, old: Any, new: Any) -> "StepRecord":
+        """The record with the step between two states of the loop, if it was accepted."""
+        kept = new.num_accepted_steps > old.num_accepted_steps
+        accepted = unvmap_any(kept)
+        full = accepted & (self.count == len(self.held) * self.stride)
+        stride = jnp.where(full, 2 * self.stride, self.stride)
+        slot = jnp.argmax((self.held < 0) | (self.held % stride != 0))
+        due = accepted & (self.count % stride == 0)
+
+        def write(xs, x, index, where):
+            return lax.dynamic_update_index_in_dim(xs, jnp.where(where, x, _at(xs, index)), index, 0)
+
+        states = jax.tree.map(lambda xs, x: write(xs, x, slot, due), self.states, (old.y, old.solver_state))
+        return StepRecord(
+            ends=write(self.ends, new.tprev, self.count, accepted),
+            states=states,
+            held=write(self.held, self.count, slot, due),
+            previous=write(self.previous, self.last, slot, due & (stride == 1)),
+            last=jnp.where(kept, self.count, self.last),
+            stride=stride,
+            count=jnp.where(accepted, self.count + 1, self.count),
+        )
+
+    def end(self) -> jax.Array:
+        """The last step."""
+        return jnp.where(self.stride == 1, self.last, self.count - 1)
+
+    def before(self, i: jax.Array) -> jax.Array:
+        """The step before step `i`; negative where there is none."""
+        return jnp.where(self.stride == 1, _at(self.previous, i), i - 1)
+
+    def span(self, i: jax.Array, start: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The times of step `i`: the same one twice for a sample that did not accept it."""
+        return jnp.where(i == 0, start, _at(self.ends, i - 1)), _at(self.ends, i)
+
+    def scratch(self) -> Any:
+        """Room for the states between two that are held."""
+        slots, max_steps = len(self.held), len(self.ends)
+        if max_steps <= slots:
+            return None
+        return _room(jax.tree.map(lambda x: x[0], self.states), 2 ** math.ceil(math.log2(max_steps / slots)))
+
+    def state(self, i: jax.Array, begin: jax.Array, scratch: Any, advance: Callable[..., Any]) -> tuple[Any, Any]:
+        """The state before step `i`, and the room for those of its stride. `i` runs backward from the last step.
+
+        The solve began at the time `begin`.
+        """
+        i = jnp.maximum(i, 0)  # a sample without steps left
+        first = (i // self.stride) * self.stride
+        held = jax.tree.map(lambda xs: _at(xs, jnp.argmax(self.held == first)), self.states)
+        if scratch is None:
+            return held, None
+        fresh = (i == self.count - 1) | (i % self.stride == self.stride - 1)
+        start = jax.tree.map(lambda a, b: jnp.where(fresh, a, _at(b, i - first)), held, scratch)
+
+        def forward(carry):
+            p, state, scratch = carry
+            scratch = jax.tree.map(lambda xs, x: lax.dynamic_update_index_in_dim(xs, x, p - first, 0), scratch, state)
+            t0, t1 = self.span(p, begin)
+            new = advance(*state, t0, t1)
+            return p + 1, jax.tree.map(lambda new, old: jnp.where(t1 > t0, new, old), new, state), scratch
+
+        last = jnp.where(fresh, i, first)  # the same for all samples, where the stride is above one
+        _, state, scratch = lax.while_loop(lambda carry: unvmap_any(carry[0] < last), forward, (first, start, scratch))
+        return state, scratch
+
+
+def _room(tree: Any, n: int) -> Any:
+    return jax.tree.map(lambda x: jnp.zeros((n, *x.shape), x.dtype), tree)
+
+
+def _at(xs: jax.Array, i: jax.Array) -> jax.Array:
+    i = jnp.clip(i, 0, len(xs) - 1)
+    return lax.dynamic_index_in_dim(xs, i, keepdims=False)
