@@ -157,7 +157,7 @@ class Velocity(lux.Container):
         t = jnp.reshape(t * END, (1,))
         for name, layer in self.children.items():
             y, _ = layer.forward((t, y), ps[name], st[name])
-            y = y if name == f"layers_{DEPTH}" else jnp.tanh(y)
+            y = y if name == f"layer_{DEPTH}" else jnp.tanh(y)
         return END * y, st
 
 
@@ -187,7 +187,7 @@ def ours(model, dataset, batching):
     for i, func in enumerate(model.funcs):
         for j, layer in enumerate(func.layers):
             for name in ("lin1", "lin2", "lin3"):
-                place, linear = f"flows_{i}.layers_{j}.{name}", getattr(layer, name)
+                place, linear = f"flows_{i}.layer_{j}.{name}", getattr(layer, name)
                 ps = ps.at[f"{place}.weight"].set(linear.weight.T)
                 if linear.bias is not None:
                     ps = ps.at[f"{place}.bias"].set(linear.bias)
@@ -280,7 +280,9 @@ def main():
                 model, dataset, method="rk4", options={"step_size": DT}
             ),
         },
-        list(range(0, 5 * VIRTUAL, VIRTUAL)),
+        list(range(0, 3 * VIRTUAL, VIRTUAL)),
+        turns=1,
+        seconds=15.0,
     )
 
 

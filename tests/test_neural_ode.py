@@ -70,7 +70,7 @@ def test_written_out_stages_give_diffrax_own_numbers(solver):
         node.replace(solver=s)(jnp.array([1.0, -0.5]), linear_parameters(), {})[0]
         for s in (solver(), solver(scan_kind="checkpointed"))
     )
-    np.testing.assert_allclose(ours.ys, theirs.ys, rtol=1e-14)
+    np.testing.assert_allclose(ours.ys, theirs.ys, rtol=1e-14, atol=1e-15)  # one number is near zero
 
 
 def test_times_per_call_and_outputs():

@@ -23,12 +23,16 @@ class DiscreteAdjoint(diffrax.RecursiveCheckpointAdjoint):
     diffrax differentiates the whole body of its loop: the step, its error, the controller, the saving. But the gradient
     is stopped at the step sizes, so that only the accepted steps have one, and the values interpolated in them. Here
     the forward pass records the times of these steps and some of the states (`StepRecord`), and the backward pass takes
-    the vector-Jacobian products of the Runge-Kutta steps alone. Over a batch that is solved sample by sample those for
-    the parameters are summed as they arise, where `jax.vmap` would keep a gradient for each sample.
+    the vector-Jacobian products of the Runge-Kutta steps alone.
+
+    `over_samples` says that the solve is inside a `jax.vmap` over samples, and never differentiated inside of it. Then
+    gradients for what all samples share are summed over them as they arise, where `jax.vmap` would keep one for each.
 
     It applies to explicit methods for ordinary differential equations, saved at times or at the end. Whatever else
     there is, gradients with respect to the times included, is left to diffrax.
     """
+
+    over_samples: bool = eqx.field(static=True, default=False)
 
     def loop(self, *, terms, solver, stepsize_controller, event, saveat, init_state, args, max_steps, **options):
         kwargs = {
@@ -154,7 +158,7 @@ def _backward(residuals, cotangent, perturbed, moving, adjoint, kwargs):
     static = jax.tree.map(lambda x: None if eqx.is_array(x) else x, params[1])
     params = (params[0], eqx.filter(params[1], eqx.is_array))
     step = functools.partial(_step, solver, static, ts is not None)
-    pull = _pull(step)
+    pull = _summed_pull(step) if adjoint.over_samples else functools.partial(_pull, step)
 
     def advance(y, k, t0, t1):
         term, args = eqx.combine(*params, static)
@@ -167,14 +171,16 @@ def _backward(residuals, cotangent, perturbed, moving, adjoint, kwargs):
         (y, k), kept = record.state(i, rest.tprev, kept, advance)
         start, end = record.span(i, rest.tprev)
         moved = (i >= 0) & (end > start)
-        # a sample that does not move has no cotangent, but zero times NaN is NaN in a sum over samples
-        y, k = jax.tree.map(lambda x: jnp.where(moved | jnp.isfinite(x), x, 0), (y, k))
         ct_info = None
         if ts is not None:
             lower = jnp.where(start <= rest.tprev, -jnp.inf, start)
             j, ct_info = _of_saved(solver, info, ts, ct_ys, lower, start, end, j, moved)
         before = (ct_y, ct_k)
         cts = jax.tree.map(lambda ct: jnp.where(moved, ct, 0), (ct_y, ct_k, ct_info))
+        # zero times NaN is NaN in a sum over samples: without a cotangent, as for a failed sample, the step stays put
+        used = functools.reduce(jnp.logical_or, [jnp.any(ct != 0) for ct in jax.tree.leaves(cts)])
+        end = jnp.where(used, end, start)
+        y, k = jax.tree.map(lambda x: jnp.where(used | jnp.isfinite(x), x, 0), (y, k))
         new, ct_y, ct_k = pull(params, (y, k, start, end), cts)
         ct_y, ct_k = jax.tree.map(lambda new, old: jnp.where(moved, new, old), (ct_y, ct_k), before)
         return record.before(i), j, ct_y, ct_k, jax.tree.map(jnp.add, grads, new), kept
@@ -183,7 +189,7 @@ def _backward(residuals, cotangent, perturbed, moving, adjoint, kwargs):
     grads = jax.tree.map(jnp.zeros_like, params[0])
     init = (record.end(), jnp.asarray(saved), ct_y, ct_k, grads, record.scratch())
     _, _, ct_y, ct_k, grads, _ = lax.while_loop(lambda carry: unvmap_any(carry[0] >= 0), body, init)
-    g_term, g_args = _for_one_sample(grads, ct_y)
+    g_term, g_args = _for_one_sample(grads, ct_y) if adjoint.over_samples else grads
     return ct_y, ct_k, g_term, g_args, jax.tree.map(lambda _: None, moving[-1])
 
 
@@ -221,27 +227,25 @@ def _step(solver, static, dense, params, y, k, t0, t1):
     return y, k, info if dense else None
 
 
-def _pull(step):
-    """The vector-Jacobian product of a step; that for the parameters is summed over samples."""
+def _pull(step, params, primal, cts):
+    """The vector-Jacobian product of a step: for parameters, state and last stage."""
+    y, k, t0, t1 = primal
+    _, vjp = jax.vjp(lambda moved, y, k: step((moved, params[1]), y, k, t0, t1), params[0], y, k)
+    return vjp(cts)
 
-    @jax.custom_batching.custom_vmap
-    def pull(params, primal, cts):
-        y, k, t0, t1 = primal
-        _, vjp = jax.vjp(lambda moved, y, k: step((moved, params[1]), y, k, t0, t1), params[0], y, k)
-        return vjp(cts)
+
+def _summed_pull(step):
+    """As `_pull`; what it returns for parameters that all samples share is the sum over the samples."""
+    pull = jax.custom_batching.custom_vmap(functools.partial(_pull, step))
 
     @pull.def_vmap
     def batched(size, mapped, params, primal, cts):
         axes = jax.tree.map(lambda is_mapped: 0 if is_mapped else None, mapped[0])
         primal, cts = _all_mapped(size, (primal, cts), tuple(mapped[1:]))
-        y, k, t0, t1 = primal
-
-        def steps(moved, y, k):
-            return jax.vmap(step, in_axes=(axes, 0, 0, 0, 0))((moved, params[1]), y, k, t0, t1)
-
-        _, vjp = jax.vjp(steps, params[0], y, k)
+        y, k, *_ = primal
+        steps = jax.vmap(step, in_axes=(axes, 0, 0, 0, 0))
         everywhere = jax.tree.map(lambda _: True, (y, k))
-        return vjp(cts), (mapped[0][0], *everywhere)
+        return _pull(steps, params, primal, cts), (mapped[0][0], *everywhere)
 
     return pull
 

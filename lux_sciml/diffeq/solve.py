@@ -12,6 +12,7 @@ import numpy as np
 from ..components import ComponentVector
 from ..core import Constant, Layer
 from ..core.structure import parameter_layout
+from .discrete_adjoint import DiscreteAdjoint
 from .failure import mark_failure
 from .frozen_state import refuse_training, renewed_keys
 from .options import SolverOptions
@@ -72,6 +73,8 @@ def solve(
     adjoint = layer.chosen_adjoint()
     if isinstance(adjoint, diffrax.BacksolveAdjoint):  # integrates the gradients of its args: better flat
         ps = ComponentVector.from_tree(ps, like=parameter_layout(layer))
+    if isinstance(adjoint, DiscreteAdjoint) and layer.batching == "vmap":  # inside the vmap of `batched`
+        adjoint = DiscreteAdjoint(over_samples=True)
     saveat = layer.option("saveat")
     if saveat is None:
         saveat = diffrax.SaveAt(t1=True) if layer.output == "final" else diffrax.SaveAt(ts=ts)
