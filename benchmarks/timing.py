@@ -102,7 +102,7 @@ def compare(
             losses.append(f"{float(loss):.6f}")
         rows.append((name, *losses))
     table(("loss at step", *map(str, range(len(batches)))), rows)
-    times = interleaved(calls, seconds=seconds)
+    times = interleaved(calls, seconds=seconds, least=5)
 
     def first(make):
         step, carry = make()
