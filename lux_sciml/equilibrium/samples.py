@@ -1,5 +1,6 @@
 """A pytree of arrays as one vector, or as a matrix with a row for each sample."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +23,7 @@ def to_samples(tree: Any, per_sample: bool) -> tuple[jax.Array, Callable[[jax.Ar
                 f"per_sample=True needs samples along the first axis of every array, got {_shapes(leaves)}"
             )
         lead = (sizes.pop(),)
-    parts = [leaf.reshape(*lead, -1).astype(dtype) for leaf in leaves]
+    parts = [leaf.reshape(*lead, math.prod(leaf.shape[len(lead) :])).astype(dtype) for leaf in leaves]
     ends = [sum(part.shape[-1] for part in parts[: i + 1]) for i in range(len(parts) - 1)]
 
     def back(rows: jax.Array) -> Any:
