@@ -54,6 +54,7 @@ from .diffeq import (
     AugmentedODE as AugmentedODE,
     Density as Density,
     Galerkin as Galerkin,
+    GaussAdjoint as GaussAdjoint,
     GradientFlow as GradientFlow,
     HamiltonianODE as HamiltonianODE,
     IrregularSequence as IrregularSequence,

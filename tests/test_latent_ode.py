@@ -149,6 +149,12 @@ def test_elbo_trains_a_latent_ode():
     assert result.value < 0.2 * loss(ps)
 
 
+def with_dynamics(**options):
+    model, ps, st = latent_ode()
+    model = model.replace(dynamics=model.dynamics.replace(**options))
+    return call(model, (jnp.asarray(TS), jnp.ones((4, 2))), ps, st)
+
+
 # --- bad input ----------------------------------------------------------------------------------------------------
 
 
@@ -162,6 +168,8 @@ def test_elbo_trains_a_latent_ode():
             r"\(4,\) has shape .*\(3, 2\)",
         ),
         (lambda: call(latent_ode()[0], jnp.ones(3), *latent_ode()[1:]), r"takes the tuple \(times, data\)"),
+        (lambda: with_dynamics(ts=TS), "build them without `ts`"),
+        (lambda: with_dynamics(output="final"), r"path at all times.*got the shape \(2,\) for 4 times"),
         (
             lambda: lux.elbo(lux.LatentPath(jnp.ones((3, 1)), jnp.ones(1), jnp.ones(1)), jnp.ones((4, 1)), noise=1.0),
             r"the shape of the reconstruction, \(3, 1\), got \(4, 1\)",

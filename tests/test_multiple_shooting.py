@@ -119,3 +119,5 @@ def test_bad_input_is_one_sentence(options, sentence):
         shoot(truth(), **options)
     with pytest.raises(ValueError, match=r"with 8 times; got \(7, 2\)"):
         lux.multiple_shooting(LINEAR, truth(), {}, DATA[:7], TS, group_size=2)
+    with pytest.raises(ValueError, match="without `ts`, with output 'ys' or 'solution'"):
+        lux.multiple_shooting(LINEAR.replace(ts=TS), truth(), {}, DATA, TS, group_size=2)

@@ -182,7 +182,7 @@ def test_batches_and_times_per_call():
     alone, _ = ode.replace(batching="joint")((start(), ts[0]), ps, st)
     np.testing.assert_allclose(sol.ys[0][0], alone.ys[0], rtol=1e-12)
     assert jnp.all(jnp.isnan(sol.ys[0][1]))
-    with pytest.raises(RuntimeError, match="1 of 2 samples"):
+    with pytest.raises(RuntimeError, match="by sample 1 of 2"):
         lux.raise_if_failed(sol)
 
 
@@ -199,6 +199,10 @@ def test_it_prints():
         (
             lambda: lux.HamiltonianODE(kinetic, pendulum, ts=[0.0, 1.0], dt0=0.1)(jnp.ones(2), *_two_empty()),
             r"the pair \(q, p\)",
+        ),
+        (
+            lambda: lux.HamiltonianODE(kinetic, pendulum, dt0=0.1)((jnp.ones(1), jnp.ones(1)), *_two_empty()),
+            r"the tuple \(\(q, p\), times\)",
         ),
         (
             lambda: lux.GradientFlow(lux.Lambda(jnp.square))(jnp.ones(2), {}, {}),

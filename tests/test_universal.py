@@ -65,6 +65,8 @@ def test_constants_and_the_start_are_found_together():
     ("make", "sentence"),
     [
         (lambda: lux.UDE(lotka_volterra, physics_=1), "expected a layer or a function, got 1"),
+        (lambda: lux.UDE({"alpha": 1.0}), r"starts with a function \(u, p, nets\), got"),
+        (lambda: lux.UDE(lambda u, p, nets: u, jnp.ones(2)), "a dict of numbers or arrays by name"),
         (lambda: lux.UDE(lambda u, p, nets: p.beta, {"alpha": 1.0})(*_arguments()), "no constant 'beta'; it has alpha"),
         (lambda: lux.UDE(lambda u, p, nets: nets.net(u), {"alpha": 1.0})(*_arguments()), "no net 'net'; it has none"),
     ],

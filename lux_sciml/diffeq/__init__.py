@@ -6,6 +6,7 @@ from .collocation import collocate as collocate
 from .control_path import control_path as control_path
 from .failure import raise_if_failed as raise_if_failed
 from .galerkin import Galerkin as Galerkin
+from .gauss import GaussAdjoint as GaussAdjoint
 from .hamiltonian_ode import HamiltonianODE as HamiltonianODE
 from .latent_ode import LatentODE as LatentODE, LatentPath as LatentPath, elbo as elbo
 from .multiple_shooting import multiple_shooting as multiple_shooting

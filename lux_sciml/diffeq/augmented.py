@@ -5,6 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from ..core import Layer, Wrapper
+from .solve import initial_array
 
 
 class AugmentedODE(Wrapper):
@@ -35,5 +36,5 @@ class AugmentedODE(Wrapper):
         return self.layer.forward(x, ps, st)
 
     def _augmented(self, y0: Any) -> Any:
-        y0 = jnp.asarray(y0)
+        y0 = jnp.asarray(initial_array("AugmentedODE", y0))
         return jnp.concatenate([y0, jnp.zeros((*y0.shape[:-1], self.extra), y0.dtype)], axis=-1)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from ..core import Layer, Wrapper
 from ..core.structure import parameter_tree
 from .options import SolverOptions
-from .solve import batched, floating, renewed, solve
+from .solve import batched, floating, initial_value, renewed, solve
 from .vector_field import Field, FrozenLayer
 
 
@@ -204,7 +204,8 @@ def _parts(x: Any) -> tuple[jax.Array, Any]:
     """Points, and the condition or `None`."""
     if isinstance(x, tuple) and len(x) != 2:
         raise ValueError(f"a CNF takes x or the tuple (x, condition), got a tuple of {len(x)}")
-    x, condition = floating(x) if isinstance(x, tuple) else (floating(x), None)
+    x, condition = x if isinstance(x, tuple) else (x, None)
+    x, condition = initial_value("CNF", x), floating(condition)
     if x.ndim == 0:
         raise ValueError("a CNF takes points of shape (..., features), got a number")
     return x, condition

@@ -31,6 +31,7 @@ def control_path(
     """
     require_interpolation(interpolation)
     xs = xs.at[0].set(first_values(xs[0]))
+    xs = jnp.where(jnp.all(jnp.isnan(xs[1:]), axis=0), xs[0], xs)  # seen once at most, at the start
     if interpolation == "rectilinear":
         ts, xs = diffrax.rectilinear_interpolation(ts, xs)
     if with_time:

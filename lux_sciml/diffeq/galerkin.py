@@ -40,6 +40,8 @@ class Galerkin(Wrapper):
         return jnp.concatenate([jnp.asarray(leaf)[None], rest])
 
     def forward(self, x, ps, st):
+        if not (isinstance(x, tuple) and len(x) == 2):
+            raise ValueError("a Galerkin layer is called with (t, x): give the NeuralODE time_dependent=True")
         t, x = x
         values = self.basis(t)
         return self.layer.forward(x, jax.tree.map(lambda c: jnp.tensordot(values.astype(c.dtype), c, 1), ps), st)

@@ -53,9 +53,11 @@ class HamiltonianODE(Container, SolverOptions):
             raise ValueError("a HamiltonianODE has fixed steps, and no tolerances: a smaller dt0 is more exact")
 
     def forward(self, x, ps, st):
+        start = x if self.ts is not None else x[0] if isinstance(x, tuple) and x else None
+        if not (isinstance(start, tuple) and len(start) == 2):
+            kind = "pair (q, p)" if self.ts is not None else "tuple ((q, p), times)"
+            raise ValueError(f"this HamiltonianODE takes the {kind}")
         y0, ts = initial_value_and_times(self, x)
-        if not (isinstance(y0, tuple) and len(y0) == 2):
-            raise ValueError("the initial value of a HamiltonianODE is the pair (q, p)")
         parts = {"kinetic": _Velocity(self.kinetic), "potential": GradientFlow(self.potential)}
         terms = tuple(
             diffrax.ODETerm(OfChild(name, vector_field(part, st[name], on_state_update=self.on_state_update)))

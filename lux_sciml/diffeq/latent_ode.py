@@ -50,6 +50,8 @@ class LatentODE(Container):
         return {**super().init_state(key), "key": jax.random.fold_in(key, len(self)), "mode": Mode.TRAIN}
 
     def forward(self, x, ps, st):
+        if getattr(self.dynamics, "ts", None) is not None:
+            raise ValueError("the dynamics of a LatentODE take (z0, times): build them without `ts`")
         if not (isinstance(x, tuple) and len(x) in (2, 3)):
             raise ValueError("a LatentODE takes the tuple (times, data), or (times, data, times to predict at)")
         (statistics,), st = self.run(ps, st, encoder=x[:2])
@@ -61,7 +63,12 @@ class LatentODE(Container):
             key, st["key"] = jax.random.split(st["key"])
             z0 = mean + jnp.exp(log_variance / 2) * jax.random.normal(key, mean.shape, mean.dtype)
         (zs,), st = self.run(ps, st, dynamics=(z0, x[-1] if len(x) == 3 else x[0]))
-        zs = getattr(zs, "ys", zs)
+        zs, times = getattr(zs, "ys", zs), x[-1] if len(x) == 3 else x[0]
+        if jnp.ndim(zs) != z0.ndim + 1 or jnp.shape(times)[-1] not in zs.shape[:2]:
+            raise ValueError(
+                "the dynamics of a LatentODE return the path at all times: a NeuralODE with output='ys' or 'solution'; "
+                f"got the shape {jnp.shape(zs)} for {jnp.shape(times)[-1]} times and a start of shape {z0.shape}"
+            )
         if getattr(self.dynamics, "batching", "joint") == "joint":
             zs = jnp.moveaxis(zs, 0, -2)
         (xs,), st = self.run(ps, st, decoder=zs)

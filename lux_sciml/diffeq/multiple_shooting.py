@@ -51,6 +51,11 @@ def multiple_shooting(
     >>> [len(ys) for ys in predictions]
     [4, 4, 2]
     """
+    options = {name: getattr(layer, name, None) for name in ("ts", "output", "batching")}
+    if options["ts"] is not None or options["output"] == "final" or options["batching"] == "vmap":
+        raise ValueError(
+            "multiple_shooting takes a layer built without `ts`, with output 'ys' or 'solution', and batching='joint'"
+        )
     times, data = np.asarray(save_times(ts), float), floating(data)
     groups = shooting_groups(len(times), group_size)
     if len(data) != len(times):

@@ -78,7 +78,8 @@ class NeuralCDE(Container, SolverOptions):
             raise ValueError("a NeuralCDE takes the tuple (times, data)")
         xs = floating(x[1])
         ts = times_like(x[0], xs, self.batching)
-        if xs.ndim < 2 or xs.shape[-2] != ts.shape[-1]:
+        unequal = ts.ndim == 2 and xs.shape[:1] != ts.shape[:1]
+        if xs.ndim < 2 or xs.shape[-2] != ts.shape[-1] or unequal:
             raise ValueError(f"data for times of shape {ts.shape} has shape (..., times, channels), got {xs.shape}")
         if self.counts:
             seen = jnp.cumsum(~jnp.isnan(xs), axis=-2) / xs.shape[-2]

@@ -15,7 +15,7 @@ from ..components import ComponentVector
 from ..core import Constant, Container, Layer, Wrapper
 from .of_child import OfChild
 from .options import SolverOptions
-from .solve import batched, initial_value_and_times, output, renewed, save_times, solve
+from .solve import batched, initial_array, initial_value_and_times, output, renewed, save_times, solve
 from .vector_field import FrozenLayer
 
 
@@ -59,6 +59,7 @@ class NeuralDAE(Container, SolverOptions):
 
     def forward(self, x, ps, st):
         y0, ts = initial_value_and_times(self, x)
+        y0 = initial_array(type(self).__name__, y0)
         rate, constraint = (
             OfChild(name, FrozenLayer(child, st[name], self.time_dependent, self.on_state_update))
             for name, child in self.children.items()
@@ -112,6 +113,7 @@ class MassMatrixODE(Wrapper, SolverOptions):
 
     def forward(self, x, ps, st):
         y0, ts = initial_value_and_times(self, x)
+        y0 = initial_array(type(self).__name__, y0)
         mass = np.asarray(self.mass, float)
         mass = np.diag(mass) if mass.ndim == 1 else mass
         if y0.shape[-1] != len(mass):

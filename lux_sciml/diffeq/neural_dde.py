@@ -14,7 +14,7 @@ from jax import lax
 from ..core import Layer, Wrapper
 from .failure import mark_failure
 from .options import SolverOptions
-from .solve import batched, floating, output, renewed, save_times, times_like
+from .solve import batched, initial_array, output, renewed, save_times, times_like
 from .vector_field import FrozenLayer
 
 _HAS_NONE = ("rtol", "atol", "stepsize_controller", "adjoint", "saveat", "event", "progress_meter", "throw")
@@ -91,7 +91,7 @@ class NeuralDDE(Wrapper, SolverOptions):
         times = np.asarray(save_times(ts), float)
         if times.ndim != 1 or times[-1] < times[0]:
             raise ValueError(f"the times of a NeuralDDE increase, and have shape (times,); got shape {times.shape}")
-        return floating(y0), times
+        return initial_array("NeuralDDE", y0), times
 
     def _step(self, times: np.ndarray) -> float:
         """The step: as given, or a part of the shortest lag, a tenth at most, that makes fifty steps at least."""

@@ -15,6 +15,7 @@ from ..core.structure import parameter_layout
 from .discrete_adjoint import DiscreteAdjoint
 from .failure import mark_failure
 from .frozen_state import refuse_training, renewed_keys
+from .implicit import converging
 from .options import SolverOptions
 from .unrolled import unrolled
 
@@ -31,9 +32,43 @@ def initial_value_and_times(layer: Any, x: Any) -> tuple[Any, jax.Array]:
     """The input `y0`, or `(y0, ts)` where the layer was built without `ts`, in floating point and of one precision."""
     if layer.ts is None and not (isinstance(x, tuple) and len(x) == 2):
         raise ValueError(f"a {type(layer).__name__} built without `ts` takes the tuple (initial value, times)")
+    if layer.ts is not None and _ends_in(x, np.asarray(layer.ts)):
+        raise ValueError(
+            f"this {type(layer).__name__} has its own `ts` and takes the initial value alone; build it without `ts` to "
+            "give times in each call"
+        )
     y0, ts = (x, np.asarray(layer.ts)) if layer.ts is not None else x
-    y0 = floating(y0)
+    y0 = initial_value(type(layer).__name__, y0)
     return y0, times_like(ts, y0, layer.batching)
+
+
+def initial_value(name: str, y0: Any) -> Any:
+    """`y0` in floating point; `TypeError` where it holds no arrays."""
+    leaves = jax.tree.leaves(y0, is_leaf=lambda x: isinstance(x, diffrax.AbstractPath))
+    if any(isinstance(leaf, diffrax.AbstractPath) for leaf in leaves):
+        raise TypeError(f"the initial value of this {name} holds a control: layers take one with controlled=True")
+    if not leaves or not all(isinstance(leaf, jax.Array | np.ndarray | np.generic | float | int) for leaf in leaves):
+        raise TypeError(f"the initial value of a {name} is an array or a tree of arrays, got {y0!r}")
+    if isinstance(y0, list) and all(isinstance(item, float | int) for item in y0):
+        raise TypeError(f"the initial value of a {name} is an array, got a list of numbers: jnp.array({y0})")
+    return floating(y0)
+
+
+def initial_array(name: str, y0: Any) -> Any:
+    """`y0` in floating point, one array of shape `(..., features)`; `ValueError` where it is something else."""
+    y0 = initial_value(name, y0)
+    if isinstance(y0, tuple | list | dict) or jnp.ndim(y0) == 0:
+        raise ValueError(f"the initial value of a {name} is one array of shape (..., features), got {y0!r}")
+    return y0
+
+
+def _ends_in(x: Any, ts: np.ndarray) -> bool:
+    """Whether `x` is a tuple of an initial value and the times `ts`."""
+    if not (isinstance(x, tuple) and len(x) == 2 and isinstance(x[1], np.ndarray | jax.Array)):
+        return False
+    if isinstance(x[1], jax.core.Tracer) or x[1].shape != ts.shape or getattr(x[0], "shape", ()) == ts.shape:
+        return False
+    return np.allclose(np.asarray(x[1], float), np.asarray(ts, float))
 
 
 def floating(tree: Any) -> Any:
@@ -80,7 +115,7 @@ def solve(
         saveat = diffrax.SaveAt(t1=True) if layer.output == "final" else diffrax.SaveAt(ts=ts)
     sol = diffrax.diffeqsolve(
         terms,
-        unrolled(layer.option("solver")),
+        unrolled(converging(layer.option("solver"))),
         ts[0],
         ts[-1],
         None if layer.dt0 is None else jnp.copysign(jnp.asarray(layer.dt0, ts.dtype), ts[-1] - ts[0]),
@@ -102,7 +137,19 @@ def batched(layer: SolverOptions, st: Any, one: Callable[..., Any], samples: tup
     if layer.batching == "joint":
         return one(*samples, ts)
     refuse_training(st)
+    _require_samples(layer, samples, ts)
     return eqx.filter_vmap(one, in_axes=(*(0 for _ in samples), 0 if ts.ndim == 2 else None))(*samples, ts)
+
+
+def _require_samples(layer: SolverOptions, samples: tuple[Any, ...], ts: jax.Array) -> None:
+    """Raise `ValueError` unless all that has a sample for each solve has equally many."""
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(eqx.filter(samples, eqx.is_array))]
+    shapes += [ts.shape] if ts.ndim == 2 else []
+    if any(shape == () for shape in shapes) or len({shape[0] for shape in shapes}) > 1:
+        raise ValueError(
+            f'a {type(layer).__name__} with batching="vmap" solves for each sample along the first axis of its inputs, '
+            f"times and controls, equally many in all; got the shapes {', '.join(map(str, shapes))}"
+        )
 
 
 def output(layer: SolverOptions, sol: diffrax.Solution) -> Any:

@@ -41,7 +41,11 @@ class UDE(Container):
     physics: Mapping[str, Any]
     nets: Mapping[str, Layer]
 
-    def __init__(self, function: Callable, physics: Mapping[str, Any] | None = None, **nets: Any):
+    def __init__(self, function: Any, physics: Any = None, **nets: Any):
+        if isinstance(function, Layer) or not callable(function):
+            raise TypeError(f"a UDE starts with a function (u, p, nets), got {function!r}")
+        if not isinstance(physics, Mapping | None):
+            raise TypeError(f"the constants of a UDE are a dict of numbers or arrays by name, got {physics!r}")
         self.function = function
         self.physics = FrozenDict({name: _constant(value) for name, value in (physics or {}).items()})
         self.nets = FrozenDict({name: as_layer(net) for name, net in nets.items()})
