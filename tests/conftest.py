@@ -30,6 +30,8 @@ def bounded_memory():
     """The programs compiled for one file are of no use to the next."""
     yield
     eqx.clear_caches()
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture
