@@ -18,6 +18,7 @@ import numpy as np  # noqa: E402
 import optax  # noqa: E402
 import torch  # noqa: E402
 import torchdiffeq  # noqa: E402
+from torch_nets import sequential  # noqa: E402
 
 import lux_sciml as lux  # noqa: E402
 
@@ -192,19 +193,10 @@ def torch_step(model):
     torchdiffeq has one time for a whole batch: it runs here from 0 to 19, and the vector field is scaled.
     """
 
-    def net(layers, *activations):
-        modules = []
-        for linear, activation in zip(layers, activations, strict=True):
-            module = torch.nn.Linear(linear.in_features, linear.out_features)
-            module.weight.data = torch.tensor(np.array(linear.weight))
-            module.bias.data = torch.tensor(np.array(linear.bias))
-            modules += [module, activation]
-        return torch.nn.Sequential(*modules)
-
     soft, relu, none = torch.nn.Softplus(), torch.nn.ReLU(), torch.nn.Identity()
-    field, scale = net(model.func.mlp.layers, soft, soft, torch.nn.Tanh()), torch.nn.Parameter(torch.tensor(1.0))
-    start = net(model.latent_to_hidden.layers, relu, relu, none)
-    statistics, read = net([model.hidden_to_latent], none), net([model.hidden_to_data], none)
+    field, scale = sequential(model.func.mlp.layers, soft, soft, torch.nn.Tanh()), torch.nn.Parameter(torch.tensor(1.0))
+    start = sequential(model.latent_to_hidden.layers, relu, relu, none)
+    statistics, read = sequential([model.hidden_to_latent], none), sequential([model.hidden_to_data], none)
     cell = torch.nn.GRUCell(CHANNELS + 1, HIDDEN)
     gru = model.rnn_cell
     values = (gru.weight_ih, gru.weight_hh, gru.bias, jnp.concatenate([jnp.zeros(2 * HIDDEN), gru.bias_n]))

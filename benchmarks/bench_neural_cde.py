@@ -17,6 +17,7 @@ import numpy as np  # noqa: E402
 import optax  # noqa: E402
 import torch  # noqa: E402
 import torchdiffeq  # noqa: E402
+from torch_nets import sequential  # noqa: E402
 
 import lux_sciml as lux  # noqa: E402
 
@@ -128,18 +129,9 @@ def ours(model, batching):
 def torch_step(model):
     """As torchcde does it: the control's coefficients looked up by the time, one batched product, and `odeint`."""
 
-    def net(layers, *activations):
-        modules = []
-        for linear, activation in zip(layers, activations, strict=True):
-            module = torch.nn.Linear(linear.in_features, linear.out_features)
-            module.weight.data = torch.tensor(np.array(linear.weight))
-            module.bias.data = torch.tensor(np.array(linear.bias))
-            modules += [module, activation]
-        return torch.nn.Sequential(*modules)
-
-    field = net(model.func.mlp.layers, torch.nn.Softplus(), torch.nn.Tanh())
-    initial = net(model.initial.layers, torch.nn.ReLU(), torch.nn.Identity())
-    read = net([model.linear], torch.nn.Sigmoid())
+    field = sequential(model.func.mlp.layers, torch.nn.Softplus(), torch.nn.Tanh())
+    initial = sequential(model.initial.layers, torch.nn.ReLU(), torch.nn.Identity())
+    read = sequential([model.linear], torch.nn.Sigmoid())
     parameters = [*field.parameters(), *initial.parameters(), *read.parameters()]
     optimizer = torch.optim.Adam(parameters, LEARNING_RATE)
 

@@ -16,6 +16,7 @@ import numpy as np  # noqa: E402
 import optax  # noqa: E402
 import torch  # noqa: E402
 import torchdiffeq  # noqa: E402
+from torch_nets import sequential  # noqa: E402
 
 import lux_sciml as lux  # noqa: E402
 
@@ -123,14 +124,8 @@ def ours(model, ts, batching):
 
 
 def torch_step(model, ts):
-    layers = []
-    for linear, activation in zip(
-        model.mlp.layers, [torch.nn.Softplus(), torch.nn.Softplus(), torch.nn.Tanh()], strict=True
-    ):
-        layer = torch.nn.Linear(linear.in_features, linear.out_features)
-        layer.weight.data, layer.bias.data = torch.tensor(np.array(linear.weight)), torch.tensor(np.array(linear.bias))
-        layers += [layer, activation]
-    net, scale = torch.nn.Sequential(*layers), torch.nn.Parameter(torch.tensor(np.array(model.out_scale)))
+    net = sequential(model.mlp.layers, torch.nn.Softplus(), torch.nn.Softplus(), torch.nn.Tanh())
+    scale = torch.nn.Parameter(torch.tensor(np.array(model.out_scale)))
     parameters = [*net.parameters(), scale]
     optimizer = torch.optim.Adam(parameters, LEARNING_RATE)
     times = torch.tensor(np.array(ts))
