@@ -204,8 +204,18 @@ def test_too_few_steps_are_nan():
             lambda: run(lux.CNF(lux.Lambda(lux.concat_time)), X),
             r"must keep the shape of its state, \(3, 2\); got \(3, 3\)",
         ),
+        (
+            lambda: run(LINEAR.replace(batching="vmap"), (X, X[:2])),
+            r'a CNF with batching="vmap" .* equally many in all; got the shapes \(3, 2\), \(2, 2\)',
+        ),
     ],
 )
 def test_bad_input_is_one_sentence(make, sentence):
     with pytest.raises(ValueError, match=sentence):
         make()
+
+
+@pytest.mark.parametrize("points", ["data", [1.0, 2.0], None])
+def test_points_are_arrays(points):
+    with pytest.raises(TypeError, match="the initial value of a CNF is an array"):
+        LINEAR(points, *lux.setup(jax.random.key(0), LINEAR))

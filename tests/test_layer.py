@@ -338,3 +338,17 @@ def test_functions_become_layers_only_where_layers_are_declared():
     assert layer.replace(postponed=jnp.cos, wrap=lux.as_layer) == Activated(
         jnp.tanh, lux.Lambda(jnp.sin), lux.as_layer, lux.Lambda(jnp.cos)
     )
+
+
+class Many(lux.Container):
+    layers: tuple[lux.Layer, ...]
+
+    def forward(self, x, ps, st):
+        return x, st
+
+
+def test_a_layer_that_is_missing_is_named():
+    with pytest.raises(TypeError, match=r"^Activated\.inner: expected a layer or a function, got None"):
+        Activated(jnp.tanh, None)
+    with pytest.raises(TypeError, match=r"^Many\.layers\[1\]: expected a layer or a function, got 'relu'"):
+        Many((jnp.tanh, "relu"))

@@ -89,13 +89,50 @@ def test_a_hermite_path_is_smooth_and_starts_straight():
             np.testing.assert_allclose(path.derivative(t, left=left), slope, atol=1e-12)
 
 
-def test_a_missing_observation_is_as_if_it_were_left_out():
+@pytest.mark.parametrize("interpolation", ["linear", "hermite"])
+def test_missing_observations_are_as_if_they_were_left_out(interpolation):
+    """Also by a field that does not commute with itself, and so feels the way between the data."""
+    gap = [1, 2]
     xs = XS.copy()
-    xs[2] = np.nan
-    for interpolation in ("linear", "hermite"):
-        layer = linear(DECAY, SHEAR, interpolation=interpolation)
-        with_gap, without = run(layer, TS, xs), run(layer, np.delete(TS, 2), np.delete(XS, 2, 0))
-        np.testing.assert_allclose(np.delete(with_gap, 2, 0), without, rtol=1e-6, atol=1e-6)
+    xs[gap] = np.nan
+    layer = linear(SHEAR, TURN, interpolation=interpolation)
+    with_gap, without = run(layer, TS, xs), run(layer, np.delete(TS, gap), np.delete(XS, gap, 0))
+    np.testing.assert_allclose(np.delete(with_gap, gap, 0), without, rtol=1e-6, atol=1e-6)
+
+
+def test_paths_of_whole_data_are_those_of_diffrax():
+    ts, xs = jnp.asarray(TS), jax.random.normal(jax.random.key(0), (len(TS), 3, 2))
+    ours = lux.control_path(ts, xs, "hermite", with_time=True)
+    times = jnp.broadcast_to(ts[:, None, None], (len(TS), 3, 1))
+    theirs = diffrax.backward_hermite_coefficients(ts, jnp.concatenate([times, xs], axis=-1))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), ours.coeffs, theirs)
+    ours = lux.control_path(ts, xs.at[1:3, 0].set(jnp.nan), "linear")
+    np.testing.assert_allclose(ours.ys, diffrax.linear_interpolation(ts, xs.at[1:3, 0].set(jnp.nan)), atol=1e-12)
+    ours = lux.control_path(ts, xs, "rectilinear", with_time=True)
+    ts, xs = diffrax.rectilinear_interpolation(ts, xs)
+    np.testing.assert_array_equal(ours.ys, jnp.concatenate([jnp.broadcast_to(ts[:, None, None], (9, 3, 1)), xs], -1))
+
+
+def test_a_hermite_path_levels_off_after_the_last_observation():
+    xs = jnp.array([[0.0], [1.0], [jnp.nan], [jnp.nan]])
+    path = lux.control_path(jnp.arange(4.0), xs, "hermite")
+    np.testing.assert_allclose([path.derivative(t, left=False)[0] for t in (0.5, 1.0, 2.0, 2.5)], [1, 1, 0, 0])
+    np.testing.assert_allclose([path.evaluate(t)[0] for t in (1.0, 2.0, 2.5, 3.0)], 1.0)
+
+
+@pytest.mark.parametrize("interpolation", ["hermite", "linear", "rectilinear"])
+def test_gradients_of_a_path_by_data_and_times_are_finite_across_gaps(interpolation):
+    xs = jnp.asarray(XS).at[jnp.array([0, 2, 4])].set(jnp.nan)
+
+    def value(ts, xs):
+        return lux.control_path(ts, xs, interpolation, with_time=True).evaluate(0.3)[1]
+
+    by_ts, by_xs = jax.jit(jax.grad(value, argnums=(0, 1)))(jnp.asarray(TS), xs)
+    assert jnp.all(jnp.isfinite(by_ts)) and jnp.all(jnp.isfinite(by_xs))
+    np.testing.assert_array_equal(by_xs[jnp.isnan(xs)], 0.0)
+    h, up = 1e-6, jnp.array([0.0, 1.0, 0.0, 0.5, 0.0])
+    slope = (value(jnp.asarray(TS) + h * up, xs) - value(jnp.asarray(TS) - h * up, xs)) / (2 * h)
+    np.testing.assert_allclose(by_ts @ up, slope, atol=1e-8)
 
 
 def test_counts_say_what_was_observed():
@@ -164,6 +201,8 @@ def test_the_critic_of_an_sde_gan():
 
 def test_traced_times_that_do_not_increase_give_nan():
     assert jnp.all(jnp.isnan(run(small(), TS[::-1].copy(), XS)))
+    path = jax.jit(lux.control_path)(jnp.asarray(TS[::-1].copy()), jnp.asarray(XS))
+    assert jnp.all(jnp.isnan(path.evaluate(0.5)))
 
 
 @pytest.mark.parametrize(
@@ -171,12 +210,17 @@ def test_traced_times_that_do_not_increase_give_nan():
     [
         (lambda: small(interpolation="cubic"), "one of 'hermite', 'linear', 'rectilinear', got 'cubic'"),
         (lambda: lux.control_path(jnp.asarray(TS), jnp.asarray(XS), "cubic"), "got 'cubic'"),
+        (lambda: lux.control_path(jnp.asarray(TS[::-1].copy()), jnp.asarray(XS)), "must increase"),
         (
             lambda: small()((TS[::-1].copy(), jnp.asarray(XS)), *lux.setup(jax.random.key(0), small())),
             "must increase",
         ),
         (lambda: run(small(), TS, XS[1:]), r"for times of shape \(5,\) has shape \(\.\.\., times, channels\)"),
         (lambda: run(small(), np.stack([TS, TS]), np.stack([XS, XS])), "with batching='vmap'"),
+        (
+            lambda: run(small(batching="vmap"), np.stack([TS, TS]), np.stack([XS, XS, XS])),
+            r"data for times of shape \(2, 5\) has shape \(\.\.\., times, channels\), got \(3, 5, 1\)",
+        ),
         (
             lambda: run(lux.NeuralCDE(lux.Dense(2, 5), lux.Dense(2, 2)), TS, XS),
             r"2 hidden numbers and 2 channels, time included, has the output shape \(2, 2\) here, .*got \(5,\)",

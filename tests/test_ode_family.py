@@ -127,3 +127,26 @@ def test_weights_that_vary_in_time():
     np.testing.assert_array_equal(ps.weight[1], 0.0)
     ys, _ = node(jnp.ones(1), {"weight": jnp.array([[[0.5]], [[-2.0]]])}, st)
     np.testing.assert_allclose(ys[:, 0], np.exp(0.5 * TS - TS**2), rtol=1e-5)
+
+
+DELAYED = lux.NeuralDDE(lux.Lambda(lambda x: -x[..., 1:]), [1.0])
+GALERKIN = lux.NeuralODE(lux.Galerkin(DECAY, lux.PolynomialBasis(2)), ts=TS)
+AUGMENTED = lux.AugmentedODE(lux.NeuralODE(DECAY, ts=TS), 1)
+
+
+@pytest.mark.parametrize(
+    ("layer", "x", "error", "sentence"),
+    [
+        (GALERKIN, jnp.ones(1), ValueError, "give the NeuralODE time_dependent=True"),
+        (AUGMENTED, jnp.array(1.0), ValueError, r"AugmentedODE is one array of shape \(\.\.\., features\)"),
+        (AUGMENTED, {"a": jnp.ones(1)}, ValueError, r"AugmentedODE is one array of shape \(\.\.\., features\)"),
+        (AUGMENTED, "x", TypeError, "the initial value of a AugmentedODE is an array"),
+        (DELAYED, jnp.ones(1), ValueError, r"takes the tuple \(initial value, times\)"),
+        (DELAYED, (jnp.array(1.0), TS), ValueError, r"NeuralDDE is one array of shape \(\.\.\., features\)"),
+        (DELAYED, (jnp.ones(1), TS[::-1]), ValueError, "the times of a NeuralDDE increase"),
+        (DELAYED, (jnp.ones(1), np.stack([TS, TS])), ValueError, r"have shape \(times,\); got shape \(2, 4\)"),
+    ],
+)
+def test_bad_input_is_one_sentence(layer, x, error, sentence):
+    with pytest.raises(error, match=sentence):
+        layer(x, *lux.setup(jax.random.key(0), layer))

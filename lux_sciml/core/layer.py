@@ -96,8 +96,10 @@ class Layer(metaclass=_LayerMeta):
     def _freeze(self) -> "Layer":
         if "_key" not in vars(self):
             fields = {name: freeze(value) for name, value in vars(self).items()}
-            fields |= {name: _as_layers(fields[name]) for name in _layer_fields(type(self)) & fields.keys()}
             name = type(self).__name__
+            for field, optional in _layer_fields(type(self)).items():
+                if field in fields and not (optional and fields[field] is None):
+                    fields[field] = _as_layers(fields[field], f"{name}.{field}")
             key = tuple((field, exact_key(value, f"{name}.{field}")) for field, value in fields.items())
             vars(self).update(fields, _key=key, _hash=hash((type(self), key)))
             self._check()
@@ -155,26 +157,29 @@ class Lambda(Layer):
 
 
 @functools.cache
-def _layer_fields(cls: type) -> frozenset[str]:
-    """The fields declared as `Layer`, or tuples or dicts of them; by their text, since annotations may be postponed."""
+def _layer_fields(cls: type) -> dict[str, bool]:
+    """The fields declared as `Layer`, or tuples or dicts of them, and whether they may be `None`.
+
+    By their text, since annotations may be postponed.
+    """
     annotations = {field.name: str(field.type) for field in dataclasses.fields(cls)}
     declared = re.compile(r"(?!.*(Callable|type\[)).*\bLayer\b")
-    return frozenset(name for name, text in annotations.items() if declared.match(text))
+    return {name: "None" in text or "Optional" in text for name, text in annotations.items() if declared.match(text)}
 
 
-def _as_layers(value: Any) -> Any:
+def _as_layers(value: Any, where: str) -> Any:
     """The functions in the value of a field, a tuple or a FrozenDict as Lambdas."""
     if type(value) is tuple:
-        return tuple(map(_as_layers, value))
+        return tuple(_as_layers(item, f"{where}[{i}]") for i, item in enumerate(value))
     if isinstance(value, FrozenDict):
-        return FrozenDict({name: _as_layers(item) for name, item in value.items()})
-    return value if value is None else as_layer(value)
+        return FrozenDict({name: _as_layers(item, f"{where}[{name!r}]") for name, item in value.items()})
+    return as_layer(value, where)
 
 
-def as_layer(x: Any) -> Layer:
-    """A layer as it is; any other callable as a `Lambda`. Raises `TypeError` for everything else."""
+def as_layer(x: Any, where: str = "") -> Layer:
+    """A layer as it is; any other callable as a `Lambda`. Raises `TypeError`, naming `where`, for everything else."""
     if isinstance(x, Layer):
         return x
     if isinstance(x, type) or not callable(x):
-        raise TypeError(f"expected a layer or a function, got {x!r}")
+        raise TypeError(f"{where and where + ': '}expected a layer or a function, got {x!r}")
     return Lambda(x)

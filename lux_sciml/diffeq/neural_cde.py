@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from ..core import Container, Layer
 from ..core.container import call_child
-from .control_path import control_path, first_values, require_interpolation
+from .control_path import control_path, first_values, increasing, require_interpolation
 from .of_child import OfChild
 from .options import SolverOptions
 from .solve import batched, floating, output, renewed, solve, times_like
@@ -62,7 +62,8 @@ class NeuralCDE(Container, SolverOptions):
         frozen = OfChild("model", FrozenLayer(self.model, st["model"], on_state_update=self.on_state_update))
 
         def one(y0, xs, ts):
-            y0, ts = _where_increasing(ts, y0)
+            good = increasing(ts)
+            y0, ts = jnp.where(good, y0, jnp.nan), jnp.where(good, ts, jnp.arange(ts.size, dtype=ts.dtype))
             path = control_path(ts, jnp.moveaxis(xs, -2, 0), self.interpolation, with_time=True)
             times = path.ts[::2] if self.interpolation == "rectilinear" else ts
             term = diffrax.ODETerm(ControlledField(frozen, path))
@@ -92,14 +93,6 @@ class NeuralCDE(Container, SolverOptions):
         if self.stepsize_controller is not None or self.interpolation == "hermite":
             return controller
         return diffrax.ClipStepSizeController(controller, jump_ts=path.ts[1:-1])
-
-
-def _where_increasing(ts: jax.Array, y0: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The initial value, NaN where the times do not increase, and times that do; `ValueError` where they are known."""
-    good = jnp.all(jnp.diff(ts) > 0)
-    if not isinstance(good, jax.core.Tracer) and not good:
-        raise ValueError("the times of a NeuralCDE must increase")
-    return jnp.where(good, y0, jnp.nan), jnp.where(good, ts, jnp.arange(ts.size, dtype=ts.dtype))
 
 
 class ControlledField(eqx.Module):
