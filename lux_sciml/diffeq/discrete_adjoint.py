@@ -237,6 +237,7 @@ def _pull(step, params, primal, cts):
 def _summed_pull(step):
     """As `_pull`; what it returns for parameters that all samples share is the sum over the samples."""
     pull = jax.custom_batching.custom_vmap(functools.partial(_pull, step))
+    pulls = {}  # batching a loop asks for the same one several times
 
     @pull.def_vmap
     def batched(size, mapped, params, primal, cts):
@@ -244,8 +245,9 @@ def _summed_pull(step):
         primal, cts = _all_mapped(size, (primal, cts), tuple(mapped[1:]))
         y, k, *_ = primal
         steps = jax.vmap(step, in_axes=(axes, 0, 0, 0, 0))
+        pull = pulls.setdefault(tuple(jax.tree.leaves(mapped[0])), jax.jit(functools.partial(_pull, steps)))
         everywhere = jax.tree.map(lambda _: True, (y, k))
-        return _pull(steps, params, primal, cts), (mapped[0][0], *everywhere)
+        return pull(params, primal, cts), (mapped[0][0], *everywhere)
 
     return pull
 
