@@ -166,8 +166,15 @@ def test_a_wrapper_has_exactly_one_child():
 
     with pytest.raises(TypeError, match="Double wraps exactly one layer, got 2: first, second"):
         Double(A, B)
-    with pytest.raises(TypeError, match="Twice wraps exactly one layer, got 0: none"):
+    with pytest.raises(TypeError, match=r"^Twice\.layer: expected a layer or a function, got None"):
         Twice(None)
+
+    class Nothing(lux.Wrapper):
+        def forward(self, x, ps, st):
+            return x, st
+
+    with pytest.raises(TypeError, match="Nothing wraps exactly one layer, got 0: none"):
+        Nothing()
 
 
 def test_a_wrapper_of_a_container_reaches_its_parameters():
