@@ -85,6 +85,16 @@ def test_hessian_of_saved_values_by_the_checkpointed_adjoint():
     np.testing.assert_allclose(got, HESSIAN, rtol=1e-7)
 
 
+@pytest.mark.parametrize("adjoint", ["checkpointed", "direct", "backsolve", "gauss"])
+def test_single_precision_stays_single_where_double_is_the_default(adjoint):
+    node = lux.NeuralODE(NET, ts=[0.0, 1.0], adjoint=adjoint, output="final", max_steps=64)
+    ps, st = lux.setup(jax.random.key(0), node, dtype=jnp.float32)
+    gradient = jax.grad(lambda ps: jnp.sum(node(jnp.asarray(Y0, jnp.float32), ps, st)[0]))
+    single, double = gradient(ps), jax.grad(lambda ps: jnp.sum(node(jnp.asarray(Y0), ps, st)[0]))(ps.astype(float))
+    assert single.dtype == jnp.float32
+    np.testing.assert_allclose(single.data, double.data, rtol=1e-4, atol=1e-5)
+
+
 def test_derivative_by_the_final_time():
     node = lux.NeuralODE(Growth(), output="final", max_steps=64, rtol=1e-9, atol=1e-9)
     ps = lux.ComponentVector(PS)

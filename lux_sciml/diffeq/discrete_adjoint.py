@@ -79,7 +79,12 @@ class _Field(eqx.Module):
     dtype: Any = eqx.field(static=True)
 
     def __call__(self, t, y, args):
-        return self.field(jnp.asarray(t, self.dtype), y, args)
+        return _called(self.field, jnp.asarray(t, self.dtype), y, args)
+
+
+@eqx.filter_jit
+def _called(field, t, y, args):
+    return field(t, y, args)
 
 
 def _is_none(x: Any) -> bool:

@@ -107,7 +107,7 @@ def solve(
     """
     adjoint = layer.chosen_adjoint()
     if isinstance(adjoint, diffrax.BacksolveAdjoint):  # integrates the gradients of its args: better flat
-        ps = ComponentVector.from_tree(ps, like=parameter_layout(layer))
+        ps = _flat(layer, ps)
     if isinstance(adjoint, DiscreteAdjoint) and layer.batching == "vmap":  # inside the vmap of `batched`
         adjoint = DiscreteAdjoint(over_samples=True)
     saveat = layer.option("saveat")
@@ -130,6 +130,12 @@ def solve(
         progress_meter=layer.option("progress_meter"),
     )
     return mark_failure(sol, complete=layer.saveat is None and layer.event is None)
+
+
+def _flat(layer: Layer, ps: Any) -> ComponentVector:
+    """The layer's parameters as a vector, in their own type where they have one in common."""
+    layout, dtypes = parameter_layout(layer), {leaf.dtype for leaf in jax.tree.leaves(ps)}
+    return ComponentVector.from_tree(ps, like=layout.astype(*dtypes) if len(dtypes) == 1 else layout)
 
 
 def batched(layer: SolverOptions, st: Any, one: Callable[..., Any], samples: tuple[Any, ...], ts: jax.Array) -> Any:
