@@ -35,6 +35,7 @@ def test_interned_also_after_pickling_and_collection():
     assert Layout.of(tree()) is layout
     assert pickle.loads(pickle.dumps(layout)) is layout
     assert hash(layout) == hash(Layout.of(tree()))
+    gc.collect()
     before = len(Layout._interned)
     other = Layout.of({"nowhere_else": jnp.ones(31)})
     assert len(Layout._interned) > before

@@ -14,28 +14,32 @@ def split(x: jax.Array, sizes: tuple[int, ...]) -> list[jax.Array]:
     """The parts of `x` along its last axis; the gradient is one `concatenate`.
 
     XLA on the CPU compiles a slice, and whatever is fused with it, anew for each offset. For many parts the offsets are
-    therefore made at run time, so that equal parts are cut, and used, by the same compiled code.
+    therefore made at run time, so that equal parts are cut, and used, by the same compiled code. And it computes what
+    is fused with a `concatenate`, such as the sum that makes the gradient of a bias, again for every number of the
+    result, so that this is kept apart.
     """
     if len(sizes) == 1:
         return [x]
-    if x.ndim > 1 or len(sizes) < _FEWEST_PARTS or x.size > _MOST_NUMBERS:
+    if x.ndim > 1:
         return list(lax.split(x, sizes, axis=x.ndim - 1))
-    return _split_many(x, tuple(sizes))
+    return _split(x, tuple(sizes))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _split_many(x, sizes):
-    return _compiled(x, sizes)
+def _split(x, sizes):
+    if len(sizes) < _FEWEST_PARTS or x.size > _MOST_NUMBERS:
+        return list(lax.split(x, sizes))
+    return _on_cpu(_chain, x, sizes)
 
 
-@_split_many.defjvp
+@_split.defjvp
 def _tangent(sizes, primals, tangents):
-    return _split_many(*primals, sizes), list(lax.split(*tangents, sizes))  # transposed: one `concatenate`
+    return _split(*primals, sizes), _on_cpu(_apart, *tangents, sizes)  # transposed: one `concatenate`
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _compiled(x, sizes):
-    return lax.platform_dependent(x, cpu=lambda x: _chain(x, sizes), default=lambda x: list(lax.split(x, sizes)))
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _on_cpu(split, x, sizes):
+    return lax.platform_dependent(x, cpu=lambda x: split(x, sizes), default=lambda x: list(lax.split(x, sizes)))
 
 
 def _chain(x, sizes):
@@ -51,3 +55,14 @@ def _chain(x, sizes):
 @functools.partial(jax.jit, static_argnums=2)
 def _cut(x, offset, size):
     return lax.dynamic_slice(x, (offset,), (size,), allow_negative_indices=False), offset + size
+
+
+def _apart(x, sizes):
+    """The parts by a function that is not inlined, nor is its transpose."""
+    with set_xla_metadata(inlineable="false"):
+        return _plain(x, sizes)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _plain(x, sizes):
+    return list(lax.split(x, sizes))
