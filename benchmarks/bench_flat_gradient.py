@@ -2,7 +2,7 @@
 
 import timing
 
-timing.pin_allocator()
+timing.pin_allocator(one_arena=True)
 
 import functools  # noqa: E402
 import itertools  # noqa: E402

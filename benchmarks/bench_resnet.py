@@ -7,7 +7,7 @@ import sys
 
 import timing
 
-timing.pin_allocator()
+timing.pin_allocator(one_arena=True)
 
 import equinox as eqx  # noqa: E402
 import jax  # noqa: E402
