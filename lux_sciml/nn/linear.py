@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +57,7 @@ class Dense(Layer):
         return self.activation(y), st
 
 
-def _product(x: jax.Array, weight: jax.Array) -> jax.Array:
+def _product(x: Any, weight: Any) -> jax.Array:
     """`x @ weight`, on the CPU as a product of two matrices: XLA copies in the gradient of others, a fifth of its time.
 
     Not elsewhere: it would gather inputs that are spread over devices along another axis than the first one.
