@@ -113,6 +113,11 @@ def test_paths_of_whole_data_are_those_of_diffrax():
     np.testing.assert_array_equal(ours.ys, jnp.concatenate([jnp.broadcast_to(ts[:, None, None], (9, 3, 1)), xs], -1))
 
 
+def test_paths_take_numpy_arrays_and_whole_numbers():
+    path = lux.control_path(np.arange(3), np.array([[0], [2], [6]]), "linear", with_time=True)
+    np.testing.assert_array_equal(path.evaluate(1.5), [1.5, 4.0])
+
+
 def test_a_hermite_path_levels_off_after_the_last_observation():
     xs = jnp.array([[0.0], [1.0], [jnp.nan], [jnp.nan]])
     path = lux.control_path(jnp.arange(4.0), xs, "hermite")

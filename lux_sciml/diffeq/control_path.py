@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from .solve import floating
+
 INTERPOLATIONS = ("hermite", "linear", "rectilinear")
 
 
 def control_path(
-    ts: jax.Array, xs: jax.Array, interpolation: str = "hermite", *, with_time: bool = False
+    ts: jax.typing.ArrayLike, xs: jax.typing.ArrayLike, interpolation: str = "hermite", *, with_time: bool = False
 ) -> diffrax.AbstractGlobalInterpolation:
     """A path through `xs`, of shape `(times, ..., channels)`, at the times `ts`; NaN marks what was not observed.
 
@@ -35,6 +37,7 @@ def control_path(
     Array([2.], dtype=float32)
     """
     require_interpolation(interpolation)
+    ts, xs = floating((ts, xs))
     good, xs = increasing(ts), xs.at[0].set(first_values(xs[0]))
     if interpolation == "rectilinear":
         ts, xs = jnp.repeat(ts, 2)[1:], jnp.repeat(_observations(xs)[0], 2, axis=0)[:-1]
