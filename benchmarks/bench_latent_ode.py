@@ -18,6 +18,7 @@ import numpy as np  # noqa: E402
 import optax  # noqa: E402
 import torch  # noqa: E402
 import torchdiffeq  # noqa: E402
+from scaled import Scaled  # noqa: E402
 from torch_nets import sequential  # noqa: E402
 
 import lux_sciml as lux  # noqa: E402
@@ -118,19 +119,6 @@ class Dynamics(lux.Container):
         (y0,), st = self.run(ps, st, start=z0)
         (ys,), st = self.run(ps, st, node=(y0, ts))
         return ys, st
-
-
-class Scaled(lux.Container):
-    """A net with a trainable factor."""
-
-    net: lux.Layer
-
-    def init_params(self, key):
-        return {"scale": jnp.array(1.0), **super().init_params(key)}
-
-    def forward(self, x, ps, st):
-        (y,), st = self.run(ps, st, net=x)
-        return ps["scale"] * y, st
 
 
 def with_time(inputs):

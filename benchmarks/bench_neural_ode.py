@@ -16,6 +16,7 @@ import numpy as np  # noqa: E402
 import optax  # noqa: E402
 import torch  # noqa: E402
 import torchdiffeq  # noqa: E402
+from scaled import Scaled  # noqa: E402
 from torch_nets import sequential  # noqa: E402
 
 import lux_sciml as lux  # noqa: E402
@@ -69,19 +70,6 @@ class Published(eqx.Module):
         return solution.ys
 
 
-class Scaled(lux.Container):
-    """A net with a trainable factor."""
-
-    net: lux.Layer
-
-    def init_params(self, key):
-        return {"out_scale": jnp.array(1.0), **super().init_params(key)}
-
-    def forward(self, x, ps, st):
-        (y,), st = self.run(ps, st, net=x)
-        return ps["out_scale"] * y, st
-
-
 def published(model, ts):
     tx = optax.adabelief(LEARNING_RATE)
 
@@ -105,7 +93,7 @@ def ours(model, ts, batching):
         Scaled(net), ts=ts, rtol=RTOL, atol=ATOL, dt0=float(ts[1] - ts[0]), batching=batching, output="ys"
     )
     ps, st = lux.setup(jax.random.key(0), node)
-    ps = ps.at["out_scale"].set(model.out_scale)
+    ps = ps.at["scale"].set(model.out_scale)
     for i, linear in enumerate(model.mlp.layers):
         ps = ps.at[f"net.layer_{i}.weight"].set(linear.weight.T).at[f"net.layer_{i}.bias"].set(linear.bias)
     tx = optax.adabelief(LEARNING_RATE)

@@ -28,7 +28,7 @@ def split(x: jax.Array, sizes: tuple[int, ...]) -> list[jax.Array]:
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _split(x, sizes):
     if len(sizes) < _FEWEST_PARTS or x.size > _MOST_NUMBERS:
-        return list(lax.split(x, sizes))
+        return _parts(x, sizes)
     return _on_cpu(_chain, x, sizes)
 
 
@@ -39,7 +39,7 @@ def _tangent(sizes, primals, tangents):
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def _on_cpu(split, x, sizes):
-    return lax.platform_dependent(x, cpu=lambda x: split(x, sizes), default=lambda x: list(lax.split(x, sizes)))
+    return lax.platform_dependent(x, cpu=lambda x: split(x, sizes), default=lambda x: _parts(x, sizes))
 
 
 def _chain(x, sizes):
@@ -60,9 +60,8 @@ def _cut(x, offset, size):
 def _apart(x, sizes):
     """The parts by a function that is not inlined, nor is its transpose."""
     with set_xla_metadata(inlineable="false"):
-        return _plain(x, sizes)
+        return jax.jit(_parts, static_argnums=1)(x, sizes)
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _plain(x, sizes):
+def _parts(x, sizes):
     return list(lax.split(x, sizes))

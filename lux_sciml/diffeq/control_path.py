@@ -79,7 +79,7 @@ def _observations(xs: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 
     Both are the row itself where there is an observation, and, since the path is constant there, after the last one.
     """
-    rows, missing = _along(jnp.arange(len(xs)), xs), jnp.isnan(xs)
+    rows, missing = lax.broadcasted_iota(jnp.int32, xs.shape, 0), jnp.isnan(xs)
     before = _running(jnp.maximum, jnp.where(missing, 0, rows))
     after = _running(jnp.minimum, jnp.where(missing, len(xs), rows), reverse=True)
     ended = after == len(xs)
@@ -97,9 +97,8 @@ def _rows(xs: jax.Array, rows: jax.Array) -> jax.Array:
 
 
 def _along(ts: jax.Array, xs: jax.Array) -> jax.Array:
-    """Times or rows in the shape of the data, in their type if they are times."""
-    ts = ts.astype(xs.dtype) if jnp.issubdtype(ts.dtype, jnp.inexact) else ts
-    return jnp.broadcast_to(ts.reshape(-1, *(1 for _ in xs.shape[1:])), (len(ts), *xs.shape[1:]))
+    """The times in the shape and the type of the data."""
+    return jnp.broadcast_to(ts.astype(xs.dtype).reshape(-1, *(1 for _ in xs.shape[1:])), xs.shape)
 
 
 def increasing(ts: jax.Array) -> jax.Array:

@@ -11,6 +11,7 @@ from equinox.internal import unvmap_any, while_loop
 from jax import lax
 
 from .guard import Guarded
+from .saves import saves_states
 from .step_record import StepRecord
 from .unrolled import is_unrolled, rolled_step
 
@@ -49,7 +50,6 @@ class DiscreteAdjoint(diffrax.RecursiveCheckpointAdjoint):
 
 
 def _applies(terms, solver, controller, event, saveat, max_steps, progress_meter) -> bool:
-    subs, plain = saveat.subs, diffrax.SubSaveAt(t1=True)
     if isinstance(controller, Guarded):
         controller = controller.controller
     return (
@@ -60,10 +60,8 @@ def _applies(terms, solver, controller, event, saveat, max_steps, progress_meter
         and event is None
         and max_steps is not None
         and max_steps > 0
-        and isinstance(subs, diffrax.SubSaveAt)
-        and subs.fn is plain.fn
-        and not (subs.t0 or subs.steps)
-        and not (saveat.dense or saveat.solver_state or saveat.controller_state or saveat.made_jump)
+        and saves_states(saveat)
+        and not (saveat.subs.t0 or saveat.solver_state or saveat.controller_state or saveat.made_jump)
     )
 
 

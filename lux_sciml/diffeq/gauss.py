@@ -12,6 +12,7 @@ import numpy as np
 from jax import lax
 
 from .guard import guarded
+from .saves import saves_states
 
 _CHUNK = 4  # steps whose nodes are evaluated at once
 _LOOPS = {name: functools.partial(eqxi.while_loop, kind="lax") for name in ("inner_while_loop", "outer_while_loop")}
@@ -91,8 +92,7 @@ def _refuse(terms: Any, saveat: Any, event: Any, max_steps: int | None) -> None:
         raise ValueError("GaussAdjoint takes no events: let this equation have adjoint='auto'")
     if max_steps is None:
         raise ValueError("GaussAdjoint keeps the whole solution: give max_steps, the largest number of steps")
-    sub, plain = saveat.subs, diffrax.SubSaveAt(t1=True)
-    if not isinstance(sub, diffrax.SubSaveAt) or saveat.dense or sub.steps or sub.fn is not plain.fn:
+    if not saves_states(saveat):
         raise ValueError("GaussAdjoint saves at t0, t1 and ts only: without steps, dense, fn and subs in the SaveAt")
 
 

@@ -62,8 +62,9 @@ class LatentODE(Container):
         if st["mode"] is Mode.TRAIN:
             key, st["key"] = jax.random.split(st["key"])
             z0 = mean + jnp.exp(log_variance / 2) * jax.random.normal(key, mean.shape, mean.dtype)
-        (zs,), st = self.run(ps, st, dynamics=(z0, x[-1] if len(x) == 3 else x[0]))
-        zs, times = getattr(zs, "ys", zs), x[-1] if len(x) == 3 else x[0]
+        times = x[-1] if len(x) == 3 else x[0]
+        (zs,), st = self.run(ps, st, dynamics=(z0, times))
+        zs = getattr(zs, "ys", zs)
         if jnp.ndim(zs) != z0.ndim + 1 or jnp.shape(times)[-1] not in zs.shape[:2]:
             raise ValueError(
                 "the dynamics of a LatentODE return the path at all times: a NeuralODE with output='ys' or 'solution'; "
