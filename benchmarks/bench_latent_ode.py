@@ -162,7 +162,7 @@ def ours(model):
 
     def loss_of(ps, st, ts, ys):
         path, st = vae((ts, ys), ps, st)
-        return -lux.elbo(path, ys, noise=1.0) - constant, st
+        return -lux.diffeq.elbo(path, ys, noise=1.0) - constant, st
 
     @jax.jit
     def make_step(ps, opt_state, st, ts, ys):

@@ -88,7 +88,7 @@ def _check_value(layer: Layer) -> None:
         copies["pickled"] = pickle.loads(pickle.dumps(layer))
     for what, copy in copies.items():
         if copy != layer or hash(copy) != hash(layer):
-            names = [name for name, value in layer.fields().items() if copy.fields().get(name) != value]
+            names = [name for name, value in layer.options().items() if copy.options().get(name) != value]
             says = f"a copy of the layer, {what}, is not equal to it, so that jit compiles again for each"
             raise AssertionError(f"{says}; the field {', '.join(names)} does not compare by value")
 
@@ -226,7 +226,7 @@ def _directions(z: Any, layout: Layout, inputs: list[str]) -> Iterator[tuple[str
 
     for leaf in layout.leaves:
         where = np.isin(np.arange(layout.size), np.arange(leaf.offset, leaf.offset + leaf.size))
-        yield ".".join(["ps", *map(str, leaf.path)]), (layout.wrap(where * random(flat.data)), others)
+        yield ".".join(["ps", *map(str, leaf.path)]), (ComponentVector(where * random(flat.data), layout), others)
     for i, path in enumerate(inputs):
         yield path, (flat, [random(leaf) if i == j else leaf for j, leaf in enumerate(others)])
 

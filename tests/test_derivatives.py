@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lux_sciml import ComponentMatrix, ComponentVector, current_derivatives, derivatives, hessian, hvp, jacobian
+from lux_sciml import ComponentMatrix, ComponentVector, derivatives, hessian, hvp, jacobian
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def finite_differences(f, x, step=1e-6):
 def test_jacobian_agrees_with_finite_differences(cv, mode):
     J = jacobian(f, mode=mode)(cv)
     assert isinstance(J, ComponentMatrix) and J.columns is cv.layout and J.rows is f(cv).layout
-    expected = finite_differences(lambda x: np.asarray(f(cv.layout.wrap(x))), np.asarray(cv))
+    expected = finite_differences(lambda x: np.asarray(f(ComponentVector(x, cv.layout))), np.asarray(cv))
     np.testing.assert_allclose(J.data, expected, atol=1e-8)
     assert J["u", "b.d"].shape == (2, 1, 2) and J["w", "a"].shape == (2,)
     np.testing.assert_allclose(J["w", "a"], [3 * 1.5**2, 0])
@@ -73,7 +73,7 @@ def test_the_mode_has_the_fewer_passes(cv):
         modes = []
 
         def f(cv):
-            modes.append(current_derivatives())
+            modes.append(derivatives.current())
             return output(cv)
 
         jacobian(f)(cv)
@@ -94,10 +94,12 @@ def test_hessian_and_hvp(cv, key):
     H = hessian(loss)(cv, 2.0)
     assert H.rows is H.columns is cv.layout and H["a", "b.d"].shape == (2, 1, 2)
     gradient = jax.grad(loss)
-    expected = finite_differences(lambda x: np.asarray(gradient(cv.layout.wrap(x), 2.0)), np.asarray(cv))
+    expected = finite_differences(
+        lambda x: np.asarray(gradient(ComponentVector(x, cv.layout), 2.0)), np.asarray(cv)
+    )
     np.testing.assert_allclose(H.data, expected, rtol=1e-6, atol=1e-5)
     np.testing.assert_allclose(H.data, H.T.data)
-    v = cv.layout.wrap(jax.random.normal(key, (5,), float))
+    v = ComponentVector(jax.random.normal(key, (5,), float), cv.layout)
     product = hvp(loss)(cv, v, 2.0)
     assert product.layout is cv.layout
     np.testing.assert_allclose(product.data, (H @ v).data)
@@ -128,20 +130,20 @@ def test_ties_in_derivatives():
 
 
 def test_contexts_add_up_and_end():
-    assert current_derivatives() is None
-    with derivatives("forward"):
-        assert current_derivatives() == "forward"
-        with derivatives("forward"):
-            assert current_derivatives() == "forward"
-        with derivatives("reverse"):
-            assert current_derivatives() == "both"
-        assert current_derivatives() == "forward"
-    with pytest.raises(RuntimeError), derivatives("both"):
+    assert derivatives.current() is None
+    with derivatives.mode("forward"):
+        assert derivatives.current() == "forward"
+        with derivatives.mode("forward"):
+            assert derivatives.current() == "forward"
+        with derivatives.mode("reverse"):
+            assert derivatives.current() == "both"
+        assert derivatives.current() == "forward"
+    with pytest.raises(RuntimeError), derivatives.mode("both"):
         raise RuntimeError
-    assert current_derivatives() is None
+    assert derivatives.current() is None
     with (
         pytest.raises(ValueError, match="one of 'forward', 'reverse', 'both', got 'backward'"),
-        derivatives("backward"),
+        derivatives.mode("backward"),
     ):
         pass
 
@@ -151,7 +153,7 @@ def test_jit_traces_anew_where_the_context_changes(cv):
 
     @jax.jit
     def f(cv):
-        seen.append(current_derivatives())
+        seen.append(derivatives.current())
         return jnp.sum(cv.data**2)
 
     for _ in range(2):
@@ -168,7 +170,7 @@ def test_derivatives_of_derivatives_ask_for_both(cv):
     seen = []
 
     def f(cv):
-        seen.append(current_derivatives())
+        seen.append(derivatives.current())
         return cv.a**2
 
     jacobian(lambda cv: jacobian(f, mode="reverse")(cv).data, mode="forward")(cv)
@@ -197,7 +199,7 @@ def test_a_solver_can_follow_the_context():
         adjoint = {
             "reverse": diffrax.RecursiveCheckpointAdjoint(),
             "forward": diffrax.ForwardMode(),
-        }[current_derivatives()]
+        }[derivatives.current()]
         term = diffrax.ODETerm(lambda t, u, p: -p.rate * u)
         save = diffrax.SaveAt(ts=jnp.array([0.5, 1.0]))
         return diffrax.diffeqsolve(

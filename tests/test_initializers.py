@@ -11,7 +11,7 @@ import scipy.stats
 
 import lux_sciml as lux
 from lux_sciml import activations, initializers as init
-from lux_sciml.core.display import value_text
+from lux_sciml.core.printing import value_text
 
 INITIALIZERS = [
     init.Uniform(0.1),

@@ -1,22 +1,8 @@
 """Flat named vectors. Knows arrays and pytrees; knows no layer and no solver."""
 
-from .constraints import (
-    Constrained as Constrained,
-    Interval as Interval,
-    Positive as Positive,
-    Simplex as Simplex,
-    bounds as bounds,
-)
-from .derivatives import (
-    current_derivatives as current_derivatives,
-    derivatives as derivatives,
-    hessian as hessian,
-    hvp as hvp,
-    jacobian as jacobian,
-)
-from .laplace import Laplace as Laplace, laplace as laplace
-from .layout import Layout as Layout
-from .matrix import ComponentMatrix as ComponentMatrix
-from .serialize import load as load, load_into as load_into, save as save
-from .solutions import component as component
-from .vector import ComponentVector as ComponentVector, concat as concat
+from .files import load, load_into, save
+from .layout import Layout
+from .matrix import ComponentMatrix
+from .vector import ComponentVector, concat
+
+__all__ = ["ComponentMatrix", "ComponentVector", "Layout", "concat", "load", "load_into", "save"]

@@ -10,17 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .containers import path_string
 from .layout import Layout
+from .nodes import path_string
 from .vector import ComponentVector
 
 
 def bounds(ps: ComponentVector, limits: Mapping[str, tuple[Any, Any]]) -> tuple[ComponentVector, ComponentVector]:
-    """Lower and upper bounds by name: `lux.bounds(ps, {"physics.*": (0, None)})`; `None`, and unnamed, is unbounded.
+    """Lower and upper bounds by name: `bounds(ps, {"physics.*": (0, None)})`; `None`, and unnamed, is unbounded.
 
     Keys are patterns as for `Layout.mask`, later ones override earlier ones; values are pairs of numbers or arrays that
     broadcast to the shape of each component. As SciPy takes them: `scipy.optimize.Bounds(lb.data, ub.data)`; a
-    projected step is `ps.layout.wrap(jnp.clip(ps.data, lb.data, ub.data))`.
+    projected step is `ComponentVector(jnp.clip(ps.data, lb.data, ub.data), ps.layout)`.
 
     Raises `KeyError` for a pattern that matches nothing, `ValueError` where a lower bound is above the upper one.
 
@@ -40,7 +40,7 @@ def bounds(ps: ComponentVector, limits: Mapping[str, tuple[Any, Any]]) -> tuple[
         raise ValueError(
             f"the lower bound of {ps.layout.labels()[i]}, {both[0][i]}, is above the upper one, {both[1][i]}"
         )
-    return ps.layout.wrap(both[0]), ps.layout.wrap(both[1])
+    return ComponentVector(both[0], ps.layout), ComponentVector(both[1], ps.layout)
 
 
 class Constraint(abc.ABC):
@@ -167,13 +167,13 @@ class Constrained:
         """The parameters, which keep the constraints."""
         blocks = self.free_layout.split(free)
         parts = [x if c is None else c.forward(x) for c, x in zip(self.constraints, blocks, strict=True)]
-        return self.layout.wrap(self.layout.join(parts, free.dtype))
+        return ComponentVector(self.layout.join(parts, free.dtype), self.layout)
 
     def inverse(self, ps: ComponentVector) -> ComponentVector:
         """The free vector of parameters; NaN where they do not keep the constraints."""
         blocks = self.layout.split(ps)
         parts = [x if c is None else c.inverse(x) for c, x in zip(self.constraints, blocks, strict=True)]
-        return self.free_layout.wrap(self.free_layout.join(parts, ps.dtype))
+        return ComponentVector(self.free_layout.join(parts, ps.dtype), self.free_layout)
 
     def log_det(self, free: ComponentVector) -> jax.Array:
         """The logarithm of the absolute determinant of the Jacobian of `forward`, one number."""

@@ -13,18 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .compare import difference
-from .containers import (
-    ARRAY,
-    LIST,
-    TUPLE,
-    Path,
-    Static,
-    Tied,
-    is_module,
-    open_container,
-    path_string,
-)
+from .difference import difference
+from .nodes import ARRAY, LIST, TUPLE, Path, Static, Tied, is_module, open_container, path_string
 from .safe_map import SafeMap
 
 _ARRAYS = (np.ndarray, np.generic, jax.Array, jax.ShapeDtypeStruct, jax.core.ShapedArray)
@@ -327,14 +317,14 @@ class Layout(SafeMap):
 
     def to_json(self) -> str:
         """The layout as a JSON document: see `components.serialize`."""
-        from .serialize import to_json
+        from .files import to_json
 
         return to_json(self)
 
     @staticmethod
     def from_json(text: str | bytes) -> "Layout":
         """The layout of a JSON document that `to_json` wrote."""
-        from .serialize import from_json
+        from .files import from_json
 
         return from_json(text)
 

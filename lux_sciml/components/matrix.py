@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from .arithmetic import NamedArray
-from .containers import ARRAY
 from .layout import Layout
+from .nodes import ARRAY
 from .safe_map import layout_of
 from .vector import ComponentVector, view
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .containers import Path, close_container, open_container, path_string
 from .layout import Layout, Leaf
+from .nodes import Path, close_container, open_container, path_string
 from .safe_map import layout_of
 
 

@@ -10,9 +10,9 @@ from jax import lax
 
 from .._compat import made_in_current_trace
 from .arithmetic import NamedArray
-from .containers import DICT, NONE, Path, Static
 from .layout import Layout
-from .show import show, table
+from .nodes import DICT, NONE, Path, Static
+from .printing import show, table
 from .split import split
 from .updates import At, numbers, updated, updates
 

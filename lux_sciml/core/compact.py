@@ -13,13 +13,13 @@ import numpy as np
 
 from ..components.vector import refuse_reserved
 from .container import Container, call_child
-from .display import value_text
 from .layer import Layer
+from .printing import value_text
 from .state import Mode, is_random_key
 from .static import Constant
 
 
-def compact(**values: Any) -> Callable[[Callable[[Any, Any], Any]], Layer]:
+class compact:  # a decorator
     """A decorator that makes a layer of a function `f(self, x)`: the values are what `self` has.
 
     * floating-point **arrays** become parameters;
@@ -29,10 +29,11 @@ def compact(**values: Any) -> Callable[[Callable[[Any, Any], Any]], Layer]:
       `self.count = self.count + 1`, in their shape and precision;
     * everything else (functions, strings) is a fixed option.
 
-    `lux.init_fn(f)` draws a parameter, or with `"state"` an entry of the state, by `f(key)`, anew in each `setup`;
-    `lux.non_trainable(array)` puts an array into the state. The result is a layer like others: it nests, it is called
-    as `y, st = layer(x, ps, st)`, and it prints its body. The function must be pure apart from `self`. What steers
-    Python's control flow, a number of repeats say, goes in by a closure, since numbers in the state are traced.
+    `lux.compact.parameter(f)` draws a parameter, and `lux.compact.state(f)` an entry of the state, by `f(key)`, anew in
+    each `setup`; `lux.compact.state(array)` puts an array into the state. The result is a layer like others: it nests,
+    it is called as `y, st = layer(x, ps, st)`, and it prints its body. The function must be pure apart from `self`.
+    What steers Python's control flow, a number of repeats say, goes in by a closure, since numbers in the state are
+    traced.
 
     Raises `TypeError` for a list of layers and other things, `ValueError` for names that a ComponentVector needs.
 
@@ -46,7 +47,30 @@ def compact(**values: Any) -> Callable[[Callable[[Any, Any], Any]], Layer]:
     >>> y.shape, ps.size, st["calls"]
     ((8, 3), 12, Array(1, dtype=int32))
     """
-    return lambda function: Compact(function, **values)
+
+    def __init__(self, **values: Any):
+        self.values = values
+
+    def __call__(self, function: Callable[[Any, Any], Any]) -> Layer:
+        return Compact(function, **self.values)
+
+    @staticmethod
+    def parameter(draw: Callable[[Any], Any]) -> "Entry":
+        """A parameter, drawn as `draw(key)`.
+
+        >>> compact.parameter(lambda key: jax.random.normal(key, (3,))).kind
+        'parameter'
+        """
+        return Entry(draw, "parameter")
+
+    @staticmethod
+    def state(value: Any) -> "Entry":
+        """An entry of the state: an array, or what a function `value(key)` draws.
+
+        >>> compact.state(jnp.ones(3)).kind
+        'state'
+        """
+        return Entry(value if callable(value) else Fixed(Constant(value)), "state")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,11 +78,7 @@ class Entry:
     """A parameter or an entry of the state: how to draw it from a random key, and what it is."""
 
     draw: Callable[[Any], Any]
-    kind: str
-
-    def __post_init__(self):
-        if self.kind not in ("parameter", "state"):
-            raise ValueError(f"an entry is a 'parameter' or 'state', got {self.kind!r}")
+    kind: str  # "parameter" or "state"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,24 +95,6 @@ def _dtype(x: Any) -> Any:
     return jax.dtypes.canonicalize_dtype(getattr(x, "dtype", type(x)))
 
 
-def init_fn(draw: Callable[[Any], Any], kind: str = "parameter") -> Entry:
-    """For `lux.compact`: a parameter, or with `kind="state"` an entry of the state, drawn as `draw(key)`.
-
-    >>> init_fn(lambda key: jax.random.normal(key, (3,))).kind
-    'parameter'
-    """
-    return Entry(draw, kind)
-
-
-def non_trainable(value: Any) -> Entry:
-    """For `lux.compact`: an array that is kept in the state.
-
-    >>> non_trainable(jnp.ones(3)).kind
-    'state'
-    """
-    return Entry(Fixed(Constant(value)), "state")
-
-
 class Compact(Container):
     """What `lux.compact` makes."""
 
@@ -100,11 +102,11 @@ class Compact(Container):
     layers: Mapping[str, Layer]  # by the name of the child
     groups: Mapping[str, Any]  # of layers: the names of the children, by place
     entries: Mapping[str, Any]
-    options: Mapping[str, Any]
+    fixed: Mapping[str, Any]
     order: tuple[str, ...]
 
     def __init__(self, function: Callable, /, **values: Any):
-        layers, groups, entries, options = {}, {}, {}, {}
+        layers, groups, entries, fixed = {}, {}, {}, {}
         for name, value in values.items():
             refuse_reserved(name)
             items = _layers_in(name, value)
@@ -118,9 +120,9 @@ class Compact(Container):
             elif (entry := _as_entry(value)) is not None:
                 entries[name] = entry
             else:
-                options[name] = value
+                fixed[name] = value
         self.function, self.layers, self.groups = function, layers, groups
-        self.entries, self.options, self.order = entries, options, tuple(values)
+        self.entries, self.fixed, self.order = entries, fixed, tuple(values)
 
     def init_params(self, key):
         return self._in_order(super().init_params(key) | self._drawn("parameter", key))
@@ -148,7 +150,7 @@ class Compact(Container):
     def printed(self) -> tuple[list[str], list[str]]:
         """The lines for what are no layers, and the lines of the body."""
         values = [f"{name} = {_entry_text(entry)}" for name, entry in self.entries.items()]
-        values += [f"{name} = {value_text(value)}" for name, value in self.options.items()]
+        values += [f"{name} = {value_text(value)}" for name, value in self.fixed.items()]
         return values, _body(self.function)
 
     def __reduce__(self):
@@ -175,8 +177,8 @@ class _Scope:
             return tuple(map(self._caller, group))
         if name in layer.layers:
             return self._caller(name)
-        if name in layer.options:
-            return layer.options[name]
+        if name in layer.fixed:
+            return layer.fixed[name]
         raise AttributeError(f"this layer has no {name!r}; it has {', '.join(layer.order)}")
 
     def _caller(self, name: str) -> Callable[[Any], Any]:
@@ -234,7 +236,7 @@ def _as_entry(value: Any) -> Entry | None:
 def _entry_text(entry: Entry) -> str:
     if isinstance(entry.draw, Fixed):
         return repr(entry.draw.value).removeprefix("Constant(").removesuffix(")")
-    return f"init_fn({value_text(entry.draw)}, {entry.kind!r})"
+    return f"compact.{entry.kind}({value_text(entry.draw)})"
 
 
 def _body(function: Callable) -> list[str]:

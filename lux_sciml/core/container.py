@@ -7,8 +7,8 @@ from typing import Any
 import jax
 
 from ..components.vector import refuse_reserved
-from .display import option_text
 from .layer import Layer, as_layer, restore
+from .printing import option_text
 from .static import FrozenDict
 
 
@@ -37,7 +37,7 @@ class Container(Layer):
 
     def _check(self) -> None:
         out: dict[str, Layer] = {}
-        for field, value in self.fields().items():
+        for field, value in self.options().items():
             for name, child in _children_of(field, value):
                 if name in out:
                     raise ValueError(f"{type(self).__name__} has two children of the name {name!r}")
@@ -67,7 +67,7 @@ class Container(Layer):
     def replace_children(self, children: Mapping[str, Layer]) -> "Container":
         """The same container with other children under the same names."""
         out = {}
-        for field, value in self.fields().items():
+        for field, value in self.options().items():
             names = [name for name, _ in _children_of(field, value)]
             if isinstance(value, Layer):
                 out[field] = children[field]
@@ -75,7 +75,7 @@ class Container(Layer):
                 out[field] = tuple(children[name] for name in names)
             elif names:
                 out[field] = {name: children[name] for name in names}
-        return restore(type(self), {**self.fields(), **out})
+        return restore(type(self), {**self.options(), **out})
 
     def __getattr__(self, name: str) -> Layer:
         if name.startswith("_") or "_children" not in vars(self):
@@ -87,7 +87,7 @@ class Container(Layer):
     def __getitem__(self, key: Any) -> Any:
         name, items = type(self).__name__, list(self.children.items())
         if isinstance(key, slice):
-            if dict(self.fields().get("layers", {})) != dict(items):
+            if dict(self.options().get("layers", {})) != dict(items):
                 raise TypeError(f"{name} cannot be sliced: it is more than a sequence of layers")
             return self.replace(layers=dict(items[key]))
         if isinstance(key, str) and key not in self.children:
@@ -113,12 +113,13 @@ class Wrapper(Layer):
     """A layer around exactly one child, whose parameters and state are the child's own, under no extra name.
 
     The child is the one field that holds a Layer. Raises `TypeError` where there is none or more than one. A wrapper
-    that keeps the child's parameters or state in another form says by `open` and `close` how they are found in its own.
+    that keeps the child's parameters or state in another form says by `to_child` and `from_child` how they are found in
+    its own.
     """
 
     @property
     def child_field(self) -> str:
-        names = [name for name, value in self.fields().items() if isinstance(value, Layer)]
+        names = [name for name, value in self.options().items() if isinstance(value, Layer)]
         if len(names) != 1:
             raise TypeError(
                 f"{type(self).__name__} wraps exactly one layer, got {len(names)}: {', '.join(names) or 'none'}"
@@ -139,17 +140,17 @@ class Wrapper(Layer):
     def init_state(self, key):
         return self.child.init_state(key)
 
-    def open(self, ps: dict[str, Any], st: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    def to_child(self, ps: dict[str, Any], st: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The child's parameters and state, out of the wrapper's."""
         return ps, st
 
-    def close(self, ps: dict[str, Any], st: dict[str, Any], whole: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    def from_child(self, ps: dict[str, Any], st: dict[str, Any], whole: dict[str, Any]) -> tuple[dict[str, Any], Any]:
         """The wrapper's parameters and state from the child's, and from a state of the wrapper, `whole`."""
         return ps, st
 
     def replace_child(self, child: Layer) -> "Wrapper":
         """The same wrapper around another layer."""
-        return restore(type(self), {**self.fields(), self.child_field: child})
+        return restore(type(self), {**self.options(), self.child_field: child})
 
 
 def call_child(name: str, child: Layer, x: Any, ps: dict[str, Any], st: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -164,7 +165,7 @@ def errors_of(name: str, child: Layer | None = None) -> Iterator[None]:
     start = "in the layer `"
     try:
         yield
-    except FloatingPointError:  # of debug mode, which names the layer
+    except FloatingPointError:  # of check_finite, which names the layer
         raise
     except Exception as error:
         notes = getattr(error, "__notes__", [])

@@ -10,9 +10,9 @@ from typing import Any
 
 import jax
 
-from .display import show
+from .parameters import parameter_tree
+from .printing import show
 from .static import FrozenDict, exact_key, freeze, picklable
-from .structure import parameter_tree
 
 _DERIVED = ("_key", "_hash", "_children")  # kept beside the fields
 
@@ -78,18 +78,18 @@ class Layer(metaclass=_LayerMeta):
 
     def replace(self, **fields: Any) -> "Layer":
         """The same layer with some fields changed. Raises `TypeError` for unknown names."""
-        unknown = fields.keys() - self.fields().keys()
+        unknown = fields.keys() - self.options().keys()
         if unknown:
             raise TypeError(
-                f"{type(self).__name__} has no field {', '.join(unknown)}; it has {', '.join(self.fields())}"
+                f"{type(self).__name__} has no field {', '.join(unknown)}; it has {', '.join(self.options())}"
             )
         if not self._own_init:
             return dataclasses.replace(self, **fields)
         out = object.__new__(type(self))
-        vars(out).update(self.fields() | fields)
+        vars(out).update(self.options() | fields)
         return out._freeze()
 
-    def fields(self) -> dict[str, Any]:
+    def options(self) -> dict[str, Any]:
         """The options of this layer by name."""
         return {name: value for name, value in vars(self).items() if name not in _DERIVED}
 
@@ -129,7 +129,7 @@ class Layer(metaclass=_LayerMeta):
         return self
 
     def __reduce__(self):
-        return restore, (type(self), {name: picklable(value) for name, value in self.fields().items()})
+        return restore, (type(self), {name: picklable(value) for name, value in self.options().items()})
 
     def __repr__(self) -> str:
         return show(self)

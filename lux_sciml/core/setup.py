@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from ..components import ComponentVector
 from .layer import Layer, as_layer
+from .parameters import parameter_layout
 from .state import Mode, is_random_key
-from .structure import parameter_layout
 
 
 def setup(key: Any, layer: Any, dtype=None, flat: bool = True) -> tuple[Any, Any]:

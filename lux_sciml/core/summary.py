@@ -6,8 +6,8 @@ from typing import Any
 import jax
 
 from .container import Container, Wrapper
-from .display import option_text
 from .layer import Layer
+from .printing import option_text
 from .setup import parameter_length, setup, state_length
 
 

@@ -1,27 +1,59 @@
-"""Differential-equation layers, on diffrax."""
+"""Differential-equation layers, on diffrax. What the root has is in `__all__`."""
 
-from .augmented import AugmentedODE as AugmentedODE
-from .cnf import CNF as CNF, Density as Density, concat_time as concat_time, flow_matching as flow_matching
-from .collocation import collocate as collocate
-from .control_path import control_path as control_path
-from .failure import raise_if_failed as raise_if_failed
-from .galerkin import Galerkin as Galerkin
-from .gauss import GaussAdjoint as GaussAdjoint
-from .hamiltonian_ode import HamiltonianODE as HamiltonianODE
-from .latent_ode import LatentODE as LatentODE, LatentPath as LatentPath, elbo as elbo
-from .multiple_shooting import multiple_shooting as multiple_shooting
-from .neural_cde import NeuralCDE as NeuralCDE
-from .neural_dae import MassMatrixODE as MassMatrixODE, NeuralDAE as NeuralDAE
-from .neural_dde import NeuralDDE as NeuralDDE
-from .neural_ode import NeuralODE as NeuralODE
-from .neural_sde import NeuralDSDE as NeuralDSDE, NeuralSDE as NeuralSDE, moments as moments
-from .observer import Observer as Observer
-from .ode_rnn import ODERNN as ODERNN, IrregularSequence as IrregularSequence
-from .regularized import Regularized as Regularized
-from .schedules import growing_horizons as growing_horizons, tightening_tolerances as tightening_tolerances
-from .second_order import SecondOrder as SecondOrder
-from .split_ode import SplitODE as SplitODE
-from .structured import GradientFlow as GradientFlow, PortHamiltonian as PortHamiltonian
-from .symplectic import Verlet as Verlet, Yoshida4 as Yoshida4
-from .universal import UDE as UDE
-from .vector_field import vector_field as vector_field
+from .adjoints.gauss import GaussAdjoint
+from .equation import Equation
+from .failure import raise_if_failed
+from .field import vector_field
+from .fields.energy import GradientFlow, HamiltonianNN, LagrangianNN, PortHamiltonian, SecondOrder
+from .fields.galerkin import Galerkin
+from .fields.nudged import Nudged
+from .fields.universal import UDE
+from .fitting.collocation import collocate as collocate
+from .fitting.multiple_shooting import multiple_shooting as multiple_shooting
+from .fitting.schedules import growing_horizons as growing_horizons, tightening_tolerances as tightening_tolerances
+from .layers.augmented import AugmentedODE
+from .layers.cnf import CNF, Density as Density, concat_time as concat_time, flow_matching as flow_matching
+from .layers.hamiltonian_ode import HamiltonianODE
+from .layers.latent_ode import LatentODE, LatentPath as LatentPath, elbo as elbo
+from .layers.neural_cde import NeuralCDE
+from .layers.neural_dae import MassMatrixODE, NeuralDAE
+from .layers.neural_dde import NeuralDDE
+from .layers.neural_ode import NeuralODE
+from .layers.neural_sde import NeuralDSDE, NeuralSDE, ensemble_moments as ensemble_moments
+from .layers.ode_rnn import ODERNN, IrregularSequence
+from .layers.split_ode import SplitODE
+from .layers.with_costs import WithCosts
+from .paths import control_path as control_path
+from .solvers.symplectic import Verlet, Yoshida4
+
+__all__ = [
+    "CNF",
+    "ODERNN",
+    "UDE",
+    "AugmentedODE",
+    "Equation",
+    "Galerkin",
+    "GaussAdjoint",
+    "GradientFlow",
+    "HamiltonianNN",
+    "HamiltonianODE",
+    "IrregularSequence",
+    "LagrangianNN",
+    "LatentODE",
+    "MassMatrixODE",
+    "NeuralCDE",
+    "NeuralDAE",
+    "NeuralDDE",
+    "NeuralDSDE",
+    "NeuralODE",
+    "NeuralSDE",
+    "Nudged",
+    "PortHamiltonian",
+    "SecondOrder",
+    "SplitODE",
+    "Verlet",
+    "WithCosts",
+    "Yoshida4",
+    "raise_if_failed",
+    "vector_field",
+]

@@ -1,15 +1,31 @@
-"""Deep equilibrium layers, on optimistix and lineax."""
+"""Deep equilibrium layers, on optimistix and lineax. What the root has is in `__all__`."""
 
-from .adjoint import CheckedImplicitAdjoint as CheckedImplicitAdjoint, PhantomAdjoint as PhantomAdjoint
-from .anderson import Anderson as Anderson
-from .broyden import Broyden as Broyden
-from .cells import EquilibriumCell as EquilibriumCell, MonotoneCell as MonotoneCell, NormalizedCell as NormalizedCell
-from .deep_equilibrium import DeepEquilibrium as DeepEquilibrium
-from .linear import FixedPointLinearSolver as FixedPointLinearSolver
-from .multiscale import MultiScaleCell as MultiScaleCell, MultiScaleDEQ as MultiScaleDEQ
-from .stability import (
+from .adjoints import CheckedImplicitAdjoint, FixedPointLinearSolver, PhantomAdjoint
+from .anderson import Anderson
+from .broyden import Broyden
+from .cells import EquilibriumCell, MonotoneCell, NormalizedCell
+from .deep_equilibrium import DeepEquilibrium
+from .fixed_point import EquilibriumLayer
+from .multiscale import MultiScaleCell, MultiScaleDEQ
+from .regularization import (
     fixed_point_correction as fixed_point_correction,
     jacobian_loss as jacobian_loss,
     spectral_radius as spectral_radius,
 )
-from .steady_state import SteadyState as SteadyState
+from .steady_state import SteadyState
+
+__all__ = [
+    "Anderson",
+    "Broyden",
+    "CheckedImplicitAdjoint",
+    "DeepEquilibrium",
+    "EquilibriumCell",
+    "EquilibriumLayer",
+    "FixedPointLinearSolver",
+    "MonotoneCell",
+    "MultiScaleCell",
+    "MultiScaleDEQ",
+    "NormalizedCell",
+    "PhantomAdjoint",
+    "SteadyState",
+]

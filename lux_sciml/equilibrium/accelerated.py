@@ -1,6 +1,7 @@
 """What Anderson's and Broyden's methods share: a window of differences, a guarded step, the best iterate."""
 
 import abc
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +11,6 @@ import jax.numpy as jnp
 import optimistix as optx
 from equinox import AbstractVar
 from jax import lax
-
-from .samples import to_samples
 
 HALVINGS = 8  # of a refused step, after which it is taken all the same
 
@@ -166,3 +165,72 @@ def combined(rows: jax.Array, weights: jax.Array) -> jax.Array:
 
 def _where(condition: jax.Array, a: Any, b: Any) -> Any:
     return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
+
+
+def to_samples(tree: Any, per_sample: bool) -> tuple[jax.Array, Callable[[jax.Array], Any]]:
+    """The numbers of a tree as `(n,)` or, with `per_sample`, as `(samples, n)`, and the way back.
+
+    The samples lie along the first axis of every leaf.
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    dtype = max((leaf.dtype for leaf in leaves), key=lambda dtype: jnp.finfo(dtype).bits)
+    lead: tuple[int, ...] = ()
+    if per_sample:
+        sizes = {leaf.shape[0] if leaf.ndim else None for leaf in leaves}
+        if len(sizes) != 1 or None in sizes:
+            raise ValueError(
+                f"per_sample=True needs samples along the first axis of every array, got {_shapes(leaves)}"
+            )
+        lead = (sizes.pop(),)
+    parts = [leaf.reshape(*lead, math.prod(leaf.shape[len(lead) :])).astype(dtype) for leaf in leaves]
+    ends = [sum(part.shape[-1] for part in parts[: i + 1]) for i in range(len(parts) - 1)]
+
+    def back(rows: jax.Array) -> Any:
+        pieces = jnp.split(rows, ends, axis=-1) if ends else [rows]
+        return treedef.unflatten(
+            [piece.reshape(leaf.shape).astype(leaf.dtype) for piece, leaf in zip(pieces, leaves, strict=True)]
+        )
+
+    return (jnp.concatenate(parts, axis=-1) if ends else parts[0]), back
+
+
+def _shapes(leaves: list[Any]) -> str:
+    return ", ".join(str(leaf.shape) for leaf in leaves)
+
+
+def fixed_point(f: Callable, solver: Any, y0: Any, args: Any, max_steps: int) -> optx.Solution:
+    """`optimistix.fixed_point(f, solver, y0, args, max_steps=max_steps, throw=False)`, for inputs without derivatives.
+
+    optimistix tests every number of every iterate for NaN, which for small cells takes as long as the cell. The plain
+    iteration and the accelerated ones see a NaN in their error, so that their loop here does without; other solvers go
+    to optimistix.
+    """
+    if type(solver) is not optx.FixedPointIteration and not isinstance(solver, Accelerated):
+        return optx.fixed_point(f, solver, y0, args, max_steps=max_steps, throw=False)
+
+    def fn(y, args):
+        return f(y, args), None
+
+    start, static = eqx.partition(solver.init(fn, y0, args, {}, None, None, frozenset()), eqx.is_array)
+
+    def proceed(carry):
+        _, steps, _, end, _ = carry
+        return ~end & (steps < max_steps)
+
+    def body(carry):
+        y, steps, dynamic, *_ = carry
+        y, state, _ = solver.step(fn, y, args, {}, eqx.combine(dynamic, static), frozenset())
+        end, result = solver.terminate(fn, y, args, {}, state, frozenset())
+        if not isinstance(solver, Accelerated):
+            finite = jnp.isfinite(state.relative_error)
+            end, result = end | ~finite, optx.RESULTS.where(finite, result, optx.RESULTS.nonfinite)
+        dynamic = jax.tree.map(lambda new, old: new.astype(old.dtype), eqx.filter(state, eqx.is_array), dynamic)
+        return y, steps + 1, dynamic, end, result
+
+    carry = (y0, jnp.array(0), start, jnp.array(False), optx.RESULTS.successful)
+    y, steps, dynamic, end, result = lax.while_loop(proceed, body, carry)
+    result = optx.RESULTS.where(end, result, optx.RESULTS.nonlinear_max_steps_reached)
+    state = eqx.combine(dynamic, static)
+    y, _, stats = solver.postprocess(fn, y, None, args, {}, state, frozenset(), result)
+    stats = {"num_steps": steps, "max_steps": max_steps, **stats}
+    return optx.Solution(value=y, result=result, aux=None, stats=stats, state=state)

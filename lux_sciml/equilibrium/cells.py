@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..core import Layer, Wrapper
-from ..core.display import option_text
+from ..core.printing import option_text
 from ..initializers import KaimingUniform, zeros
 
 

@@ -1,6 +1,7 @@
 """DeepEquilibrium: a layer whose output is the fixed point of its cell."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import field
 from typing import Any
 
@@ -11,26 +12,25 @@ from jax import lax
 
 from ..core import Container, Layer, Mode, as_layer
 from ..core.container import call_child, errors_of
-from ..diffeq.frozen_state import refuse_training, refuse_updates, renewed_keys
-from .adjoint import CheckedImplicitAdjoint, PhantomAdjoint, relative_error, solve_and_check
+from ..core.frozen import refuse_training, refuse_updates, renewed_keys
+from .accelerated import fixed_point
+from .adjoints import CheckedImplicitAdjoint, PhantomAdjoint, relative_error, solve_and_check
 from .anderson import Anderson
 from .cells import EquilibriumCell
-from .figures import FIGURES, kept_figures, no_figures
-from .guess import fitting_guess, require_batch, zeros_like_input, zeros_of
-from .iterate import fixed_point
-from .options import EquilibriumOptions, Found
-from .stability import jacobian_loss, random_like, spectral_radius, squares
+from .fixed_point import EquilibriumLayer, Found
+from .regularization import jacobian_loss, random_like, spectral_radius, squares
 
 _GUESSES = ("zero", "cell", "last")
 
 
-class DeepEquilibrium(Container, EquilibriumOptions):
+class DeepEquilibrium(Container, EquilibriumLayer):
     r"""The fixed point :math:`z = f(z, x; p)` of a cell, from an input `x`.
 
     The cell is a layer of the pair: `cell((z, x), ps, st)` returns the next `z`, an array or a pytree of arrays, of the
     structure, shapes and dtypes of the one that it got. A `lux.EquilibriumCell` prepares once a solve what `z` does not
     change. The output is `z`; with `states=n` a tuple of `n` iterates, the last of them the result, each after another
-    `max_steps / n` steps and the earlier ones with one-step phantom gradients, for `lux.fixed_point_correction`.
+    `max_steps / n` steps and the earlier ones with one-step phantom gradients, for
+    `lux.equilibrium.fixed_point_correction`.
 
     `shape` is that of `z`: `None` as `x`; a number `n`: as `x`, with `n` as its last axis; a tuple: after the first
     axis of `x`; a tuple of tuples: a tuple of such arrays. `initial` is the guess that the solve starts from:
@@ -41,16 +41,16 @@ class DeepEquilibrium(Container, EquilibriumOptions):
       auxiliary loss `st["info"]["skip_loss"]`, the mean square of its distance to the solution.
 
     With `fixed_depth=k` the cell is applied `k` times and differentiated through, for pretraining. The default solver
-    is `lux.Anderson`, with weights for every sample along the first axis of `z`; more options: `EquilibriumOptions`.
+    is `lux.Anderson`, with weights for every sample along the first axis of `z`; more options: `EquilibriumLayer`.
     Parameters: `cell`, and `initial` where it is a layer.
 
     The state has those of both, and `info`: `residual` (the norm of `f(z) - z` at the result), `steps`, `evaluations`
     of the cell (products with its Jacobian not counted), `converged`, `skip_loss`, `jacobian_loss` (with
-    `jacobian_probes` normal vectors, see `lux.jacobian_loss`), `spectral_radius` (with `radius_steps`, see
-    `lux.spectral_radius`), and `backward_residual` (with `check_backward`, that of the linear solve of the backward
-    pass for a random cotangent, in units of its tolerance: above 1 it has not converged). Figures not asked for are
-    NaN. Losses in `info` are differentiable: add them to yours. In test mode they are those of the call too, with the
-    same random vectors in every call; a warm start goes on.
+    `jacobian_probes` normal vectors, see `lux.equilibrium.jacobian_loss`), `spectral_radius` (with `radius_steps`, see
+    `lux.equilibrium.spectral_radius`), and `backward_residual` (with `check_backward`, that of the linear solve of the
+    backward pass for a random cotangent, in units of its tolerance: above 1 it has not converged). Figures not asked
+    for are NaN. Losses in `info` are differentiable: add them to yours. In test mode they are those of the call too,
+    with the same random vectors in every call; a warm start goes on.
 
     The cell's state is frozen during a solve. Bai, Kolter and Koltun, "Deep equilibrium models", NeurIPS 2019; Pal,
     Edelman and Rackauckas, "Continuous deep equilibrium models", 2022. Raises `ValueError` for a cell that returns
@@ -75,7 +75,7 @@ class DeepEquilibrium(Container, EquilibriumOptions):
     check_backward: bool = field(default=False, kw_only=True)
 
     def __post_init__(self):
-        EquilibriumOptions.__post_init__(self)
+        EquilibriumLayer.__post_init__(self)
         if isinstance(self.initial, str) and self.initial not in _GUESSES:
             raise ValueError(f"initial is one of {', '.join(map(repr, _GUESSES))} or a layer, got {self.initial!r}")
         if not isinstance(self.initial, str):
@@ -241,3 +241,89 @@ def _unless_finite(old: jax.Array, new: jax.Array) -> jax.Array:
     """The new guess, number by number, where it is finite; without derivatives."""
     new = lax.stop_gradient(new)
     return jnp.where(jnp.isfinite(new), new, old).astype(old.dtype)
+
+
+FIGURES = {  # each with what stands for a batch
+    "residual": jnp.max,
+    "steps": jnp.max,
+    "evaluations": jnp.max,
+    "converged": jnp.all,
+    "skip_loss": jnp.mean,
+    "jacobian_loss": jnp.mean,
+    "spectral_radius": jnp.max,
+    "backward_residual": jnp.max,
+}
+_TYPES = {"steps": jnp.int32, "evaluations": jnp.int32, "converged": bool}
+
+
+def no_figures(shape: tuple[int, ...]) -> dict[str, jax.Array]:
+    """The figures before the first solve: NaN, no steps, not converged."""
+    types = {name: _TYPES.get(name, jax.dtypes.canonicalize_dtype(float)) for name in FIGURES}
+    return {name: jnp.full(shape, 0 if name in _TYPES else jnp.nan, dtype) for name, dtype in types.items()}
+
+
+def kept_figures(st: dict[str, jax.Array], figures: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """The figures with the shapes and types of those in the state: of each sample, or the worst of the batch."""
+    worst = {name: value if value.ndim == st[name].ndim else FIGURES[name](value) for name, value in figures.items()}
+    for name, value in worst.items():
+        if value.shape != st[name].shape:
+            raise ValueError(f"batch_shape says {st[name].shape}, but the input has a batch of {value.shape}")
+    return {name: worst[name].astype(old.dtype) for name, old in st.items()}
+
+
+_SHAPES = "`shape` is None, a number, a tuple of numbers, or a tuple of such tuples"
+
+
+def zeros_like_input(x: Any, shape: Any) -> Any:
+    """Zeros of the shape that `lux.DeepEquilibrium` describes for an input `x`, in the precision of `x`."""
+    leaves = jax.tree.leaves(x)
+    dtype = next((leaf.dtype for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)), None)
+    if shape is None:
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, dtype), x)
+    if leaves[0].ndim == 0:
+        raise ValueError("`shape` replaces axes of the input, which is a single number")
+    if isinstance(shape, int):
+        return jnp.zeros((*leaves[0].shape[:-1], shape), dtype)
+    return zeros_of(leaves[0].shape[:1], shape, dtype)
+
+
+def zeros_of(batch: tuple[int, ...], shape: Any, dtype: Any) -> Any:
+    """Zeros for a batch, from the field `shape`."""
+    if isinstance(shape, int):
+        return jnp.zeros((*batch, shape), dtype)
+    if isinstance(shape, tuple) and shape and all(isinstance(size, int) for size in shape):
+        return jnp.zeros((*batch, *shape), dtype)
+    if isinstance(shape, tuple) and shape and all(isinstance(part, tuple) for part in shape):
+        return tuple(zeros_of(batch, part, dtype) for part in shape)
+    raise ValueError(f"{_SHAPES}, got {shape!r}")
+
+
+def require_batch(x: Any, batch_shape: tuple[int, ...]) -> None:
+    """Raise `ValueError` where an input is not of the batch whose last solution is kept."""
+    for leaf in jax.tree.leaves(x)[:1]:
+        if leaf.shape[: len(batch_shape)] != batch_shape:
+            raise ValueError(
+                f'initial="last" keeps the solution of a batch {batch_shape}, but the input is {_text(leaf)}; '
+                "another batch needs a layer of its own batch_shape and its state"
+            )
+
+
+def fitting_guess(step: Callable[[Any], Any], z: Any) -> Any:
+    """The guess in the precision that `step` returns. `ValueError` where `step` returns another structure or shape."""
+    out = jax.eval_shape(step, z)
+    same = jax.tree.structure(z) == jax.tree.structure(out)
+    if not same or any(a.shape != b.shape for a, b in zip(*map(jax.tree.leaves, (z, out)), strict=True)):
+        raise ValueError(
+            f"the cell must return a `z` like the one that it gets, {_text(z)}; it returned {_text(out)} "
+            "(`shape` or `initial` says what `z` is)"
+        )
+    fitting = jax.tree.map(lambda a, b: a.astype(b.dtype), z, out)
+    after = jax.eval_shape(step, fitting)
+    for a, b in zip(*map(jax.tree.leaves, (out, after)), strict=True):
+        if a.dtype != b.dtype or not jnp.issubdtype(b.dtype, jnp.floating):
+            raise ValueError(f"the cell must return real numbers of one precision; it returned {_text(after)}")
+    return fitting
+
+
+def _text(tree: Any) -> str:
+    return str(jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", tree)).replace("'", "")

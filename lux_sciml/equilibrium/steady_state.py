@@ -9,14 +9,14 @@ import lineax as lx
 import optimistix as optx
 
 from ..core import Layer, Wrapper
-from ..diffeq.frozen_state import refuse_training, refuse_updates, renewed_keys
-from .guess import fitting_guess
-from .options import EquilibriumOptions
+from ..core.frozen import refuse_training, refuse_updates, renewed_keys
+from .deep_equilibrium import fitting_guess
+from .fixed_point import EquilibriumLayer
 
 _DENSE = 512  # unknowns up to which the gradient's linear system is solved dense
 
 
-class SteadyState(Wrapper, EquilibriumOptions):
+class SteadyState(Wrapper, EquilibriumLayer):
     r"""The steady state of :math:`du/dt = f(u; p)`: a root :math:`f(u; p) = 0`, near a guess.
 
     The model is a layer, a net or physical equations with parameters; its output has the shape of its input, an array,
@@ -26,7 +26,7 @@ class SteadyState(Wrapper, EquilibriumOptions):
     forcing or a control, a pytree with gradients.
 
     The default solver is `optimistix.Newton`; any solver of `optimistix.root_find`, or of `diffrax`, which then
-    integrates the equations until they are steady, will do; more: `EquilibriumOptions`. A solve that has not converged
+    integrates the equations until they are steady, will do; more: `EquilibriumLayer`. A solve that has not converged
     is NaN unless `on_failure` says otherwise: the state of the layer has no room for figures.
 
     Raises `ValueError` for a model that returns another structure than it gets, and for layers that update their state.

@@ -1,90 +1,126 @@
-"""Layers, one concept a file."""
+"""Layers, one concept a file. What the root has is in `__all__`."""
 
 from .attention import (
-    MultiHeadAttention as MultiHeadAttention,
+    MultiHeadAttention,
     attention_weights as attention_weights,
     scaled_dot_product_attention as scaled_dot_product_attention,
 )
-from .basis import (
-    BSplineBasis as BSplineBasis,
-    ChebyshevBasis as ChebyshevBasis,
-    CosineBasis as CosineBasis,
-    FourierBasis as FourierBasis,
-    LegendreBasis as LegendreBasis,
-    PolynomialBasis as PolynomialBasis,
-    SineBasis as SineBasis,
-)
-from .containers import (
-    AlternatePrecision as AlternatePrecision,
-    BranchLayer as BranchLayer,
-    Chain as Chain,
-    Maxout as Maxout,
-    PairwiseFusion as PairwiseFusion,
-    Parallel as Parallel,
-    SkipConnection as SkipConnection,
-)
-from .conv import Conv as Conv, ConvTranspose as ConvTranspose
-from .deeponet import DeepONet as DeepONet
-from .dropout import (
-    AlphaDropout as AlphaDropout,
-    Dropout as Dropout,
-    VariationalHiddenDropout as VariationalHiddenDropout,
-)
-from .embeddings import FourierFeatures as FourierFeatures, PeriodicEmbedding as PeriodicEmbedding
-from .fno import FNO as FNO, FourierBlock as FourierBlock, SpectralConv as SpectralConv
-from .hamiltonian import HamiltonianNN as HamiltonianNN, LagrangianNN as LagrangianNN
-from .kan import KANLayer as KANLayer
-from .linear import Bilinear as Bilinear, Dense as Dense, Embedding as Embedding, Scale as Scale
-from .lyapunov import PositiveDefinite as PositiveDefinite, ShiftTo as ShiftTo
-from .mlp import MLP as MLP
-from .monotone import ConvexMLP as ConvexMLP, MonotoneMLP as MonotoneMLP
-from .norm import (
-    BatchNorm as BatchNorm,
-    GroupNorm as GroupNorm,
-    InstanceNorm as InstanceNorm,
-    LayerNorm as LayerNorm,
-    RMSNorm as RMSNorm,
-)
+from .basis import BSplineBasis, ChebyshevBasis, CosineBasis, FourierBasis, LegendreBasis, PolynomialBasis, SineBasis
+from .containers import AlternatePrecision, BranchLayer, Chain, Maxout, PairwiseFusion, Parallel, SkipConnection
+from .conv import Conv, ConvTranspose
+from .deeponet import DeepONet
+from .dropout import AlphaDropout, Dropout, RReLU, VariationalHiddenDropout
+from .embeddings import FourierFeatures, PeriodicEmbedding
+from .fno import FNO, FourierBlock, SpectralConv
+from .kan import KANLayer
+from .linear import Bilinear, Dense, Embedding, Scale
+from .lyapunov import Pinned, PositiveDefinite
+from .mlp import MLP, Siren
+from .monotone import ConvexMLP, MonotoneMLP
+from .norm import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm
 from .pool import (
-    AdaptiveLPPool as AdaptiveLPPool,
-    AdaptiveMaxPool as AdaptiveMaxPool,
-    AdaptiveMeanPool as AdaptiveMeanPool,
-    GlobalLPPool as GlobalLPPool,
-    GlobalMaxPool as GlobalMaxPool,
-    GlobalMeanPool as GlobalMeanPool,
-    LPPool as LPPool,
-    MaxPool as MaxPool,
-    MeanPool as MeanPool,
+    AdaptiveLPPool,
+    AdaptiveMaxPool,
+    AdaptiveMeanPool,
+    GlobalLPPool,
+    GlobalMaxPool,
+    GlobalMeanPool,
+    LPPool,
+    MaxPool,
+    MeanPool,
 )
 from .positional import (
-    LearnedPositionalEmbedding as LearnedPositionalEmbedding,
-    RotaryPositionalEmbedding as RotaryPositionalEmbedding,
-    SinusoidalPositionalEmbedding as SinusoidalPositionalEmbedding,
+    LearnedPositionalEmbedding,
+    RotaryPositionalEmbedding,
+    SinusoidalPositionalEmbedding,
     apply_rotary as apply_rotary,
     rotary_angles as rotary_angles,
 )
-from .recurrence import (
-    BidirectionalRNN as BidirectionalRNN,
-    Recurrence as Recurrence,
-    ReverseSequence as ReverseSequence,
-    StatefulRecurrentCell as StatefulRecurrentCell,
-)
-from .recurrent_cells import (
-    GRUCell as GRUCell,
-    LSTMCell as LSTMCell,
-    RecurrentCell as RecurrentCell,
-    RNNCell as RNNCell,
-    StackedCells as StackedCells,
-)
-from .rrelu import RReLU as RReLU
-from .siren import Siren as Siren
-from .spline import Spline as Spline
-from .stack import RepeatedLayer as RepeatedLayer, Stack as Stack
-from .tensor_product import TensorProduct as TensorProduct
-from .transformer import (
-    ClassTokens as ClassTokens,
-    PatchEmbedding as PatchEmbedding,
-    TransformerEncoderBlock as TransformerEncoderBlock,
-)
-from .upsample import PixelShuffle as PixelShuffle, Upsample as Upsample
-from .utilities import Flatten as Flatten, NoOp as NoOp, Reshape as Reshape, SelectDim as SelectDim
+from .recurrence import BidirectionalRNN, Recurrence, ReverseSequence, StatefulRecurrentCell
+from .recurrent_cells import GRUCell, LSTMCell, RecurrentCell, RNNCell, StackedCells
+from .shaping import Flatten, NoOp, Reshape, SelectDim
+from .spline import Spline
+from .stack import RepeatedLayer, Stack
+from .tensor_product import TensorProduct
+from .transformer import ClassTokens, PatchEmbedding, TransformerEncoderBlock
+from .upsample import PixelShuffle, Upsample
+
+__all__ = [
+    "FNO",
+    "MLP",
+    "AdaptiveLPPool",
+    "AdaptiveMaxPool",
+    "AdaptiveMeanPool",
+    "AlphaDropout",
+    "AlternatePrecision",
+    "BSplineBasis",
+    "BatchNorm",
+    "BidirectionalRNN",
+    "Bilinear",
+    "BranchLayer",
+    "Chain",
+    "ChebyshevBasis",
+    "ClassTokens",
+    "Conv",
+    "ConvTranspose",
+    "ConvexMLP",
+    "CosineBasis",
+    "DeepONet",
+    "Dense",
+    "Dropout",
+    "Embedding",
+    "Flatten",
+    "FourierBasis",
+    "FourierBlock",
+    "FourierFeatures",
+    "GRUCell",
+    "GlobalLPPool",
+    "GlobalMaxPool",
+    "GlobalMeanPool",
+    "GroupNorm",
+    "InstanceNorm",
+    "KANLayer",
+    "LPPool",
+    "LSTMCell",
+    "LayerNorm",
+    "LearnedPositionalEmbedding",
+    "LegendreBasis",
+    "MaxPool",
+    "Maxout",
+    "MeanPool",
+    "MonotoneMLP",
+    "MultiHeadAttention",
+    "NoOp",
+    "PairwiseFusion",
+    "Parallel",
+    "PatchEmbedding",
+    "PeriodicEmbedding",
+    "Pinned",
+    "PixelShuffle",
+    "PolynomialBasis",
+    "PositiveDefinite",
+    "RMSNorm",
+    "RNNCell",
+    "RReLU",
+    "Recurrence",
+    "RecurrentCell",
+    "RepeatedLayer",
+    "Reshape",
+    "ReverseSequence",
+    "RotaryPositionalEmbedding",
+    "Scale",
+    "SelectDim",
+    "SineBasis",
+    "SinusoidalPositionalEmbedding",
+    "Siren",
+    "SkipConnection",
+    "SpectralConv",
+    "Spline",
+    "Stack",
+    "StackedCells",
+    "StatefulRecurrentCell",
+    "TensorProduct",
+    "TransformerEncoderBlock",
+    "Upsample",
+    "VariationalHiddenDropout",
+]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from ..core import Container, Layer
 from .dropout import Dropout
 from .linear import Dense
-from .utilities import NoOp
+from .shaping import NoOp
 
 
 def attention_weights(

@@ -11,7 +11,7 @@ from jax import lax
 from ..activations import gain, identity
 from ..core import Layer
 from ..initializers import KaimingUniform, Uniform
-from .windows import Padding, Sizes, as_batch, as_pairs, check_window, extent, pads, per_axis, strides
+from ._windows import Padding, Sizes, as_batch, as_pairs, check_window, extent, pads, per_axis, strides
 
 
 class _Convolution(Layer):

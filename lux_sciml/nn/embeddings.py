@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from ..core import Layer
-from ..core.display import option_text
-from .shapes import require_last
+from ..core.printing import option_text
+from ._shapes import require_last
 
 
 class PeriodicEmbedding(Layer):

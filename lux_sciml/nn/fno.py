@@ -10,7 +10,7 @@ from jax import lax
 
 from ..activations import identity
 from ..core import Container, Layer
-from ..core.display import option_text
+from ..core.printing import option_text
 from ..initializers import Uniform
 from .linear import Dense
 from .mlp import MLP

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from ..core import Layer
 from ..initializers import KaimingUniform
+from ._shapes import require_last
 from .basis import BSplineBasis
-from .shapes import require_last
 
 
 class KANLayer(Layer):

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 
 from ..activations import gain, identity
 from ..core import Layer
-from ..core.display import option_text
+from ..core.printing import option_text
 from ..initializers import KaimingUniform, Normal, Uniform, ones, zeros
-from .shapes import as_tuple, require_last
+from ._shapes import as_tuple, require_last
 
 
 class Dense(Layer):

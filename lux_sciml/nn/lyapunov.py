@@ -1,4 +1,4 @@
-"""Functions with a known value at a point: PositiveDefinite and ShiftTo, for Lyapunov functions."""
+"""Functions with a known value at a point: PositiveDefinite and Pinned, for Lyapunov functions."""
 
 from collections.abc import Callable
 from dataclasses import field
@@ -46,14 +46,14 @@ class PositiveDefinite(Wrapper):
         return self.psi(y - value) + self.r(x - x0), st
 
 
-class ShiftTo(Wrapper):
+class Pinned(Wrapper):
     r"""A model moved so that it has a known value at a point: :math:`y = f(x) + y_0 - f(x_0)`.
 
     `f` is the layer `model`, `x0` the point and `y0` the value there, zeros by default. Input and output are those of
     the model, and so are parameters and state; where it renews its state, it is by the call with x.
 
     >>> import jax, jax.numpy as jnp, lux_sciml as lux
-    >>> layer = lux.ShiftTo(lux.Dense(2, 1), [1.0, 2.0], [5.0])
+    >>> layer = lux.Pinned(lux.Dense(2, 1), [1.0, 2.0], [5.0])
     >>> ps, st = lux.setup(jax.random.key(0), layer)
     >>> layer(jnp.array([1.0, 2.0]), ps, st)[0]
     Array([5.], dtype=float32)

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from ..core import Container, Layer
+from ._shapes import require_last
 from .linear import Dense
-from .shapes import require_last
 
 
 class _PositiveDense(Layer):

@@ -10,8 +10,8 @@ from jax import lax
 
 from ..activations import identity
 from ..core import Layer, Mode
-from ..core.display import option_text
-from .shapes import as_tuple, require_last
+from ..core.printing import option_text
+from ._shapes import as_tuple, require_last
 
 _HALF = (jnp.float16, jnp.bfloat16)
 

@@ -13,8 +13,8 @@ import numpy as np
 from jax import lax
 
 from ..core import Layer
-from ..core.display import option_text
-from .windows import Padding, Sizes, as_batch, check_window, extent, pads, per_axis, strides
+from ..core.printing import option_text
+from ._windows import Padding, Sizes, as_batch, check_window, extent, pads, per_axis, strides
 
 
 class _Reduction(Layer):

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from ..core import Layer
-from ..core.display import option_text
+from ..core.printing import option_text
 from ..initializers import Normal
-from .shapes import require_last
+from ._shapes import require_last
 
 
 class SinusoidalPositionalEmbedding(Layer):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..core import Container, Layer, Wrapper
-from ..core.display import option_text
+from ..core.printing import option_text
 from .recurrent_cells import cell_of
 
 
@@ -127,10 +127,10 @@ class StatefulRecurrentCell(Wrapper):
         if isinstance(self.batch_shape, int):
             self.batch_shape = (self.batch_shape,)
 
-    def open(self, ps, st):
+    def to_child(self, ps, st):
         return ps, st["cell"]
 
-    def close(self, ps, st, whole):
+    def from_child(self, ps, st, whole):
         return ps, {**whole, "cell": st}
 
     def init_state(self, key):

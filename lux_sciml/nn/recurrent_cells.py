@@ -11,9 +11,9 @@ import jax.numpy as jnp
 
 from ..core import Container, Layer, Wrapper
 from ..core.container import call_child, named_layers
-from ..core.display import option_text
+from ..core.printing import option_text
 from ..initializers import Uniform, zeros
-from .shapes import require_last
+from ._shapes import require_last
 
 
 class RecurrentCell(Layer):

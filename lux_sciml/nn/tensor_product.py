@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from ..core import Layer
 from ..initializers import KaimingUniform
-from .shapes import require_last
+from ._shapes import require_last
 
 
 class TensorProduct(Layer):

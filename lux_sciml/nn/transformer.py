@@ -8,15 +8,15 @@ import jax
 import jax.numpy as jnp
 
 from ..core import Container, Layer
-from ..core.display import option_text
+from ..core.printing import option_text
 from ..initializers import KaimingUniform, Uniform, zeros
+from ._shapes import require_last
 from .attention import MultiHeadAttention
 from .containers import Chain
 from .dropout import Dropout
 from .linear import Dense
 from .norm import LayerNorm
-from .shapes import require_last
-from .utilities import NoOp
+from .shaping import NoOp
 
 
 class ClassTokens(Layer):

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core import Layer
-from ..core.display import option_text
-from .windows import Sizes, per_axis
+from ..core.printing import option_text
+from ._windows import Sizes, per_axis
 
 
 class Upsample(Layer):

@@ -1,5 +1,9 @@
-"""One call over SciPy, optimistix and optax."""
+"""Optimization of flat parameters: one call over SciPy, optimistix and optax."""
 
-from .minimize import minimize as minimize
-from .on_tree import on_tree as on_tree
-from .result import MinimizeResult as MinimizeResult
+from .minimize import MinimizeResult, minimize
+from .per_array import per_array as per_array
+
+__all__ = [
+    "MinimizeResult",
+    "minimize",
+]

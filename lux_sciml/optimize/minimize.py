@@ -8,11 +8,42 @@ import numpy as np
 import optax
 import optimistix as optx
 
-from . import optax as _optax, optimistix as _optimistix, scipy as _scipy
-from .part import Part
-from .problem import Problem, evaluate, flat_bounds, not_finite
-from .record import NOT_FINITE_AT_START, Finished, Record
-from .result import MinimizeResult
+from . import optax_backend, optimistix_backend, scipy_backend
+from .problem import Part, Problem, evaluate, flat_bounds, not_finite
+from .progress import NOT_FINITE_AT_START, Finished, Record
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class MinimizeResult:
+    """What `minimize` returns.
+
+    * `params`: the parameters, of the kind that was passed in;
+    * `value`: the loss there;
+    * `success`: whether the method converged, or the run ended as it was asked to (the callback stopped it; all steps
+      of an optax method without `tol` were made). Never true where the value is not finite, nor where SciPy claims to
+      have converged and the relative gradient, max |g_i| max(|x_i|, 1) / max(|f|, 1), is above 0.01 and `tol`;
+    * `message`: why the run ended, and what to do where it failed;
+    * `steps`: iterations of the method;
+    * `evaluations`: evaluations of the loss, each with its gradient where the method uses one. For optax and optimistix
+      those that a method makes inside one step (line searches, simplices) are counted once;
+    * `history`: the loss at the start and after each step, `(steps + 1,)`;
+    * `aux`: with `has_aux=True`, what the loss returned beside its value at `params`.
+    """
+
+    params: Any
+    value: float
+    success: bool
+    message: str
+    steps: int
+    evaluations: int
+    history: np.ndarray
+    aux: Any = None
+
+    def __repr__(self) -> str:
+        return (
+            f"MinimizeResult(value={self.value:.6g}, success={self.success}, steps={self.steps}, "
+            f"evaluations={self.evaluations}, message={self.message!r}, params={self.params!r})"
+        )
 
 
 def minimize(
@@ -138,19 +169,19 @@ def minimize(
 def _runner(problem: Problem, method: Any, bounds: Any, tol: Any, keep_best: bool, options: dict[str, Any]) -> Callable:
     """The method's `run(problem, ps, args, record)`, with its options checked."""
     if isinstance(method, str):
-        method = _scipy.method_name(method, bounds)
+        method = scipy_backend.method_name(method, bounds)
         given = dict(bounds=bounds, tol=tol, options=options)
-        return lambda *run: _scipy.run(*run, method=method, keep_best=keep_best, **given)
+        return lambda *run: scipy_backend.run(*run, method=method, keep_best=keep_best, **given)
     if isinstance(method, optax.GradientTransformation):
         if options:
             raise ValueError("an optax optimizer has no `options`: give them where it is made, as in optax.adam(1e-2)")
-        return lambda *run: _optax.run(*run, method=method, bounds=bounds, tol=tol, keep_best=keep_best)
+        return lambda *run: optax_backend.run(*run, method=method, bounds=bounds, tol=tol, keep_best=keep_best)
     if isinstance(method, optx.AbstractMinimiser):
         if bounds is not None:
             raise ValueError("optimistix minimizers take no bounds: use 'L-BFGS-B', or an optax optimizer")
         if tol is not None:
             raise ValueError("an optimistix minimizer has its own tolerances: give `rtol` and `atol` where it is made")
-        return lambda *run: _optimistix.run(*run, method=method, keep_best=keep_best, options=options)
+        return lambda *run: optimistix_backend.run(*run, method=method, keep_best=keep_best, options=options)
     raise TypeError(
         "method must be the name of a SciPy method, such as 'L-BFGS-B', an optax optimizer, such as optax.adam(1e-2), "
         f"or an optimistix minimizer, such as optimistix.BFGS(rtol=1e-6, atol=1e-6), got {method!r}"

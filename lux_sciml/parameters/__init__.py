@@ -1,7 +1,12 @@
-"""What is done to the parameters of a layer."""
+"""What is done to parameters: normalized, frozen, shared, mapped."""
 
-from .freeze import Frozen as Frozen, freeze as freeze, unfreeze as unfreeze
+from .freeze import Frozen, freeze as freeze, unfreeze as unfreeze
 from .layer_map import layer_map as layer_map
+from .normalization import SpectralNorm, WeightNorm
 from .share import share_parameters as share_parameters
-from .spectral_norm import SpectralNorm as SpectralNorm
-from .weight_norm import WeightNorm as WeightNorm
+
+__all__ = [
+    "Frozen",
+    "SpectralNorm",
+    "WeightNorm",
+]

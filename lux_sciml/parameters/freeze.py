@@ -6,7 +6,7 @@ import jax
 
 from ..components import ComponentVector
 from ..core import Layer, Wrapper
-from ..core.structure import parameter_layout, parameter_tree
+from ..core.parameters import parameter_layout, parameter_tree
 from .paths import at_paths, in_order
 
 
@@ -14,8 +14,9 @@ class Frozen(Wrapper):
     """A layer whose chosen parameters stand in its state, where no gradient and no optimizer reaches them.
 
     `paths` name arrays or sub-trees, `"weight"`, `"layer_0"`, `"layer_0.weight"`; `None` freezes all parameters.
-    Parameters: those that are left. State: `frozen`, the others by path, and `layer`, the layer's own. `lux.freeze`
-    makes one of a layer with its parameters. Raises `ValueError` for paths that do not exist or overlap.
+    Parameters: those that are left. State: `frozen`, the others by path, and `layer`, the layer's own.
+    `lux.parameters.freeze` makes one of a layer with its parameters. Raises `ValueError` for paths that do not exist or
+    overlap.
 
     >>> import jax.numpy as jnp, lux_sciml as lux
     >>> layer = lux.Frozen(lux.Dense(2, 3), ("weight",))
@@ -56,28 +57,28 @@ class Frozen(Wrapper):
         frozen = self.split(self.layer.init_params(jax.random.fold_in(key, 0)))[1]
         return {"frozen": frozen, "layer": self.layer.init_state(jax.random.fold_in(key, 1))}
 
-    def open(self, ps, st):
+    def to_child(self, ps, st):
         return self.join(ps, st["frozen"]), st["layer"]
 
-    def close(self, ps, st, whole):
+    def from_child(self, ps, st, whole):
         kept, frozen = self.split(ps)
         return kept, {**whole, "frozen": frozen, "layer": st}
 
     def forward(self, x, ps, st):
-        y, inner = self.layer.forward(x, *self.open(ps, st))
+        y, inner = self.layer.forward(x, *self.to_child(ps, st))
         return y, {**st, "layer": inner}
 
 
 def freeze(layer: Layer, ps: Any = None, st: Any = None, *, which: Any = None) -> Any:
-    """A layer with parameters frozen: `layer, ps, st = lux.freeze(layer, ps, st, which=("layer_0",))`.
+    """A layer with parameters frozen: `layer, ps, st = lux.parameters.freeze(layer, ps, st, which=("layer_0",))`.
 
     `which` names the parameters by their paths; by default all are frozen. Their values move from `ps` to `st`. Without
-    `ps` and `st` only the layer is returned. `lux.unfreeze` is the way back. Raises `ValueError` for paths that do not
-    exist or overlap.
+    `ps` and `st` only the layer is returned. `lux.parameters.unfreeze` is the way back. Raises `ValueError` for paths
+    that do not exist or overlap.
 
     >>> import lux_sciml as lux
     >>> ps, st = lux.setup(jax.random.key(0), lux.Dense(2, 3))
-    >>> layer, ps, st = lux.freeze(lux.Dense(2, 3), ps, st, which=("bias",))
+    >>> layer, ps, st = lux.parameters.freeze(lux.Dense(2, 3), ps, st, which=("bias",))
     >>> ps.size, layer
     (6, Frozen(
         paths = ('bias',),
@@ -94,13 +95,13 @@ def freeze(layer: Layer, ps: Any = None, st: Any = None, *, which: Any = None) -
 
 
 def unfreeze(layer: Layer, ps: Any = None, st: Any = None) -> Any:
-    """The layer inside of a frozen one, with all its parameters: `layer, ps, st = lux.unfreeze(layer, ps, st)`.
+    """The layer inside of a frozen one, with all its parameters: `layer, ps, st = unfreeze(layer, ps, st)`.
 
     Without `ps` and `st` only the layer is returned. Raises `TypeError` for a layer that is not frozen.
 
     >>> import lux_sciml as lux
-    >>> frozen = lux.freeze(lux.Dense(2, 3))
-    >>> layer, ps, st = lux.unfreeze(frozen, *lux.setup(jax.random.key(0), frozen))
+    >>> frozen = lux.parameters.freeze(lux.Dense(2, 3))
+    >>> layer, ps, st = lux.parameters.unfreeze(frozen, *lux.setup(jax.random.key(0), frozen))
     >>> layer, ps.size
     (Dense(2, 3)                # 9 parameters, 9)
     """

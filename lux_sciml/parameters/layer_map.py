@@ -5,7 +5,7 @@ from typing import Any
 
 from ..components import ComponentVector
 from ..core import Container, Layer, Wrapper
-from ..core.structure import parameter_layout, parameter_tree
+from ..core.parameters import parameter_layout, parameter_tree
 from .paths import in_order
 
 
@@ -25,7 +25,7 @@ def layer_map(f: Callable[[Layer, Any, Any, str], tuple[Layer, Any, Any]], layer
     ...     return layer, ps, st
     >>> model = lux.Chain(lux.Dense(2, 3), lux.Dense(3, 1))
     >>> ps, st = lux.setup(jax.random.key(0), model)
-    >>> model, ps, st = lux.layer_map(without_bias, model, ps, st)
+    >>> model, ps, st = lux.parameters.layer_map(without_bias, model, ps, st)
     >>> ps.size, model(jax.numpy.ones(2), ps, st)[0].shape
     (9, (1,))
     """
@@ -36,9 +36,9 @@ def layer_map(f: Callable[[Layer, Any, Any, str], tuple[Layer, Any, Any]], layer
 
 def _mapped(f: Any, layer: Layer, ps: Any, st: Any, path: str) -> tuple[Layer, Any, Any]:
     if isinstance(layer, Wrapper):
-        child, *inner = _mapped(f, layer.child, *layer.open(ps, st), path)
+        child, *inner = _mapped(f, layer.child, *layer.to_child(ps, st), path)
         layer = layer.replace_child(child)
-        return layer, *layer.close(*inner, st)
+        return layer, *layer.from_child(*inner, st)
     if not isinstance(layer, Container):
         return f(layer, ps, st, path)
     children, ps, st = dict(layer.children), dict(ps), dict(st)

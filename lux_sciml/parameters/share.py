@@ -16,7 +16,7 @@ def share_parameters(ps: Any, groups: Iterable[Sequence[str]], values: Sequence[
 
     >>> import jax, lux_sciml as lux
     >>> ps, st = lux.setup(jax.random.key(0), lux.Chain(lux.Dense(2, 2), lux.Dense(2, 2)))
-    >>> shared = lux.share_parameters(ps, [("layer_0", "layer_1")])
+    >>> shared = lux.parameters.share_parameters(ps, [("layer_0", "layer_1")])
     >>> ps.size, shared.size, bool((shared.layer_0.weight == shared.layer_1.weight).all())
     (12, 6, True)
     """

@@ -1,0 +1,91 @@
+"""Which entries of a layer's state a call updates, decided while tracing."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.extend.core import Jaxpr, Literal
+
+from ..core import Layer, Mode
+from .printing import option_text
+from .state import is_random_key
+from .summary import walk
+
+
+def updated_entries(call: Callable[[Any], Any], st: Any) -> list[str]:
+    """The paths of the array entries of `st` that `call(st)`, which returns the next state, does not pass through.
+
+    An entry is kept where the output is the same object, or where the jaxpr of the output passes it through, also
+    through `jit`, `checkpoint` and custom derivative rules.
+    """
+    before = dict(jax.tree_util.tree_leaves_with_path(st))
+    paths = list(before)
+    closed, shapes = jax.make_jaxpr(call, return_shape=True)(st)
+    after = [path for path, _ in jax.tree_util.tree_leaves_with_path(shapes)]
+    if after != paths:
+        changed = set(after) ^ set(paths)
+        raise ValueError(f"the state that comes out has other entries than the one that went in: {_names(changed)}")
+    return [_name(path) for i, path in enumerate(paths) if _origin(closed.jaxpr, closed.jaxpr.outvars[i]) != i]
+
+
+def refuse_updates(layer: Layer, call: Callable[[Any], Any], st: Any, kept: Any) -> None:
+    """Raise `ValueError`, naming the layer by its path, if `call(st)` changes the state.
+
+    `kept` is a state that the call has returned before; where it is made of the same objects nothing is traced.
+    """
+    before, after = jax.tree.leaves(st), jax.tree.leaves(kept)
+    if len(before) == len(after) and all(a is b for a, b in zip(before, after, strict=True)):
+        return
+    updated = updated_entries(call, st)
+    if not updated:
+        return
+    path, _, entry = updated[0].rpartition(".")
+    inner = [found for where, found in walk(layer) if where == path]
+    name = f"`{path}` ({option_text(inner[-1])})" if path and inner else option_text(layer)
+    raise ValueError(
+        f"{name} updates its state (`{entry}`) inside a solve, which evaluates it many times and may reject steps; "
+        'pass `lux.testmode(st)`, or `on_state_update="discard"` to keep one state for the whole solve'
+    )
+
+
+def refuse_training(st: Any) -> None:
+    """Raise `ValueError` for a state in training where every sample is solved by itself."""
+    modes = jax.tree.leaves(st, is_leaf=lambda x: isinstance(x, Mode))
+    if Mode.TRAIN in [mode for mode in modes if isinstance(mode, Mode)]:
+        raise ValueError(
+            'batching="vmap" solves every sample by itself, where a state in training has no meaning; '
+            'pass `lux.testmode(st)` or use batching="joint"'
+        )
+
+
+def renewed_keys(st: Any, after: Callable[[], Any]) -> Any:
+    """The state with its random keys, if it has any, as they are in the state `after()` a call."""
+    if not any(map(is_random_key, jax.tree.leaves(st))):
+        return st
+    return jax.tree.map(lambda old, new: new if is_random_key(old) else old, st, after())
+
+
+def _origin(jaxpr: Jaxpr, var: Any) -> int | None:
+    """The index of the input that `var` is passed through from; `None` if it is computed."""
+    if isinstance(var, Literal):
+        return None
+    if var in jaxpr.invars:
+        return jaxpr.invars.index(var)
+    for eqn in jaxpr.eqns:
+        if var not in eqn.outvars:
+            continue
+        inner = next((eqn.params[name] for name in ("jaxpr", "call_jaxpr", "fun_jaxpr") if name in eqn.params), None)
+        if inner is None or eqn.primitive.name in ("scan", "while", "cond"):
+            return None
+        inner = getattr(inner, "jaxpr", inner)
+        index = _origin(inner, inner.outvars[eqn.outvars.index(var)])
+        return None if index is None else _origin(jaxpr, eqn.invars[index])
+    return None
+
+
+def _name(path: Any) -> str:
+    return ".".join(str(getattr(entry, "key", entry)) for entry in path)
+
+
+def _names(paths: Any) -> str:
+    return ", ".join(f"`{_name(path)}`" for path in sorted(paths, key=str))

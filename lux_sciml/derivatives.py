@@ -1,0 +1,264 @@
+"""Derivatives with names, and the context in which solvers choose their adjoint."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .components import ComponentMatrix, ComponentVector, Layout
+from .components.safe_map import layout_of
+
+_MODES = ("forward", "reverse", "both")
+_wanted = jax.make_user_context(default_value=None)  # part of the key of every jit cache
+
+
+@contextlib.contextmanager
+def mode(derivatives: str) -> Iterator[None]:
+    """Says how the functions called inside are differentiated: `"forward"`, `"reverse"` or `"both"` (second order).
+
+    A layer cannot see the transform around it, but a solver must choose its adjoint for it; `adjoint="auto"` reads this
+    context. It is part of the key of `jax.jit`, so that a function is traced anew where it changes. Contexts add up:
+    `"reverse"` inside `"forward"` is `"both"`. `lux.jacobian`, `lux.hessian` and `lux.hvp` set it. Raises `ValueError`
+    for another mode.
+
+    >>> with mode("forward"):
+    ...     current()
+    'forward'
+    """
+    if derivatives not in _MODES:
+        raise ValueError(f"the mode of derivatives is one of {', '.join(map(repr, _MODES))}, got {derivatives!r}")
+    outer = current()
+    with _wanted(derivatives if outer in (None, derivatives) else "both"):
+        yield
+
+
+def current() -> str | None:
+    """The modes asked for by the `mode` contexts around this call; `None` outside of them."""
+    return _wanted.value
+
+
+_mode = mode  # where an argument hides it
+
+
+def jacobian(f: Callable[..., Any], *, mode: str | None = None, has_aux: bool = False) -> Callable[..., Any]:
+    """The function whose value is the Jacobian of `f` by its first argument, as a ComponentMatrix.
+
+    Columns have the names of the first argument, rows those of the output: ComponentVectors, or trees of floating-point
+    arrays; a plain array has plain rows, of its shape. `mode` is `"forward"` (one pass for each column) or `"reverse"`
+    (one for each row); by default the one with fewer passes. With `has_aux`, `f` returns `(output, aux)` and so does
+    the Jacobian. Solvers with `adjoint="auto"` follow the mode. Under `jax.jit`, call it inside.
+
+    Raises `TypeError` where `f` cannot be differentiated in the mode.
+
+    >>> p = ComponentVector(rate=2, u0=[1, 3])
+    >>> J = jacobian(lambda p: jnp.exp(-p.rate) * p.u0)(p)
+    >>> J.shape, J[:, "u0"].shape, J[0, "rate"].shape
+    ((2, 3), (2, 2), ())
+    """
+    if mode not in (None, "forward", "reverse"):
+        raise ValueError(f"mode is 'forward', 'reverse' or None, got {mode!r}")
+
+    def value(x, *args):
+        flat, columns = _flat(x)
+        flat_f = _flat_function(f, x, args, has_aux)
+        chosen = mode
+        if chosen is None:
+            (rows,), _ = jax.eval_shape(lambda flat: ((flat_f(flat)[0],), None), flat)
+            chosen = "forward" if columns.size <= rows.size else "reverse"
+        transform = jax.jacfwd if chosen == "forward" else jax.jacrev
+        with _mode(chosen), _explained():
+            matrix, (rows, aux) = transform(flat_f, has_aux=True)(flat)
+        named = ComponentMatrix(matrix, rows.value, columns)
+        return (named, aux) if has_aux else named
+
+    return value
+
+
+def hessian(f: Callable[..., Any], *, has_aux: bool = False) -> Callable[..., Any]:
+    """The function whose value is the Hessian of the scalar function `f` by its first argument, as a ComponentMatrix.
+
+    Forward over reverse mode. With `has_aux`, `f` returns `(value, aux)` and so does the Hessian. Raises `TypeError`
+    where the value of `f` is not one number.
+
+    >>> H = hessian(lambda p: p.a**2 * p.b.sum())(ComponentVector(a=3, b=[1, 2]))
+    >>> H["a", "a"], H["a", "b"]
+    (Array(6., dtype=float32), Array([6., 6.], dtype=float32))
+    """
+
+    def value(x, *args):
+        flat, layout = _flat(x)
+        with _mode("both"), _explained():
+            gradient = jax.grad(_scalar_function(f, x, args, has_aux), has_aux=True)
+            matrix, aux = jax.jacfwd(gradient, has_aux=True)(flat)
+        named = ComponentMatrix(matrix, layout, layout)
+        return (named, aux) if has_aux else named
+
+    return value
+
+
+def hvp(f: Callable[..., Any]) -> Callable[..., Any]:
+    """The function `(x, v, *args) -> H v`, the Hessian of the scalar function `f` by its first argument times `v`.
+
+    `v` is a vector or tree with the names of `x`, or the flat array of such a vector; the result is of the kind of `x`.
+    Forward over reverse mode: the cost is that of a few gradients, and the Hessian is never built.
+
+    >>> hvp(lambda p: p.a**2 * p.b)(ComponentVector(a=3, b=1), ComponentVector(a=1, b=0))
+    ComponentVector(a=2, b=6)
+    """
+
+    def value(x, v, *args):
+        flat, layout = _flat(x)
+        direction = (layout.ravel(v) if layout_of(x) is None else layout.check(v)).astype(flat.dtype)
+        with _mode("both"), _explained():
+            gradient = jax.grad(_scalar_function(f, x, args, False), has_aux=True)
+            return _like(x, jax.jvp(lambda flat: gradient(flat)[0], (flat,), (direction,))[1], layout)
+
+    return value
+
+
+@jax.tree_util.register_static
+class _Static:
+    """A layout on its way out of a transform."""
+
+    def __init__(self, value: Layout):
+        self.value = value
+
+
+def _flat(x: Any) -> tuple[jax.Array, Layout]:
+    layout = Layout.of(x)
+    return layout.ravel(x), layout
+
+
+def _like(x: Any, flat: jax.Array, layout: Layout) -> Any:
+    return ComponentVector.tree_unflatten(layout, (flat,)) if layout_of(x) is not None else layout.unravel(flat)
+
+
+def _flat_function(f: Callable[..., Any], x: Any, args: tuple[Any, ...], has_aux: bool) -> Callable[..., Any]:
+    """`f` from flat vector to flat vector, with the layout of its output and its own aux beside."""
+    layout = Layout.of(x)
+
+    def flat_f(flat):
+        out = f(_like(x, flat, layout), *args)
+        out, aux = out if has_aux else (out, None)
+        flat_out, rows = _flat(out)
+        return flat_out, (_Static(rows), aux)
+
+    return flat_f
+
+
+def _scalar_function(f: Callable[..., Any], x: Any, args: tuple[Any, ...], has_aux: bool) -> Callable[..., Any]:
+    layout = Layout.of(x)
+
+    def scalar_f(flat):
+        out = f(_like(x, flat, layout), *args)
+        out, aux = out if has_aux else (out, None)
+        if jnp.shape(out) != ():
+            raise TypeError(f"expected a function whose value is one number, got one of shape {jnp.shape(out)}")
+        return out, aux
+
+    return scalar_f
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Turns JAX's errors about a mode that a function does not have into what to do about it."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        text = str(error)
+        if "forward-mode autodiff (jvp) to a custom_vjp function" in text:
+            raise TypeError(
+                "this function has a reverse mode only (a custom_vjp, as of a solver's adjoint): take "
+                "`mode='reverse'`, or a solver with `adjoint='auto'`, which follows the mode"
+            ) from error
+        if "Reverse-mode differentiation does not work" in text:
+            raise TypeError(
+                "this function has a forward mode only (a while_loop with an open end): take `mode='forward'`, or a "
+                "solver with `adjoint='auto'`, which follows the mode"
+            ) from error
+        raise
+
+
+def batched_jacobian(f: Callable[[Any], Any], x: Any, *, mode: str = "auto") -> jax.Array:
+    """The Jacobian of each sample: `(..., m, n)` for `x` `(..., n)` and `f(x)` `(..., m)`.
+
+    `mode` is `"forward"`, one pass with n directions at once; `"reverse"`, with m; or `"auto"`, the cheaper one. Raises
+    `ValueError` where `f` changes the leading axes, and for other modes.
+
+    >>> x = jnp.array([[1.0, 2.0], [3.0, 4.0]])
+    >>> batched_jacobian(lambda x: x**2, x).tolist()
+    [[[2.0, 0.0], [0.0, 4.0]], [[6.0, 0.0], [0.0, 8.0]]]
+    """
+    if mode not in ("auto", "forward", "reverse"):
+        raise ValueError(f"batched_jacobian takes the mode 'auto', 'forward' or 'reverse', got {mode!r}")
+    y = jax.eval_shape(f, x)
+    _require_batch(x, y.shape[:-1], y.shape)
+    if mode == "auto":
+        mode = "forward" if x.shape[-1] <= y.shape[-1] else "reverse"
+    if mode == "forward":
+        return jax.vmap(lambda v: jax.jvp(f, (x,), (v,))[1], out_axes=-1)(_directions(x))
+    _, pullback = jax.vjp(f, x)
+    return jax.vmap(lambda w: pullback(w)[0], out_axes=-2)(_directions(y))
+
+
+def divergence(f: Callable[[Any], Any], x: Any, probe: Any = None) -> tuple[Any, Any]:
+    r"""`f(x)` and, for each sample, the divergence :math:`\sum_i \partial f_i / \partial x_i`, of shape `(...)`.
+
+    `f` keeps the shape `(..., n)`. Exact, at the cost of n directional derivatives; with a `probe` of the shape of `x`,
+    Hutchinson's estimate :math:`v^T J v`, at the cost of one. Its mean is the divergence where the probe's entries are
+    independent with mean 0 and variance 1: `jax.random.rademacher(key, x.shape, x.dtype)` has the least variance. A
+    probe `(k, *x.shape)` gives the mean of k estimates.
+
+    Hutchinson, Communications in Statistics 19, 1990; Grathwohl et al., "FFJORD", ICLR 2019. Raises `ValueError` where
+    `f` changes the shape, and for probes of other shapes.
+
+    >>> divergence(lambda x: x**2, jnp.array([1.0, 2.0]))
+    (Array([1., 4.], dtype=float32), Array(6., dtype=float32))
+    """
+    shape = jax.eval_shape(f, x).shape
+    if shape != x.shape:
+        raise ValueError(f"a divergence needs a function that keeps the shape {x.shape}, this one gives {shape}")
+    if probe is None:
+        directions, combine = _directions(x), jnp.sum
+    elif probe.shape in (x.shape, probe.shape[:1] + x.shape):
+        directions, combine = probe.reshape(-1, *x.shape), jnp.mean
+    else:
+        raise ValueError(f"the probe of inputs {x.shape} has their shape, or (k, *that), got {probe.shape}")
+    y, push = jax.linearize(f, x)
+    return y, combine(jax.vmap(lambda v: jnp.sum(v * push(v), -1))(directions), 0)
+
+
+def laplacian(f: Callable[[Any], Any], x: Any) -> Any:
+    r"""The Laplacian of each sample, :math:`\sum_i \partial^2 f / \partial x_i^2`, of the shape of `f(x)`.
+
+    `x` is `(..., n)`; `f(x)` is `(...)` or `(..., m)`, where each of the m outputs has its own. Forward mode over
+    forward mode, in n directions at once, with no Hessian in between. Raises `ValueError` where `f` changes the leading
+    axes.
+
+    >>> laplacian(lambda x: jnp.sum(x**3, -1), jnp.array([[1.0, 2.0], [0.0, 1.0]]))
+    Array([18.,  6.], dtype=float32)
+    """
+    shape = jax.eval_shape(f, x).shape
+    _require_batch(x, shape[: x.ndim - 1], shape)
+
+    def second(v):
+        return jax.jvp(lambda x: jax.jvp(f, (x,), (v,))[1], (x,), (v,))[1]
+
+    return jnp.sum(jax.vmap(second)(_directions(x)), 0)
+
+
+def _directions(x: Any) -> jax.Array:
+    """The unit vectors of the last axis, each for all samples: `(n, ..., n)`."""
+    n = x.shape[-1]
+    unit = jnp.eye(n, dtype=x.dtype).reshape(n, *(1,) * (x.ndim - 1), n)
+    return jnp.broadcast_to(unit, (n, *x.shape))
+
+
+def _require_batch(x: Any, leading: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    if x.ndim == 0 or leading != x.shape[:-1]:
+        raise ValueError(
+            f"expected a function that keeps the leading axes {x.shape[:-1]} of inputs {x.shape}, this one gives "
+            f"{shape}"
+        )

@@ -1,0 +1,1 @@
+"""How solves are differentiated."""

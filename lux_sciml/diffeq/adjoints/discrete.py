@@ -1,0 +1,303 @@
+"""Checkpointed reverse mode for explicit Runge-Kutta methods, with a backward pass of its own."""
+
+import functools
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from equinox.internal import unvmap_any, while_loop
+from jax import lax
+
+from ..failure import Guarded
+from ..solvers.runge_kutta import is_unrolled, rolled_step
+from .record import StepRecord
+
+_STEPS_ONLY = (diffrax.PIDController, diffrax.ConstantStepSize, diffrax.StepTo)
+
+
+class DiscreteAdjoint(diffrax.RecursiveCheckpointAdjoint):
+    """The discrete gradient, as that of `diffrax.RecursiveCheckpointAdjoint`, in less time.
+
+    diffrax differentiates the whole body of its loop: the step, its error, the controller, the saving. But the gradient
+    is stopped at the step sizes, so that only the accepted steps have one, and the values interpolated in them. Here
+    the forward pass records the times of these steps and some of the states (`StepRecord`), and the backward pass takes
+    the vector-Jacobian products of the Runge-Kutta steps alone.
+
+    `over_samples` says that the solve is inside a `jax.vmap` over samples, and never differentiated inside of it. Then
+    gradients for what all samples share are summed over them as they arise, where `jax.vmap` would keep one for each.
+
+    It applies to explicit methods for ordinary differential equations, saved at times or at the end. Whatever else
+    there is, gradients with respect to the times included, is left to diffrax.
+    """
+
+    over_samples: bool = eqx.field(static=True, default=False)
+
+    def loop(self, *, terms, solver, stepsize_controller, event, saveat, init_state, args, max_steps, **options):
+        kwargs = {
+            "solver": solver, "stepsize_controller": stepsize_controller, "event": event, "max_steps": max_steps,
+            **options,
+        }  # fmt: skip
+        if not _applies(terms, solver, stepsize_controller, event, saveat, max_steps, options["progress_meter"]):
+            return super().loop(terms=terms, saveat=saveat, init_state=init_state, args=args, **kwargs)
+        term = _traced_once(terms, init_state, args)
+        times = {name: kwargs.pop(name) for name in ("t0", "t1", "dt0")}
+        y, k = init_state.y, init_state.solver_state
+        rest = eqx.tree_at(lambda state: (state.y, state.solver_state), init_state, (None, None), is_leaf=_is_none)
+        return _solved((y, k, term, args, (rest, saveat, times)), self, kwargs)
+
+
+def _applies(terms, solver, controller, event, saveat, max_steps, progress_meter) -> bool:
+    if isinstance(controller, Guarded):
+        controller = controller.controller
+    return (
+        is_unrolled(solver)
+        and isinstance(getattr(terms, "term", None), diffrax.ODETerm)
+        and isinstance(controller, _STEPS_ONLY)
+        and isinstance(progress_meter, diffrax.NoProgressMeter)
+        and event is None
+        and max_steps is not None
+        and max_steps > 0
+        and saves_states(saveat)
+        and not (saveat.subs.t0 or saveat.solver_state or saveat.controller_state or saveat.made_jump)
+    )
+
+
+def _traced_once(wrapped: Any, state: Any, args: Any) -> Any:
+    """The term with a vector field whose leaves are all the arrays that it closes over."""
+    t = jnp.asarray(state.tprev) * wrapped.direction
+    field = eqx.filter_closure_convert(wrapped.term.vf, t, state.y, args)
+    return eqx.tree_at(lambda wrapped: wrapped.term, wrapped, diffrax.ODETerm(_Field(field, t.dtype)))
+
+
+class _Field(eqx.Module):
+    field: Any
+    dtype: Any = eqx.field(static=True)
+
+    def __call__(self, t, y, args):
+        return _called(self.field, jnp.asarray(t, self.dtype), y, args)
+
+
+@eqx.filter_jit
+def _called(field, t, y, args):
+    return field(t, y, args)
+
+
+def _is_none(x: Any) -> bool:
+    return x is None
+
+
+def _loop(moving, adjoint, kwargs, outer, inner):
+    """diffrax's loop, by these while loops."""
+    y, k, term, args, (rest, saveat, times) = moving
+    state = eqx.tree_at(lambda state: (state.y, state.solver_state), rest, (y, k), is_leaf=_is_none)
+    kwargs = {name: value for name, value in kwargs.items() if name not in _NOT_FOR_LOOP}
+    return adjoint._loop(
+        terms=term, args=args, saveat=saveat, init_state=state, outer_while_loop=outer, inner_while_loop=inner,
+        **times, **kwargs,
+    )  # fmt: skip
+
+
+_NOT_FOR_LOOP = ("throw", "passed_solver_state", "passed_controller_state")
+_plain = functools.partial(while_loop, kind="lax")
+
+
+@eqx.filter_custom_vjp
+def _solved(moving, adjoint, kwargs):
+    return _loop(moving, adjoint, kwargs, _plain, _plain)
+
+
+@_solved.def_fwd
+def _forward(perturbed, moving, adjoint, kwargs):
+    if any(jax.tree.leaves(perturbed[-1])):
+        return _general(perturbed, moving, adjoint, kwargs)
+    record = None
+
+    def outer(cond, body, state, *, max_steps, **_):
+        nonlocal record
+        state, record = _recorded(cond, body, state, max_steps)
+        return state
+
+    out = _loop(moving, adjoint, kwargs, outer, _plain)
+    return out, (record, out[0].save_state.saveat_ts_index)
+
+
+def _general(perturbed, moving, adjoint, kwargs):
+    """What diffrax does; the residual is its backward pass."""
+    moved, rest = eqx.partition(moving, perturbed)
+    checkpointed = functools.partial(while_loop, kind="checkpointed")
+
+    def run(moved):
+        moving = eqx.combine(moved, rest)
+        return eqx.partition(_loop(moving, adjoint, kwargs, checkpointed, checkpointed), eqx.is_inexact_array)
+
+    out, pull, static = jax.vjp(run, moved, has_aux=True)
+    return eqx.combine(out, static), (pull, jax.tree.map(jnp.zeros_like, out))
+
+
+@_solved.def_bwd
+def _backward(residuals, cotangent, perturbed, moving, adjoint, kwargs):
+    if any(jax.tree.leaves(perturbed[-1])):
+        pull, zeros = residuals
+        full = jax.tree.map(lambda zero, ct: zero if ct is None else ct, zeros, cotangent)
+        return pull(full)[0]
+    record, saved = residuals
+    y, k, term, args, (rest, saveat, times) = moving
+    ct, solver = cotangent[0], kwargs["solver"]
+    ts, ct_ys = saveat.subs.ts, ct.save_state.ys
+    ct_y = jax.tree.map(lambda y, ct: jnp.zeros_like(y) if ct is None else ct, y, ct.y)
+    ct_ys = jax.tree.map(
+        lambda y, full, ct: jnp.zeros(full.shape, y.dtype) if ct is None else ct, y, rest.save_state.ys, ct_ys
+    )
+    if saveat.subs.t1:
+        ct_y = jax.tree.map(lambda ct, cts: ct + cts[-1], ct_y, ct_ys)
+    if ts is not None:  # where there is no time between start and end, every saved value is the initial one
+        ct_y = jax.tree.map(
+            lambda ct, cts: ct + jnp.where(times["t0"] == times["t1"], cts[: len(ts)].sum(0), 0), ct_y, ct_ys
+        )
+    params = eqx.partition((term, args), perturbed[2:4])
+    static = jax.tree.map(lambda x: None if eqx.is_array(x) else x, params[1])
+    params = (params[0], eqx.filter(params[1], eqx.is_array))
+    step = functools.partial(_step, solver, static, ts is not None)
+    pull = _summed_pull(step) if adjoint.over_samples else functools.partial(_pull, step)
+
+    def advance(y, k, t0, t1):
+        term, args = eqx.combine(*params, static)
+        return rolled_step(solver, term, t0, t1, y, args, k)
+
+    info = jax.eval_shape(step, params, y, k, times["t0"], times["t1"])[2]
+
+    def body(carry):
+        i, j, ct_y, ct_k, grads, kept = carry
+        (y, k), kept = record.state(i, rest.tprev, kept, advance)
+        start, end = record.span(i, rest.tprev)
+        moved = (i >= 0) & (end > start)
+        ct_info = None
+        if ts is not None:
+            lower = jnp.where(start <= rest.tprev, -jnp.inf, start)
+            j, ct_info = _of_saved(solver, info, ts, ct_ys, lower, start, end, j, moved)
+        before = (ct_y, ct_k)
+        cts = jax.tree.map(lambda ct: jnp.where(moved, ct, 0), (ct_y, ct_k, ct_info))
+        # zero times NaN is NaN in a sum over samples: without a cotangent, as for a failed sample, the step stays put
+        used = functools.reduce(jnp.logical_or, [jnp.any(ct != 0) for ct in jax.tree.leaves(cts)])
+        end = jnp.where(used, end, start)
+        y, k = jax.tree.map(lambda x: jnp.where(used | jnp.isfinite(x), x, 0), (y, k))
+        new, ct_y, ct_k = pull(params, (y, k, start, end), cts)
+        ct_y, ct_k = jax.tree.map(lambda new, old: jnp.where(moved, new, old), (ct_y, ct_k), before)
+        return record.before(i), j, ct_y, ct_k, jax.tree.map(jnp.add, grads, new), kept
+
+    ct_k = jax.tree.map(jnp.zeros_like, k)
+    grads = jax.tree.map(jnp.zeros_like, params[0])
+    init = (record.end(), jnp.asarray(saved), ct_y, ct_k, grads, record.scratch())
+    _, _, ct_y, ct_k, grads, _ = lax.while_loop(lambda carry: unvmap_any(carry[0] >= 0), body, init)
+    g_term, g_args = _for_one_sample(grads, ct_y) if adjoint.over_samples else grads
+    return ct_y, ct_k, g_term, g_args, jax.tree.map(lambda _: None, moving[-1])
+
+
+def _saved(state):
+    return state.save_state.ts, state.save_state.ys
+
+
+def _recorded(cond, body, state, max_steps):
+    """A while loop over states, and the record of its steps. Samples of a batch go on together until all are done."""
+    state = jax.tree.map(jnp.array, state)
+    record = StepRecord.start(state, max_steps)
+
+    def goes_on(carry):
+        steps, state, _ = carry
+        return unvmap_any(cond(state)) & (steps < max_steps)
+
+    def step(carry):
+        steps, old, record = carry
+        active = cond(old)
+        new = body(old)
+        # what a sample that is done would save is not masked: nothing, or values of a failed solve, which become NaN
+        masked = eqx.tree_at(_saved, new, _saved(old))
+        masked = jax.tree.map(lambda new, old: jnp.where(active, new, old), masked, old)
+        new = eqx.tree_at(_saved, masked, _saved(new))
+        return steps + 1, new, record.add(old, new)
+
+    _, state, record = lax.while_loop(goes_on, step, (jnp.zeros((), jnp.int32), state, record))
+    return state, record
+
+
+def _step(solver, static, dense, params, y, k, t0, t1):
+    """One step: the next state, its last stage, and, with `dense`, what the interpolation within it needs."""
+    term, args = eqx.combine(*params, static)
+    y, _, info, k, _ = solver.step(term, t0, t1, y, args, k, False)
+    return y, k, info if dense else None
+
+
+def _pull(step, params, primal, cts):
+    """The vector-Jacobian product of a step: for parameters, state and last stage."""
+    y, k, t0, t1 = primal
+    _, vjp = jax.vjp(lambda moved, y, k: step((moved, params[1]), y, k, t0, t1), params[0], y, k)
+    return vjp(cts)
+
+
+def _summed_pull(step):
+    """As `_pull`; what it returns for parameters that all samples share is the sum over the samples."""
+    pull = jax.custom_batching.custom_vmap(functools.partial(_pull, step))
+    pulls = {}  # batching a loop asks for the same one several times
+
+    @pull.def_vmap
+    def batched(size, mapped, params, primal, cts):
+        axes = jax.tree.map(lambda is_mapped: 0 if is_mapped else None, mapped[0])
+        primal, cts = _all_mapped(size, (primal, cts), tuple(mapped[1:]))
+        y, k, *_ = primal
+        steps = jax.vmap(step, in_axes=(axes, 0, 0, 0, 0))
+        pull = pulls.setdefault(tuple(jax.tree.leaves(mapped[0])), jax.jit(functools.partial(_pull, steps)))
+        everywhere = jax.tree.map(lambda _: True, (y, k))
+        return pull(params, primal, cts), (mapped[0][0], *everywhere)
+
+    return pull
+
+
+def _all_mapped(size, tree, mapped):
+    return jax.tree.map(lambda x, is_mapped: x if is_mapped else jnp.broadcast_to(x, (size, *x.shape)), tree, mapped)
+
+
+@jax.custom_batching.custom_vmap
+def _for_one_sample(grads, by):
+    """Gradients that are sums over samples already, as they are for the first one, and zero for the others."""
+    return grads
+
+
+@_for_one_sample.def_vmap
+def _(size, mapped, grads, by):
+    def first(x, is_mapped):
+        return x if is_mapped else jnp.zeros((size, *x.shape), x.dtype).at[0].set(x)
+
+    return jax.tree.map(first, grads, mapped[0]), jax.tree.map(lambda _: True, mapped[0])
+
+
+def _of_saved(solver, info, ts, ct_ys, lower, start, end, j, moved):
+    """The cotangent of a step's interpolation, from all that was saved in it, and how much had been saved before it."""
+
+    def value(info, t):
+        return solver.interpolation_cls(t0=start, t1=end, **info).evaluate(t)
+
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), info)
+
+    def goes_on(carry):
+        j, _ = carry
+        return moved & (j > 0) & (ts[jnp.maximum(j - 1, 0)] > lower)
+
+    def add(carry):
+        j, total = carry
+        t = ts[j - 1]
+        _, vjp = jax.vjp(lambda info: value(info, t), zeros)  # linear in it
+        (ct,) = vjp(jax.tree.map(lambda cts: cts[j - 1], ct_ys))
+        return j - 1, jax.tree.map(jnp.add, total, ct)
+
+    return while_loop(goes_on, add, (j, zeros), kind="lax")
+
+
+_WHOLE = diffrax.SubSaveAt(t1=True).fn
+
+
+def saves_states(saveat: Any) -> bool:
+    """Whether a solve saves whole states, at its ends and at given times, and neither all steps nor a dense output."""
+    sub = saveat.subs
+    return isinstance(sub, diffrax.SubSaveAt) and sub.fn is _WHOLE and not (sub.steps or saveat.dense)

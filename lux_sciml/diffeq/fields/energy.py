@@ -1,0 +1,207 @@
+"""Vector fields from energies: Hamiltonian and Lagrangian networks."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ...core import Container, Layer, Wrapper
+from ...core.container import call_child
+from ...derivatives import batched_jacobian
+
+
+def energy_gradient(energy: Layer, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    """The gradient, sample by sample, of a layer `(..., n) -> (..., 1)` or `(...)`, and the layer's next state.
+
+    Raises `ValueError` for an output that is not one number for each sample.
+    """
+
+    def total(x):
+        value, after = energy.forward(x, ps, st)
+        if value.shape not in (x.shape[:-1], (*x.shape[:-1], 1)):
+            raise ValueError(
+                f"an energy is one number for each sample, of shape {x.shape[:-1]} or {(*x.shape[:-1], 1)} for inputs "
+                f"{x.shape}; this {type(energy).__name__} gives {value.shape}"
+            )
+        return jnp.sum(value), after
+
+    return jax.grad(total, has_aux=True)(x)
+
+
+class HamiltonianNN(Wrapper):
+    r"""The vector field of a Hamiltonian.
+
+    .. math:: \dot q = \frac{\partial H}{\partial p}, \quad \dot p = -\frac{\partial H}{\partial q}
+
+    `model` is the Hamiltonian, a layer from `(..., 2 n)` to `(..., 1)` or `(...)`. Input: `(q, p)` side by side along
+    the last axis; output: their derivatives in time, of the same shape. Solved by `NeuralODE`, the energy of the exact
+    solution is constant. Parameters and state are the model's.
+
+    Greydanus, Dzamba and Yosinski, "Hamiltonian neural networks", NeurIPS 2019. Raises `ValueError` for an odd number
+    of features and for a model that is no energy.
+
+    >>> import jax.numpy as jnp, lux_sciml as lux
+    >>> pendulum = lux.HamiltonianNN(lux.Lambda(lambda z: z[..., 1] ** 2 / 2 - jnp.cos(z[..., 0])))
+    >>> pendulum(jnp.array([0.0, 2.0]), {}, {})[0]
+    Array([ 2., -0.], dtype=float32)
+    """
+
+    model: Layer
+
+    def forward(self, x, ps, st):
+        _half(self, x)
+        gradient, st = energy_gradient(self.model, x, ps, st)
+        of_q, of_p = jnp.split(gradient, 2, axis=-1)
+        return jnp.concatenate([of_p, -of_q], -1), st
+
+
+class LagrangianNN(Wrapper):
+    r"""The vector field of a Lagrangian, by the Euler-Lagrange equation.
+
+    .. math:: \dot q = v, \quad
+        \dot v = \left(\frac{\partial^2 L}{\partial v^2}\right)^{-1}
+        \left(\frac{\partial L}{\partial q} - \frac{\partial^2 L}{\partial v\, \partial q} v\right)
+
+    `model` is the Lagrangian, a layer from `(..., 2 n)` to `(..., 1)` or `(...)`. Input: `(q, v)` side by side along
+    the last axis; output: their derivatives in time. Where the mass matrix, the second derivative by v, is singular,
+    the output is not finite. Parameters and state are the model's.
+
+    Cranmer et al., "Lagrangian neural networks", arXiv:2003.04630. Raises `ValueError` for an odd number of features
+    and for a model that is no energy.
+
+    >>> import jax.numpy as jnp, lux_sciml as lux
+    >>> pendulum = lux.LagrangianNN(lux.Lambda(lambda z: z[..., 1] ** 2 / 2 + jnp.cos(z[..., 0])))
+    >>> pendulum(jnp.array([jnp.pi / 2, 2.0]), {}, {})[0]
+    Array([ 2., -1.], dtype=float32)
+    """
+
+    model: Layer
+
+    def forward(self, x, ps, st):
+        n = _half(self, x)
+        gradient, st_next = energy_gradient(self.model, x, ps, st)
+        hessian = batched_jacobian(lambda x: energy_gradient(self.model, x, ps, st)[0][..., n:], x, mode="forward")
+        v = x[..., n:]
+        force = gradient[..., :n] - jnp.einsum("...ij,...j->...i", hessian[..., :n], v)
+        return jnp.concatenate([v, jnp.linalg.solve(hessian[..., n:], force[..., None])[..., 0]], -1), st_next
+
+
+def _half(layer: Layer, x: Any) -> int:
+    """The number of degrees of freedom."""
+    if x.ndim == 0 or x.shape[-1] % 2 or x.shape[-1] == 0:
+        raise ValueError(f"{type(layer).__name__} takes positions and velocities or momenta side by side: an even "
+                         f"number of features, got {x.shape}")  # fmt: skip
+    return x.shape[-1] // 2
+
+
+class GradientFlow(Wrapper):
+    r"""The vector field :math:`dx/dt = -\nabla E(x)`, down the energy `E`, a layer `(..., n) -> (..., 1)` or `(...)`.
+
+    The energy never grows along a solution of `NeuralODE(GradientFlow(E))`, which therefore has no cycles. Parameters
+    and state are those of `E`. Raises `ValueError` where `E` is not one number for each sample.
+
+    >>> import jax, jax.numpy as jnp, lux_sciml as lux
+    >>> flow = lux.GradientFlow(lux.Lambda(lambda x: jnp.sum(x**2, -1) / 2))
+    >>> flow(jnp.array([1.0, -2.0]), {}, {})[0]
+    Array([-1.,  2.], dtype=float32)
+    """
+
+    energy: Layer
+
+    def forward(self, x, ps, st):
+        gradient, st = energy_gradient(self.energy, x, ps, st)
+        return jax.tree.map(jnp.negative, gradient), st
+
+
+class PortHamiltonian(Container):
+    r"""The vector field of a port-Hamiltonian system, :math:`dx/dt = (J(x) - R(x)) \nabla H(x) + G(x) u`.
+
+    `J` is skew-symmetric, so that it moves energy about and keeps it; `R` is symmetric and positive semidefinite, so
+    that it only takes energy out; `u` is what comes in through the ports:
+    :math:`dH/dt = -\nabla H^T R \nabla H + u^T G^T \nabla H`, whatever the parameters. The children, layers of `x`
+    `(..., n)`:
+
+    * `hamiltonian`: the energy, `(..., 1)` or `(...)`;
+    * `dissipation`: a matrix `L` with `R = L L^T`, `(..., n k)` for any `k`, row by row; `None` for no dissipation;
+    * `interconnection`: a matrix `A` with `J = A - A^T`, `(..., n n)`; `None` for the canonical one of `x = (q, p)`;
+    * `port`: the matrix `G`, `(..., n m)`; `None` for a closed system.
+
+    The input is `x`, or with a `port` the tuple `(x, u)` with `u` of shape `(..., m)`, as `NeuralODE` gives it with
+    `controlled=True`.
+
+    van der Schaft, Jeltsema, "Port-Hamiltonian systems theory", 2014. Raises `ValueError` for inputs and matrices of
+    other sizes.
+
+    >>> import jax, jax.numpy as jnp, lux_sciml as lux
+    >>> field = lux.PortHamiltonian(lux.Chain(lux.Dense(2, 8, jnp.tanh), lux.Dense(8, 1)), lux.Dense(2, 2))
+    >>> ps, st = lux.setup(jax.random.key(0), field)
+    >>> field(jnp.ones((5, 2)), ps, st)[0].shape
+    (5, 2)
+    """
+
+    hamiltonian: Layer
+    dissipation: Layer | None = None
+    interconnection: Layer | None = None
+    port: Layer | None = None
+
+    def forward(self, x, ps, st):
+        if self.port is not None and not (isinstance(x, tuple) and len(x) == 2):
+            raise ValueError("a PortHamiltonian with a port takes the tuple (x, u)")
+        x, u = x if self.port is not None else (x, None)
+        st = dict(st)
+
+        def matrix(name):
+            y, st[name] = call_child(name, self.children[name], x, ps, st)
+            n = x.shape[-1]
+            if y.shape[:-1] != x.shape[:-1] or y.shape[-1] % n or (name == "interconnection" and y.shape[-1] != n * n):
+                raise ValueError(
+                    f"the {name} of a PortHamiltonian gives a matrix of {n} rows, (..., {n} k), for inputs {x.shape}; "
+                    f"got {y.shape}"
+                )
+            return y.reshape(*x.shape, -1)
+
+        gradient, st["hamiltonian"] = energy_gradient(self.hamiltonian, x, ps["hamiltonian"], st["hamiltonian"])
+        if self.interconnection is None:
+            dx = _canonical(gradient)
+        else:
+            a = matrix("interconnection")
+            dx = _times(a, gradient) - _times(jnp.swapaxes(a, -1, -2), gradient)
+        if self.dissipation is not None:
+            l = matrix("dissipation")
+            dx -= _times(l, _times(jnp.swapaxes(l, -1, -2), gradient))
+        return (dx if u is None else dx + _times(matrix("port"), u)), st
+
+
+def _canonical(gradient: jax.Array) -> jax.Array:
+    if gradient.shape[-1] % 2:
+        raise ValueError(f"the canonical interconnection needs x = (q, p) of even size, got {gradient.shape[-1]}")
+    dq, dp = jnp.split(gradient, 2, axis=-1)
+    return jnp.concatenate([dp, -dq], axis=-1)
+
+
+def _times(matrix: jax.Array, vector: jax.Array) -> jax.Array:
+    return jnp.einsum("...ij,...j->...i", matrix, vector)
+
+
+class SecondOrder(Wrapper):
+    r"""The vector field of :math:`d^2x/dt^2 = a(x, dx/dt)` on pairs `(x, v)`: :math:`(v, a([x, v]))`.
+
+    `model` is the acceleration: from positions and velocities along the last axis, `(..., 2 n)`, to `(..., n)`. For a
+    `NeuralODE` whose initial value is the tuple `(x0, v0)`; its `ys` are the tuple of positions and velocities.
+
+    Norcliffe et al., "On second order behaviour in neural ODEs", NeurIPS 2020.
+
+    >>> import jax, jax.numpy as jnp, lux_sciml as lux
+    >>> node = lux.NeuralODE(lux.SecondOrder(lux.Dense(4, 2)), ts=[0.0, 0.5, 1.0], output="ys")
+    >>> ps, st = lux.setup(jax.random.key(0), node)
+    >>> (x, v), st = node((jnp.ones(2), jnp.zeros(2)), ps, st)
+    >>> x.shape, v.shape
+    ((3, 2), (3, 2))
+    """
+
+    model: Layer
+
+    def forward(self, state, ps, st):
+        x, v = state
+        acceleration, st = self.model.forward(jnp.concatenate([x, v], axis=-1), ps, st)
+        return (v, acceleration), st

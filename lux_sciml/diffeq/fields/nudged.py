@@ -1,0 +1,63 @@
+"""The prediction-error method: a vector field that is led along the data."""
+
+from dataclasses import field
+from typing import Any
+
+import diffrax
+import jax.numpy as jnp
+import numpy as np
+
+from ...core import Constant, Layer, Wrapper
+from ..equation import save_times
+
+
+class Nudged(Wrapper):
+    r"""The vector field :math:`dy/dt = f(t, y) + K (\hat y(t) - y)`, led along data by the gain `K`.
+
+    With a gain, the solution stays near the data from bad parameters too, and the loss has one broad valley where that
+    of a free solve has many. It is fitted with less and less gain, down to none: the parameters and state are those of
+    `f`, and go from one to the next, and to the `NeuralODE` of `f` itself. Use it with `time_dependent=True`, whether
+    `f` is or not (`time_dependent` here says so).
+
+    `data` `(times, n)`, or `(times, ..., n)` for a batch, at `ts` are interpolated linearly, and held constant outside.
+    `gain` is a number, one for each component `(n,)`, or a matrix `(n, n)`; where components are not observed, zero
+    (data there are not looked at, and may be NaN).
+
+    Larsson, Sjöberg, Ljung, "Nonlinear system identification: prediction error method", 2009. Raises `ValueError` for
+    unequal lengths.
+
+    >>> import jax, jax.numpy as jnp, lux_sciml as lux
+    >>> ts, data = jnp.linspace(0.0, 1.0, 5), jnp.ones((5, 2))
+    >>> led = lux.NeuralODE(lux.Nudged(lux.Dense(2, 2), ts, data, gain=10.0), ts, time_dependent=True)
+    >>> ps, st = lux.setup(jax.random.key(0), led)
+    >>> led(data[0], ps, st)[0].ys.shape
+    (5, 2)
+    """
+
+    model: Layer
+    ts: Any
+    data: Any
+    gain: Any = 1.0
+    time_dependent: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self):
+        self.ts = save_times(self.ts)
+        self.data = Constant(self.data)
+        self.gain = self.gain if isinstance(self.gain, int | float) else Constant(self.gain)
+        if np.shape(self.data)[:1] != np.shape(self.ts):
+            raise ValueError(f"data have shape (times, ...), with {np.size(self.ts)} times; got {np.shape(self.data)}")
+
+    def forward(self, x, ps, st):
+        if not (isinstance(x, tuple) and len(x) == 2):
+            raise ValueError("an Nudged is called with (t, y): give the NeuralODE time_dependent=True")
+        t, y = x
+        dy, st = self.model.forward(x if self.time_dependent else y, ps, st)
+        gain, times, data = np.asarray(self.gain), np.asarray(self.ts), np.asarray(self.data, float)
+        seen = np.any(gain != 0, axis=0) if gain.ndim == 2 else gain != 0
+        order = np.argsort(times)
+        path = diffrax.LinearInterpolation(
+            ts=jnp.asarray(times[order], t.dtype), ys=jnp.asarray(np.where(seen, data, 0)[order], y.dtype)
+        )
+        error = path.evaluate(jnp.clip(t, path.ts[0], path.ts[-1])) - jnp.where(seen, y, 0)
+        gain = jnp.asarray(gain, y.dtype)
+        return dy + (error @ gain.T if gain.ndim == 2 else gain * error), st

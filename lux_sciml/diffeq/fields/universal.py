@@ -1,0 +1,86 @@
+"""UDE: known terms and nets in one vector field."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from ...core import Constant, Container, Layer, as_layer
+from ...core.container import call_child
+from ...core.static import FrozenDict
+
+
+class UDE(Container):
+    r"""The vector field of a universal differential equation: known terms, their constants, and nets for unknown ones.
+
+    `function(u, p, nets)` returns :math:`du/dt`, where `u` is what the layer gets (with `NeuralODE`'s `time_dependent`,
+    `(t, u)`), `p.alpha` is a physical constant and `nets.missing(u)` calls a net. `physics` are the first guesses of
+    the constants, numbers or arrays by name, all learnt; keywords are the nets. Parameters: `physics`, and an entry for
+    each net, so that one ComponentVector holds `ps.physics.alpha` and `ps.missing.layer_0.weight`. A net called several
+    times hands its state on from call to call.
+
+    To learn the initial value too, put it in the same vector: `q = lux.ComponentVector(u0=u0, ude=ps)`, and
+    `node(q.u0, q.ude, st)` in the loss. To fit some of the parameters, see `lux.minimize`.
+
+    Rackauckas et al., "Universal differential equations for scientific machine learning", arXiv:2001.04385. Raises
+    `AttributeError` for constants and nets that do not exist.
+
+    >>> import jax, jax.numpy as jnp, lux_sciml as lux
+    >>> def field(u, p, nets):
+    ...     return jnp.array([p.alpha, -p.delta]) * u + nets.missing(u)
+    >>> net = lux.Chain(lux.Dense(2, 5, jnp.tanh), lux.Dense(5, 2))
+    >>> node = lux.NeuralODE(lux.UDE(field, {"alpha": 1.3, "delta": 1.8}, missing=net), ts=[0.0, 0.1, 0.2])
+    >>> ps, st = lux.setup(jax.random.key(0), node)
+    >>> sol, st = node(jnp.array([0.4, 4.6]), ps, st)
+    >>> ps.physics, sol.ys.shape
+    (ComponentVector(alpha=1.3, delta=1.8), (3, 2))
+    """
+
+    function: Callable
+    physics: Mapping[str, Any]
+    nets: Mapping[str, Layer]
+
+    def __init__(self, function: Any, physics: Any = None, **nets: Any):
+        if isinstance(function, Layer) or not callable(function):
+            raise TypeError(f"a UDE starts with a function (u, p, nets), got {function!r}")
+        if not isinstance(physics, Mapping | None):
+            raise TypeError(f"the constants of a UDE are a dict of numbers or arrays by name, got {physics!r}")
+        self.function = function
+        self.physics = FrozenDict({name: _constant(value) for name, value in (physics or {}).items()})
+        self.nets = FrozenDict({name: as_layer(net) for name, net in nets.items()})
+
+    def init_params(self, key):
+        constants = {name: jnp.asarray(np.asarray(value), float) for name, value in self.physics.items()}
+        return {**({"physics": constants} if constants else {}), **super().init_params(key)}
+
+    def forward(self, x, ps, st):
+        st = dict(st)
+
+        def net(name):
+            def call(x):
+                y, st[name] = call_child(name, self.children[name], x, ps, st)
+                return y
+
+            return call
+
+        nets = _Names("net", {name: net(name) for name in self.children})
+        dx = self.function(x, _Names("constant", ps.get("physics", {})), nets)
+        return dx, st
+
+
+class _Names(dict):
+    """A dict whose items are attributes too."""
+
+    def __init__(self, kind: str, items: Mapping[str, Any]):
+        super().__init__(items)
+        self.kind = kind
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self:
+            raise AttributeError(f"this UDE has no {self.kind} {name!r}; it has {', '.join(self) or 'none'}")
+        return self[name]
+
+
+def _constant(value: Any) -> Any:
+    return value if isinstance(value, int | float) else Constant(value)

@@ -1,0 +1,1 @@
+"""Ways of fitting equations to data that go around one long solve."""

@@ -1,0 +1,223 @@
+"""CNF: a probability density by the flow of a differential equation; flow matching, to train it without solves."""
+
+from dataclasses import field
+from typing import Any, NamedTuple
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from ...core import Layer, Wrapper
+from ...core.parameters import parameter_tree
+from ..equation import Equation, batched, floating, initial_value, renewed, solve
+from ..field import Field, FrozenLayer
+
+
+class Density(NamedTuple):
+    """What a `CNF` returns: for `x` of shape `(..., features)`, `z` of that shape, the others of shape `(...)`.
+
+    `log_prob`: the logarithm of the density of `x`; `z`: the noise it comes from; with `regularize` the costs of the
+    path between, else `None`.
+    """
+
+    log_prob: jax.Array
+    z: jax.Array
+    kinetic: jax.Array | None
+    jacobian: jax.Array | None
+
+
+class CNF(Wrapper, Equation):
+    r"""A continuous normalizing flow: :math:`dx/dt = f(t, x; p)` takes noise, N(0, I) at `t = 0`, to data at `t = 1`.
+
+    Input `x` `(..., features)`, or the tuple `(x, condition)`; output a `Density`, by the flow backward in time:
+
+    .. math::
+        \log p(x) = \log N(z; 0, I) - \int_0^1 \mathrm{tr}\, \frac{\partial f}{\partial x}\, dt
+
+    `model`, the layer `f`, is called with `(t, x)`, or `(t, x, condition)`, and returns the shape of `x`; samples must
+    not depend on each other in it. `lux.diffeq.concat_time` in front of a net puts the three side by side. `trace` is
+    `"exact"`, with one directional derivative for each feature, or `"hutchinson"`, with one altogether: an unbiased
+    estimate by a probe of random signs, drawn once per solve from `key` in the state, which is renewed. With
+    `regularize` the output holds, for each sample, :math:`\int \|f\|^2 dt` (`kinetic`) and :math:`\int \|\partial f /
+    \partial x\|_F^2 dt` (`jacobian`, estimated with the same probe); their means, times a small factor, belong to the
+    loss.
+
+    `layer.log_prob(x, ps, st)` is the density alone, `layer.sample(key, n, ps, st)` draws, `layer.transport` takes
+    points along the flow in either direction, and `lux.diffeq.flow_matching` is a loss for the same layer without any
+    solve. Parameters are the model's; state: that of the model, `model`, and `key`.
+
+    Chen et al., "Neural ordinary differential equations", NeurIPS 2018; Grathwohl et al., "FFJORD", ICLR 2019; Finlay
+    et al., "How to train your neural ODE", ICML 2020. Raises `ValueError` for an unknown trace and other shapes.
+
+    >>> import jax, jax.numpy as jnp, lux_sciml as lux
+    >>> flow = lux.CNF(lux.Chain(lux.diffeq.concat_time, lux.Dense(3, 16, jnp.tanh), lux.Dense(16, 2)))
+    >>> ps, st = lux.setup(jax.random.key(0), flow)
+    >>> density, st = flow(jnp.ones((8, 2)), ps, st)
+    >>> density.log_prob.shape, flow.sample(jax.random.key(1), (5, 2), ps, st).shape
+    ((8,), (5, 2))
+    """
+
+    model: Layer
+    trace: str = field(default="exact", kw_only=True)
+    regularize: bool = field(default=False, kw_only=True)
+    output: str = field(default="final", kw_only=True)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.trace not in ("exact", "hutchinson"):
+            raise ValueError(f"trace is 'exact' or 'hutchinson', got {self.trace!r}")
+        if self.output != "final" or self.saveat is not None or self.event is not None:
+            raise ValueError("a CNF goes from data to noise and returns the end: without output, saveat and event")
+
+    def init_state(self, key):
+        model_key, key = jax.random.split(key)
+        return {"model": self.model.init_state(model_key), "key": key}
+
+    def to_child(self, ps, st):
+        return ps, st["model"]
+
+    def from_child(self, ps, st, whole):
+        return ps, {**whole, "model": st}
+
+    def forward(self, x, ps, st):
+        x, condition = _parts(x)
+        key, next_key = jax.random.split(st["key"])
+        probe = jax.random.rademacher(key, x.shape, x.dtype) if self.trace == "hutchinson" else None
+
+        def one(x, condition, probe, ts):
+            zeros = jnp.zeros(x.shape[:-1], x.dtype)
+            start = {"x": x, "trace": zeros} | ({"kinetic": zeros, "jacobian": zeros} if self.regularize else {})
+            term = diffrax.ODETerm(_WithTrace(self._velocity(st, condition), probe, self.regularize))
+            return solve(self, term, start, ts, ps).ys
+
+        ends = jnp.array([1.0, 0.0], _real(x))
+        end = batched(self, st["model"], one, (x, condition, probe), ends)
+        end = {name: y[:, 0] if self.batching == "vmap" else y[0] for name, y in end.items()}
+        log_prob = _log_normal(end["x"]) + end["trace"]  # the integrals run backward in time
+        costs = (-end["kinetic"], -end["jacobian"]) if self.regularize else (None, None)
+        after = renewed(self, self.model, _input(ends[0], x, condition), ps, st["model"])
+        return Density(log_prob, end["x"], *costs), {"model": after, "key": next_key}
+
+    def log_prob(self, x: Any, ps: Any, st: Any) -> jax.Array:
+        """The logarithm of the density at `x`, `(..., features)`, or at `(x, condition)`: of shape `(...)`."""
+        return self(x, ps, st)[0].log_prob
+
+    def sample(self, key: jax.Array, shape: tuple[int, ...], ps: Any, st: Any, condition: Any = None) -> jax.Array:
+        """Samples of the shape `(..., features)`, from a random key; a condition has the shape `(..., conditions)`."""
+        dtype = next((leaf.dtype for leaf in jax.tree.leaves(ps)), float)
+        z = jax.random.normal(key, shape, dtype)
+        return self.transport(z if condition is None else (z, condition), ps, st)
+
+    def transport(self, x: Any, ps: Any, st: Any, *, reverse: bool = False) -> jax.Array:
+        """Points `x`, or `(x, condition)`, from noise to data by the flow; with `reverse` from data to noise."""
+        (x, condition), ps = _parts(x), parameter_tree(self, ps)
+
+        def one(x, condition, ts):
+            return solve(self, diffrax.ODETerm(Field(self._velocity(st, condition))), x, ts, ps).ys[-1]
+
+        ends = jnp.array([1.0, 0.0] if reverse else [0.0, 1.0], _real(x))
+        return batched(self, st["model"], one, (x, condition), ends)
+
+    def _velocity(self, st: Any, condition: Any) -> "_Velocity":
+        return _Velocity(FrozenLayer(self.model, st["model"], on_state_update=self.on_state_update), condition)
+
+
+def flow_matching(layer: CNF, x: Any, ps: Any, st: Any, *, sigma: float = 0.0) -> tuple[jax.Array, Any]:
+    r"""The loss of flow matching for a `CNF` and data `x`, `(..., features)`, or `(x, condition)`; and the next state.
+
+    .. math::
+        E\, \| f(t, (1 - (1 - \sigma) t) z + t x) - (x - (1 - \sigma) z) \|^2
+
+    over `t` in U(0, 1) and `z` in N(0, I), one of each for every sample, from `key` in the state, which is renewed.
+    The norm is over features, the mean over samples. There is no solve: the model is called once, with `t` of shape
+    `(..., 1)`, and may update its state.
+
+    Lipman et al., "Flow matching for generative modeling", ICLR 2023.
+
+    >>> import jax, jax.numpy as jnp, lux_sciml as lux
+    >>> flow = lux.CNF(lux.Chain(lux.diffeq.concat_time, lux.Dense(3, 2)))
+    >>> ps, st = lux.setup(jax.random.key(0), flow)
+    >>> loss, st = flow_matching(flow, jnp.ones((8, 2)), ps, st)
+    >>> loss.shape
+    ()
+    """
+    (x, condition), ps = _parts(x), parameter_tree(layer, ps)
+    key_t, key_z, next_key = jax.random.split(st["key"], 3)
+    t = jax.random.uniform(key_t, (*x.shape[:-1], 1), x.dtype)
+    z = jax.random.normal(key_z, x.shape, x.dtype)
+    between = (1 - (1 - sigma) * t) * z + t * x
+    velocity, model_st = layer.model.forward(_input(t, between, condition), ps, st["model"])
+    loss = jnp.mean(jnp.sum((velocity - (x - (1 - sigma) * z)) ** 2, axis=-1))
+    return loss, {"model": model_st, "key": next_key}
+
+
+def concat_time(inputs: tuple[Any, ...]) -> jax.Array:
+    """Time, features and, where there is one, condition side by side: `(..., 1 + features + conditions)`.
+
+    The input is `(t, x)` or `(t, x, condition)`, `t` a scalar or of shape `(..., 1)`. In front of a net it makes a
+    model for a `CNF`, or for a `NeuralODE` with `time_dependent`.
+
+    >>> import jax.numpy as jnp
+    >>> concat_time((0.5, jnp.ones((2, 3)))).shape
+    (2, 4)
+    """
+    t, x, *condition = inputs
+    parts = (jnp.atleast_1d(jnp.asarray(t, x.dtype)), x, *condition)
+    return jnp.concatenate([jnp.broadcast_to(part, (*x.shape[:-1], part.shape[-1])) for part in parts], axis=-1)
+
+
+class _Velocity(eqx.Module):
+    """`f(t, x, ps)` with the condition of a solve."""
+
+    frozen: FrozenLayer
+    condition: Any
+
+    def __call__(self, t, x, ps):
+        return self.frozen(t, _input(t, x, self.condition), ps)
+
+
+class _WithTrace(eqx.Module):
+    """The velocity, and with it the trace of its Jacobian and the costs, for each sample."""
+
+    velocity: _Velocity
+    probe: Any
+    regularize: bool = eqx.field(static=True)
+
+    def __call__(self, t, state, ps):
+        x, field = state["x"], Field(self.velocity)
+        if self.probe is None:
+            dx, derivative = jax.linearize(lambda x: field(t, x, ps), x)
+            unit = jnp.eye(x.shape[-1], dtype=x.dtype)
+            columns = jax.vmap(lambda e: derivative(jnp.broadcast_to(e, x.shape)))(unit)  # (features, ..., features)
+            trace, norm = jnp.einsum("i...i->...", columns), jnp.sum(columns**2, axis=(0, -1))
+        else:
+            dx, pull = jax.vjp(lambda x: field(t, x, ps), x)
+            row = pull(self.probe)[0]
+            trace, norm = jnp.sum(row * self.probe, axis=-1), jnp.sum(row**2, axis=-1)
+        costs = {"kinetic": jnp.sum(dx**2, axis=-1), "jacobian": norm} if self.regularize else {}
+        return {"x": dx, "trace": trace, **costs}
+
+
+def _parts(x: Any) -> tuple[jax.Array, Any]:
+    """Points, and the condition or `None`."""
+    if isinstance(x, tuple) and len(x) != 2:
+        raise ValueError(f"a CNF takes x or the tuple (x, condition), got a tuple of {len(x)}")
+    x, condition = x if isinstance(x, tuple) else (x, None)
+    x, condition = initial_value("CNF", x), floating(condition)
+    if x.ndim == 0:
+        raise ValueError("a CNF takes points of shape (..., features), got a number")
+    return x, condition
+
+
+def _input(t: Any, x: jax.Array, condition: Any) -> tuple[Any, ...]:
+    return (t, x) if condition is None else (t, x, condition)
+
+
+def _log_normal(z: jax.Array) -> jax.Array:
+    return -0.5 * jnp.sum(z**2 + jnp.log(2 * jnp.pi), axis=-1)
+
+
+def _real(x: jax.Array) -> Any:
+    """The type of the times: that of `x`, single precision at least."""
+    return x.dtype if jnp.finfo(x.dtype).bits >= 32 else jnp.float32

@@ -1,0 +1,103 @@
+"""LatentODE: a variational autoencoder of time series with a differential equation in its latent space."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ...core import Container, Layer, Mode
+
+
+class LatentPath(NamedTuple):
+    """What a `LatentODE` returns: reconstruction `(..., times, channels)`, mean and log-variance `(..., latent)`."""
+
+    xs: jax.Array
+    mean: jax.Array
+    log_variance: jax.Array
+
+
+class LatentODE(Container):
+    r"""An autoencoder: data -> :math:`z_0 \sim N(m, \sigma^2)` -> the path :math:`z(t)` from it -> data.
+
+    Input `(ts, xs)`, or `(ts, xs, new_ts)` to predict at other times than the data's; times `(times,)`, data
+    `(..., times, channels)` with NaN for what was not observed. The latent path starts at the first of the times asked
+    for. Output: a `LatentPath`; `lux.diffeq.elbo` is what to maximise.
+
+    Children: `encoder`, from `(ts, xs)` to `(..., 2 latent)`, mean and log-variance; `dynamics`, a `NeuralODE`, or any
+    other layer of the family, that takes `(z0, ts)`; `decoder`, from `(..., latent)` to `(..., channels)`. Encoders are
+    an `ODERNN`, or a cell behind `IrregularSequence`; reversed in time, so that they end where the path starts. State:
+    those of the children, `key`, used in each call and renewed by it, and `mode`: in test mode `z0` is the mean.
+
+    Chen et al., "Neural ordinary differential equations", NeurIPS 2018, section 5; Rubanova, Chen and Duvenaud, "Latent
+    ODEs for irregularly-sampled time series", NeurIPS 2019. Raises `ValueError` where the encoder's output is odd.
+
+    >>> import jax, jax.numpy as jnp, lux_sciml as lux
+    >>> rnn = lux.ODERNN(lux.GRUCell(2, 8), lux.Dense(8, 8), reverse=True, output="final")
+    >>> encoder = lux.Chain(rnn, lux.Dense(8, 6))
+    >>> model = lux.LatentODE(encoder, lux.NeuralODE(lux.Dense(3, 3, jnp.tanh), output="ys"), lux.Dense(3, 1))
+    >>> ps, st = lux.setup(jax.random.key(0), model)
+    >>> ts, xs = jnp.array([0.0, 0.3, 1.0]), jnp.ones((5, 3, 1))
+    >>> path, st = model((ts, xs), ps, st)
+    >>> path.xs.shape, lux.diffeq.elbo(path, xs, noise=0.1).shape
+    ((5, 3, 1), ())
+    """
+
+    encoder: Layer
+    dynamics: Layer
+    decoder: Layer
+
+    def init_state(self, key):
+        return {**super().init_state(key), "key": jax.random.fold_in(key, len(self)), "mode": Mode.TRAIN}
+
+    def forward(self, x, ps, st):
+        if getattr(self.dynamics, "ts", None) is not None:
+            raise ValueError("the dynamics of a LatentODE take (z0, times): build them without `ts`")
+        if not (isinstance(x, tuple) and len(x) in (2, 3)):
+            raise ValueError("a LatentODE takes the tuple (times, data), or (times, data, times to predict at)")
+        (statistics,), st = self.run(ps, st, encoder=x[:2])
+        if statistics.shape[-1] % 2:
+            raise ValueError(f"the encoder returns means and log-variances, an even number; got {statistics.shape[-1]}")
+        mean, log_variance = jnp.split(statistics, 2, axis=-1)
+        z0 = mean
+        if st["mode"] is Mode.TRAIN:
+            key, st["key"] = jax.random.split(st["key"])
+            z0 = mean + jnp.exp(log_variance / 2) * jax.random.normal(key, mean.shape, mean.dtype)
+        times = x[-1] if len(x) == 3 else x[0]
+        (zs,), st = self.run(ps, st, dynamics=(z0, times))
+        zs = getattr(zs, "ys", zs)
+        if jnp.ndim(zs) != z0.ndim + 1 or jnp.shape(times)[-1] not in zs.shape[:2]:
+            raise ValueError(
+                "the dynamics of a LatentODE return the path at all times: a NeuralODE with output='ys' or 'solution'; "
+                f"got the shape {jnp.shape(zs)} for {jnp.shape(times)[-1]} times and a start of shape {z0.shape}"
+            )
+        if getattr(self.dynamics, "batching", "joint") == "joint":
+            zs = jnp.moveaxis(zs, 0, -2)
+        (xs,), st = self.run(ps, st, decoder=zs)
+        return LatentPath(xs, mean, log_variance), st
+
+
+def elbo(path: LatentPath, xs: jax.Array, *, noise: Any, kl_weight: Any = 1.0) -> jax.Array:
+    r"""The evidence lower bound of the data under a `LatentODE`, averaged over the batch: to be maximised.
+
+    .. math::
+        \log N(x; \hat{x}, \mathrm{noise}^2) - w\, KL(N(m, \sigma^2)\, \|\, N(0, 1))
+
+    summed over times and channels, without those that are NaN, and over the latent space. `xs` has the shape of
+    `path.xs`, `noise` is a standard deviation that broadcasts to it; `kl_weight`, the `w`, may grow in training.
+
+    Kingma and Welling, "Auto-encoding variational Bayes", ICLR 2014. Raises `ValueError` for data of another shape.
+
+    >>> import jax.numpy as jnp
+    >>> path = LatentPath(xs=jnp.zeros((3, 1)), mean=jnp.zeros(2), log_variance=jnp.zeros(2))
+    >>> bound = elbo(path, jnp.array([[1.0], [jnp.nan], [-1.0]]), noise=1.0)
+    >>> bool(jnp.isclose(bound, -1 - jnp.log(2 * jnp.pi)))
+    True
+    """
+    if xs.shape != path.xs.shape:
+        raise ValueError(f"the data has the shape of the reconstruction, {path.xs.shape}, got {xs.shape}")
+    missing = jnp.isnan(xs)
+    scaled = jnp.where(missing, 0, xs - path.xs) / noise
+    log_density = -0.5 * (scaled**2 + jnp.log(2 * jnp.pi * jnp.asarray(noise, xs.dtype) ** 2))
+    likelihood = jnp.sum(jnp.where(missing, 0, log_density), axis=(-2, -1))
+    spread = path.mean**2 + jnp.exp(path.log_variance) - 1 - path.log_variance
+    return jnp.mean(likelihood - kl_weight * 0.5 * jnp.sum(spread, axis=-1))

@@ -1,0 +1,215 @@
+"""Differential-algebraic equations: NeuralDAE, and MassMatrixODE for a singular mass matrix."""
+
+from collections.abc import Callable
+from dataclasses import field
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optimistix
+
+from ...components import ComponentVector
+from ...core import Constant, Container, Layer, Wrapper
+from ..equation import (
+    Equation,
+    batched,
+    initial_array,
+    initial_value_and_times,
+    output,
+    renewed,
+    save_times,
+    solve,
+)
+from ..field import FrozenLayer, OfChild
+
+
+class NeuralDAE(Container, Equation):
+    r"""The solution of :math:`du/dt = f(y)`, :math:`0 = g(y)` with :math:`y = (u, z)`.
+
+    `model` is `f`, `(..., n) -> (..., d)`, and `constraint` is `g`, `(..., n) -> (..., n - d)`: known,
+    `lux.Lambda(function)`, or learnt. The first `d` numbers of `y`, `u`, are differential variables; the others, `z`,
+    are algebraic ones. They must be determined by the constraint: :math:`\partial g / \partial z` regular, which
+    is index 1. With `time_dependent` both layers are called with `(t, y)`.
+
+    The algebraic variables are solved for inside the vector field, by Newton's method, and differentiated by the
+    implicit function theorem. Newton starts from values that are integrated along, :math:`dz/dt = -g_z^{-1} (g_t + g_u
+    f)`, so that one of several roots is followed. The algebraic part of the initial value is a guess, made consistent
+    first; saved values fulfil the constraint, and with a `saveat` of your own, to the tolerances of the solve.
+
+    Input, output and options are those of `NeuralODE`; `y0` is an array `(..., n)`. `root_finder` is any root finder of
+    optimistix. Where no root is found, or :math:`g_z` is singular, the solve fails.
+
+    Hairer, Wanner, "Solving ordinary differential equations II", VI.1. Raises `ValueError` where the outputs of the two
+    layers are not as many numbers as `y0`.
+
+    >>> import jax, jax.numpy as jnp, lux_sciml as lux
+    >>> circle = lux.Lambda(lambda y: y[..., :1] ** 2 + y[..., 1:] ** 2 - 1)
+    >>> dae = lux.NeuralDAE(lux.Dense(2, 1), circle, ts=[0.0, 0.1, 0.2])
+    >>> ps, st = lux.setup(jax.random.key(0), dae)
+    >>> sol, st = dae(jnp.array([0.0, 0.9]), ps, st)  # the second number is a guess
+    >>> bool(jnp.allclose(sol.ys[:, 0] ** 2 + sol.ys[:, 1] ** 2, 1))
+    True
+    """
+
+    model: Layer
+    constraint: Layer
+    ts: Any = None
+    time_dependent: bool = field(default=False, kw_only=True)
+    root_finder: Any = field(default=None, kw_only=True)
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.ts = save_times(self.ts)
+
+    def forward(self, x, ps, st):
+        y0, ts = initial_value_and_times(self, x)
+        y0 = initial_array(type(self).__name__, y0)
+        rate, constraint = (
+            OfChild(name, FrozenLayer(child, st[name], self.time_dependent, self.on_state_update))
+            for name, child in self.children.items()
+        )
+        rows = [jax.eval_shape(f, ts.reshape(-1)[0], y0, ps).shape[-1] for f in (rate, constraint)]
+        if sum(rows) != y0.shape[-1]:
+            raise ValueError(
+                f"the model and the constraint of a NeuralDAE have as many outputs as there are variables, "
+                f"{y0.shape[-1]}; got {rows[0]} and {rows[1]}"
+            )
+        flow = _ConstrainedFlow(rate, constraint, Constant(np.eye(sum(rows))), rows[0], self.root_finder)
+        sol = _solve_constrained(self, flow, y0, ts, ps, st)
+        start = (ts.reshape(-1)[0], y0) if self.time_dependent else y0
+        return output(self, sol), {
+            name: renewed(self, child, start, ps[name], st[name]) for name, child in self.children.items()
+        }
+
+
+class MassMatrixODE(Wrapper, Equation):
+    r"""The solution of :math:`M\, dy/dt = f(y)` with a constant, singular matrix `M`.
+
+    `mass` is the matrix `(n, n)`, or its diagonal `(n,)`; `model` is `f`, `(..., n) -> (..., n)`. By the singular value
+    decomposition of `M` this is a `NeuralDAE` in other coordinates: the rows of `f` that no derivative stands in are
+    the constraint. All said there holds here too. Raises `ValueError` for a mass matrix of another shape than `y0`, or
+    of rank zero.
+
+    >>> import jax, jax.numpy as jnp, lux_sciml as lux
+    >>> def robertson(y):
+    ...     a, b, c = y
+    ...     slow, fast = 0.04 * a - 1e4 * b * c, 3e7 * b**2
+    ...     return jnp.array([-slow, slow - fast, a + b + c - 1])
+    >>> ode = lux.MassMatrixODE(lux.Lambda(robertson), mass=[1, 1, 0], ts=[0.0, 0.01])
+    >>> sol, st = ode(jnp.array([1.0, 0.0, 0.0]), {}, {})
+    >>> bool(abs(sol.ys[-1].sum() - 1) < 1e-6)
+    True
+    """
+
+    model: Layer
+    mass: Any
+    ts: Any = None
+    time_dependent: bool = field(default=False, kw_only=True)
+    root_finder: Any = field(default=None, kw_only=True)
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.ts = save_times(self.ts)
+        self.mass = Constant(self.mass)
+        shape = np.shape(self.mass)
+        if len(shape) not in (1, 2) or shape[0] != shape[-1] or not np.any(self.mass):
+            raise ValueError(f"mass is a matrix (n, n) or a diagonal (n,), not of zeros alone; got the shape {shape}")
+
+    def forward(self, x, ps, st):
+        y0, ts = initial_value_and_times(self, x)
+        y0 = initial_array(type(self).__name__, y0)
+        mass = np.asarray(self.mass, float)
+        mass = np.diag(mass) if mass.ndim == 1 else mass
+        if y0.shape[-1] != len(mass):
+            raise ValueError(f"the initial value has {y0.shape[-1]} variables, the mass matrix {len(mass)}")
+        left, sizes, right = np.linalg.svd(mass)
+        rank = int(np.sum(sizes > sizes[0] * len(mass) * np.finfo(float).eps))
+        f = FrozenLayer(self.model, st, self.time_dependent, self.on_state_update)
+        rate = _Rows(f, Constant(left[:, :rank].T / sizes[:rank, None]))
+        constraint = _Rows(f, Constant(left[:, rank:].T))
+        flow = _ConstrainedFlow(rate, constraint, Constant(right.T), rank, self.root_finder)
+        sol = _solve_constrained(self, flow, y0, ts, ps, st)
+        start = (ts.reshape(-1)[0], y0) if self.time_dependent else y0
+        return output(self, sol), renewed(self, self.model, start, ps, st)
+
+
+def _solve_constrained(layer: Any, flow: "_ConstrainedFlow", y0: Any, ts: jax.Array, ps: Any, st: Any) -> Any:
+    """A solve that starts on the constraint and is saved on it."""
+
+    def one(y0, ts):
+        y0 = flow.consistent(ts[0], y0, ps)
+        sol = solve(layer, diffrax.ODETerm(flow), y0, ts, ps)
+        if layer.saveat is None:
+            ys = jax.vmap(flow.consistent, (0, 0, None))(sol.ts, sol.ys, ps)
+            sol = eqx.tree_at(lambda sol: sol.ys, sol, ys)
+        return sol
+
+    return batched(layer, st, one, (y0,), ts)
+
+
+class _ConstrainedFlow(eqx.Module):
+    """`dy/dt` of a differential-algebraic equation: `y = basis @ (u, z)` with the first `rank` variables `u`."""
+
+    rate: Callable
+    constraint: Callable
+    basis: Constant
+    rank: int = eqx.field(static=True)
+    root_finder: Any
+
+    def __call__(self, t: Any, y: Any, ps: Any) -> Any:
+        def one(y):
+            def residual(t, y):
+                return jnp.asarray(self.constraint(t, y, ps))
+
+            u, z = self._solved(t, y, ps)
+            here = self._join(u, z, y)
+            du = jnp.asarray(self.rate(t, here, ps))
+            along = self._join(du, jnp.zeros_like(z), y)
+            drift = jax.jvp(residual, (t, here), (jnp.ones_like(t), along))[1]
+            slope = jax.jacfwd(lambda z: residual(t, self._join(u, z, y)))(z)
+            return self._join(du, -jnp.linalg.solve(slope, drift), y)
+
+        return _each_sample(one, y)
+
+    def consistent(self, t: Any, y: Any, ps: Any) -> Any:
+        """`y` with the algebraic variables that fulfil the constraint; NaN where they are not found."""
+        return _each_sample(lambda y: self._join(*self._solved(t, y, ps), y), y)
+
+    def _solved(self, t: Any, y: Any, ps: Any) -> tuple[Any, Any]:
+        """The differential variables of one sample, and the algebraic ones that fulfil the constraint."""
+        coordinates = jnp.asarray(self.basis, y.dtype).T @ jnp.asarray(y)
+        u, guess = coordinates[: self.rank], jax.lax.stop_gradient(coordinates[self.rank :])
+        if guess.size == 0:
+            return u, guess
+        tol = float(jnp.finfo(y.dtype).eps) ** (2 / 3)  # of Newton's last step; the error is about its square
+        finder = optimistix.Newton(tol, tol) if self.root_finder is None else self.root_finder
+
+        def residual(z, args):
+            t, u, ps = args
+            return jnp.asarray(self.constraint(t, self._join(u, z, y), ps))
+
+        found = optimistix.root_find(residual, finder, guess, (t, u, ps), max_steps=64, throw=False)
+        return u, jnp.where(found.result == optimistix.RESULTS.successful, found.value, jnp.nan)
+
+    def _join(self, u: Any, z: Any, like: Any) -> Any:
+        y = jnp.asarray(self.basis, u.dtype) @ jnp.concatenate([u, z])
+        return ComponentVector(y, like.layout) if isinstance(like, ComponentVector) else y
+
+
+class _Rows(eqx.Module):
+    """Combinations of the rows of a function's output."""
+
+    function: Callable
+    matrix: Constant
+
+    def __call__(self, t, y, ps):
+        return jnp.asarray(self.matrix, y.dtype) @ jnp.asarray(self.function(t, y, ps))
+
+
+def _each_sample(f: Callable[[Any], Any], y: Any) -> Any:
+    for _ in range(y.ndim - 1):
+        f = jax.vmap(f)
+    return f(y)

@@ -1,0 +1,120 @@
+"""ODERNN: a recurrent cell whose hidden state moves on between observations."""
+
+from dataclasses import field
+from typing import Any
+
+import diffrax
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ...core import Container, Layer
+from ...nn.recurrent_cells import cell_of
+from ..equation import Equation, batched, floating, renewed, solve, times_like
+from ..field import FrozenLayer, OfChild, vector_field
+
+
+class IrregularSequence(Layer):
+    """Irregular, incomplete data as a plain sequence: each step is told what is missing and how long ago the last was.
+
+    Input `(ts, xs)`, `(times,)` or `(batch, times)` and `(..., times, channels)`; NaN marks what was not observed;
+    output `(..., times, 1 + 2 channels)`: the time since the step before, the values, zero where missing, and 1 where
+    they were observed, else 0. `lux.Recurrence` of a cell behind it makes an encoder for `lux.LatentODE`.
+
+    >>> import jax.numpy as jnp, lux_sciml as lux
+    >>> xs = jnp.array([[5.0], [jnp.nan], [7.0]])
+    >>> lux.IrregularSequence()((jnp.array([0.0, 1.0, 3.0]), xs), {}, {})[0].tolist()
+    [[0.0, 5.0, 1.0], [1.0, 0.0, 0.0], [2.0, 7.0, 1.0]]
+    """
+
+    def forward(self, x, ps, st):
+        ts, xs = x
+        gaps = jnp.diff(ts, axis=-1, prepend=ts[..., :1])[..., None]
+        return jnp.concatenate([jnp.broadcast_to(gaps, (*xs.shape[:-1], 1)).astype(xs.dtype), marked(xs)], -1), st
+
+
+def marked(xs: jax.Array) -> jax.Array:
+    """The values, zero where missing, and behind them 1 where they were observed, else 0."""
+    missing = jnp.isnan(xs)
+    return jnp.concatenate([jnp.where(missing, 0, xs), (~missing).astype(xs.dtype)], axis=-1)
+
+
+class ODERNN(Container, Equation):
+    r"""A recurrent cell at the observations, and :math:`dh/dt = f(h; p)` between them.
+
+    Input `(ts, xs)`, as for `lux.NeuralCDE`; NaN marks what was not observed. At each time the cell gets `2 channels`
+    features, the values, zero where missing, and which of them were observed; where none was, the hidden state stays.
+    The output is the hidden state after each observation, `(times, ..., hidden)`, or `(batch, times, hidden)` with
+    `batching="vmap"`; with `output="final"` the last one, `(..., hidden)`. With `reverse` it starts at the last
+    observation and ends at the first: an encoder. Children: `cell`, such as `lux.GRUCell(2 channels, hidden)`, and
+    `model`, the layer `f`; of a cell with several carries, as `LSTMCell`, the first one moves.
+
+    Rubanova, Chen and Duvenaud, "Latent ODEs for irregularly-sampled time series", NeurIPS 2019. Raises `TypeError` for
+    a layer that is no cell, `ValueError` for data of other shapes and for `output="solution"`.
+
+    >>> import jax, jax.numpy as jnp, lux_sciml as lux
+    >>> rnn = lux.ODERNN(lux.GRUCell(4, 8), lux.Dense(8, 8, jnp.tanh), output="final")
+    >>> ps, st = lux.setup(jax.random.key(0), rnn)
+    >>> rnn((jnp.array([0.0, 0.3, 1.0]), jnp.ones((5, 3, 2))), ps, st)[0].shape
+    (5, 8)
+    """
+
+    cell: Layer
+    model: Layer
+    reverse: bool = field(default=False, kw_only=True)
+    output: str = field(default="ys", kw_only=True)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if cell_of(self.cell) is None:
+            raise TypeError(f"ODERNN runs a recurrent cell, got {self.cell!r}")
+        if self.output == "solution" or self.saveat is not None:
+            raise ValueError('an ODERNN is many solves in a row: its output is "ys" or "final", without saveat')
+
+    def forward(self, x, ps, st):
+        if not (isinstance(x, tuple) and len(x) == 2):
+            raise ValueError("an ODERNN takes the tuple (times, data)")
+        xs = floating(x[1])
+        ts = times_like(x[0], xs, self.batching)
+        if xs.ndim < 2 or xs.shape[-2] != ts.shape[-1]:
+            raise ValueError(f"data for times of shape {ts.shape} has shape (..., times, channels), got {xs.shape}")
+        if self.reverse:
+            ts, xs = jnp.flip(ts, -1), jnp.flip(xs, -2)
+        hs = batched(self, st, lambda xs, ts: self._run(xs, ts, ps, st), (xs,), ts)
+        h0 = hs[0] if self.batching == "joint" else hs[:, 0]
+        inputs = {"cell": marked(xs[..., 0, :]), "model": h0}
+        after = {name: renewed(self, self[name], x, ps[name], st[name]) for name, x in inputs.items()}
+        if self.output == "final":
+            return (hs[-1] if self.batching == "joint" else hs[:, -1]), after
+        return (jnp.flip(hs, 0 if self.batching == "joint" else 1) if self.reverse else hs), after
+
+    def _run(self, xs: jax.Array, ts: jax.Array, ps: Any, st: Any) -> jax.Array:
+        """The hidden states `(times, ..., hidden)`, in the order of `ts`."""
+        frozen = vector_field(self.model, st["model"], on_state_update=self.on_state_update)
+        term = diffrax.ODETerm(OfChild("model", frozen))
+        cell = OfChild("cell", FrozenLayer(self.cell, st["cell"], on_state_update=self.on_state_update))
+        carry = cell_of(self.cell).initial_carry(ps["cell"], xs.shape[:-2], xs.dtype)
+
+        def moved(carry, span):
+            h, *rest = carry if isinstance(carry, tuple) else (carry,)
+            h = solve(self, term, h, span, ps).ys[-1]
+            return (h, *rest) if isinstance(carry, tuple) else h
+
+        def observed(carry, x):
+            _, new = cell(None, (marked(x), carry), ps)
+            seen = jnp.any(~jnp.isnan(x), axis=-1, keepdims=True)
+            return jax.tree.map(lambda a, b: jnp.where(seen, a, b), new, carry)
+
+        def step(carry, now):
+            span, x = now
+            carry = observed(moved(carry, span), x)
+            return carry, _hidden(carry)
+
+        xs = jnp.moveaxis(xs, -2, 0)
+        first = observed(carry, xs[0])
+        _, hs = lax.scan(step, first, (jnp.stack([ts[:-1], ts[1:]], axis=-1), xs[1:]))
+        return jnp.concatenate([_hidden(first)[None], hs])
+
+
+def _hidden(carry: Any) -> jax.Array:
+    return carry[0] if isinstance(carry, tuple) else carry

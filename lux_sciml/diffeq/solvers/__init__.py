@@ -1,0 +1,1 @@
+"""What diffrax's solvers lack."""

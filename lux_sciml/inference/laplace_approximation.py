@@ -1,0 +1,60 @@
+"""Laplace approximation: a normal distribution around an optimum, with names."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ..components.matrix import ComponentMatrix
+from ..components.vector import ComponentVector
+
+
+class LaplaceApproximation(NamedTuple):
+    """A normal distribution of parameters: `mean`, a ComponentVector, and `covariance`, a ComponentMatrix."""
+
+    mean: ComponentVector
+    covariance: ComponentMatrix
+
+    @property
+    def standard_errors(self) -> ComponentVector:
+        """The square roots of the variances, by name."""
+        return self.covariance.diagonal() ** 0.5
+
+    @property
+    def correlation(self) -> ComponentMatrix:
+        """The correlations: `correlation["a", "b"]` is the block between two components."""
+        errors = self.standard_errors.data
+        return self.covariance / jnp.outer(errors, errors)
+
+    def sample(self, key: jax.Array, shape: tuple[int, ...] = ()) -> ComponentVector:
+        """Draws of parameters; a batch of vectors `(*shape, n)`."""
+        data = jax.random.multivariate_normal(key, self.mean.data, self.covariance.data, shape)
+        return ComponentVector(data, self.mean.layout)
+
+
+def laplace_approximation(mean: ComponentVector, precision: ComponentMatrix) -> LaplaceApproximation:
+    r"""The Laplace approximation :math:`N(\hat p, H^{-1})` of a posterior density at its maximum.
+
+    `precision` is the Hessian H of the negative log posterior, `lux.hessian(loss)(ps)`, or its Gauss-Newton
+    approximation :math:`J^T J / \sigma^2` (+ the prior's precision) with the Jacobian of the residuals,
+    `J.T @ J / sigma**2`. Where the precision is not positive definite, as away from a minimum or along directions that
+    the data do not fix, the covariance is NaN. Raises `ValueError` for other names than those of `mean`.
+
+    MacKay, "A practical Bayesian framework for backpropagation networks", Neural Computation 4, 1992.
+
+    >>> from lux_sciml import jacobian
+    >>> p, t = ComponentVector(slope=2, offset=1), jnp.arange(4.0)
+    >>> J = jacobian(lambda p: p.slope * t + p.offset)(p)
+    >>> fit = laplace_approximation(p, J.T @ J / 0.1**2)
+    >>> fit.standard_errors
+    ComponentVector(slope=0.04472, offset=0.08367)
+    >>> round(float(fit.correlation["slope", "offset"]), 3)
+    -0.802
+    """
+    for layout in (precision.rows, precision.columns):
+        mean.layout.require_same(layout)
+    symmetric = (precision + precision.T) / 2
+    factor = jax.scipy.linalg.cho_factor(symmetric.data)
+    return LaplaceApproximation(
+        mean, ComponentMatrix(jax.scipy.linalg.cho_solve(factor, jnp.eye(*precision.shape)), mean, mean)
+    )

@@ -1,0 +1,262 @@
+"""Attention, positions and what transformers are made of, against plain NumPy formulas."""
+
+import jax
+import jax.extend
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lux_sciml as lux
+from lux_sciml.testing import check_layer
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(3, 5, 4))  # batch, tokens, features
+MEMORY = RNG.normal(size=(3, 6, 2))
+
+
+def numpy_attention(q, k, v, keep=None, scale=None):
+    """One head, one sample: (queries, d), (keys, d), (keys, e)."""
+    logits = q @ k.T * (q.shape[-1] ** -0.5 if scale is None else scale)
+    weights = np.exp(logits) * (1 if keep is None else keep)
+    weights /= weights.sum(-1, keepdims=True)
+    return weights, weights @ v
+
+
+def qkv(heads, kv_heads, value_size=4):
+    shapes = ((3, 5, heads, 4), (3, 6, kv_heads, 4), (3, 6, kv_heads, value_size))
+    return [RNG.normal(size=shape) for shape in shapes]
+
+
+# --- the functions ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "value_size"), [(1, 1, 4), (4, 2, 4), (4, 1, 3)])
+def test_functional_attention(heads, kv_heads, value_size):
+    q, k, v = qkv(heads, kv_heads, value_size)
+    mask = RNG.random((3, heads, 5, 6)) < 0.7
+    mask[..., 0] = True
+    y = lux.nn.scaled_dot_product_attention(q, k, v, mask=mask)
+    weights = lux.nn.attention_weights(q, k, mask=mask)
+    assert y.shape == (3, 5, heads, value_size) and weights.shape == (3, heads, 5, 6)
+    for b in range(3):
+        for h in range(heads):
+            shared = h // (heads // kv_heads)
+            expected = numpy_attention(q[b, :, h], k[b, :, shared], v[b, :, shared], mask[b, h])
+            assert np.allclose(weights[b, h], expected[0], atol=1e-14) and np.allclose(y[b, :, h], expected[1])
+
+
+def test_the_weights_are_never_transposed():
+    """They are the largest arrays, of queries times keys; the gradient of a sum of products may reorder them."""
+    q, k, v = qkv(4, 2, 3)
+    jaxpr = jax.make_jaxpr(jax.grad(lambda q, k, v: lux.nn.scaled_dot_product_attention(q, k, v).sum(), (0, 1, 2)))(
+        q, k, v
+    )
+    moved = [eqn.outvars[0].aval.size for eqn in equations(jaxpr.jaxpr) if eqn.primitive.name == "transpose"]
+    assert moved and max(moved) < 3 * 4 * 5 * 6
+
+
+def equations(jaxpr):
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for inner in jax.extend.core.jaxprs_in_params(eqn.params):
+            yield from equations(inner)
+
+
+def test_both_precisions_do_the_same():
+    """float32 is JAX's own function, float64, whose softmax JAX would take in float32, is ours."""
+    q, k, v = qkv(4, 2)
+    options = {"mask": RNG.random((3, 1, 5, 6)) < 0.8, "bias": RNG.normal(size=(5, 6)), "is_causal": True, "scale": 0.3}
+    narrow = {name: x.astype("float32") if name == "bias" else x for name, x in options.items()}
+    wide = lux.nn.scaled_dot_product_attention(q, k, v, **options)
+    y = lux.nn.scaled_dot_product_attention(*(x.astype("float32") for x in (q, k, v)), **narrow)
+    assert y.dtype == "float32" and np.allclose(wide, y, atol=1e-5)
+    assert np.allclose(wide, lux.nn.scaled_dot_product_attention(*(x[None] for x in (q, k, v)), **options)[0])
+
+
+def test_masks_and_causality():
+    q, k, v = qkv(2, 2)
+    weights = lux.nn.attention_weights(q, k, is_causal=True)
+    assert not np.any(np.triu(weights, 1)) and np.allclose(weights.sum(-1), 1)
+    nobody = lux.nn.attention_weights(q, k, mask=np.zeros((5, 6), bool))
+    assert np.allclose(nobody, 1 / 6)
+    gradient = jax.grad(lambda k: lux.nn.scaled_dot_product_attention(q, k, v, mask=np.zeros((5, 6), bool)).sum())(k)
+    assert not np.any(gradient)
+
+
+def test_functions_refuse_what_does_not_fit():
+    q, k, v = qkv(3, 2)
+    with pytest.raises(ValueError, match="3 query heads do not split into groups for 2 key heads"):
+        lux.nn.scaled_dot_product_attention(q, k, v)
+    with pytest.raises(ValueError, match="queries have 4 features a head, keys 3"):
+        lux.nn.attention_weights(q, k[..., :3])
+    with pytest.raises(
+        ValueError, match=r"values of shape \(3, 5, 2, 4\) do not belong to keys of shape \(3, 6, 2, 4\)"
+    ):
+        lux.nn.scaled_dot_product_attention(q[:, :, :2], k, v[:, :5])
+
+
+# --- the layer ----------------------------------------------------------------------------------------------------
+
+
+def test_self_attention_is_cross_attention_with_itself(key):
+    layer = lux.MultiHeadAttention(4, 2)
+    ps, st = lux.setup(key, layer)
+    y = layer(X, ps, st)[0]
+    for x in ((X, X), (X, X, X), (X, X, X, None), (X, X, X, np.ones((5, 5), bool))):
+        assert np.allclose(layer(x, ps, st)[0], y, atol=1e-14)
+    first = layer.replace(is_causal=True)(X, ps, st)[0][:, 0]
+    assert np.allclose(first, layer(X[:, :1], ps, st)[0][:, 0])
+
+
+def test_cross_attention_with_sizes_of_its_own(key):
+    layer = lux.MultiHeadAttention(
+        4, 4, key_features=2, qk_features=8, v_features=12, out_features=5, kv_heads=2, return_weights=True
+    )
+    ps, st = lux.setup(key, layer)
+    (y, weights), _ = layer((X, MEMORY), ps, st)
+    assert y.shape == (3, 5, 5) and weights.shape == (3, 4, 5, 6)
+    assert ps.key.weight.shape == (2, 4) and ps.value.weight.shape == (2, 6)
+    assert ps.size == (4 * 8 + 8) + (2 * 4 + 4) + (2 * 6 + 6) + (12 * 5 + 5)
+    inputs = ((X[0], ps.query), (MEMORY[0], ps.key), (MEMORY[0], ps.value))
+    q, k, v = (x @ np.asarray(p.weight) + np.asarray(p.bias) for x, p in inputs)
+    q, k, v = q.reshape(5, 4, 2), k.reshape(6, 2, 2), v.reshape(6, 2, 3)
+    heads = [numpy_attention(q[:, h], k[:, h // 2], v[:, h // 2]) for h in range(4)]
+    assert np.allclose(weights[0], np.stack([w for w, _ in heads]))
+    mixed = np.concatenate([part for _, part in heads], -1)
+    assert np.allclose(y[0], mixed @ np.asarray(ps.output.weight) + np.asarray(ps.output.bias))
+    assert np.allclose(layer.replace(return_weights=False)((X, MEMORY), ps, st)[0], y)
+
+
+def test_padding_mask_hides_keys(key):
+    layer = lux.MultiHeadAttention(4, 2, key_features=2)
+    ps, st = lux.setup(key, layer)
+    keep = np.arange(6) < np.array([6, 4, 1])[:, None]
+    y = layer((X, MEMORY, MEMORY, keep[:, None, None]), ps, st)[0]
+    assert np.allclose(y[1], layer((X[1], MEMORY[1, :4]), ps, st)[0])
+
+
+def test_dropout_acts_on_the_weights(key):
+    layer = lux.MultiHeadAttention(4, 2, dropout_rate=0.5, return_weights=True)
+    ps, st = lux.setup(key, layer)
+    (_, weights), st_next = layer(X, ps, st)
+    (y, sound), _ = layer(X, ps, lux.testmode(st))
+    dropped = np.asarray(weights == 0)
+    assert 0.3 < dropped.mean() < 0.7 and np.allclose(weights[~dropped], 2 * sound[~dropped])
+    assert st_next["dropout"]["key"] != st["dropout"]["key"]
+    plain = lux.MultiHeadAttention(4, 2)
+    assert np.allclose(plain(X, ps, lux.setup(key, plain)[1])[0], y)
+
+
+def test_layers_refuse_numbers_that_do_not_divide():
+    for arguments, says in (
+        ({"heads": 3}, "4 features into 3 heads"),
+        ({"heads": 2, "v_features": 5}, "5 value features into 2 heads"),
+        ({"heads": 4, "kv_heads": 3}, "4 heads into 3 groups of kv_heads"),
+    ):
+        with pytest.raises(ValueError, match=f"MultiHeadAttention cannot split {says}"):
+            lux.MultiHeadAttention(4, **arguments)
+    with pytest.raises(ValueError, match="got a tuple of 5"):
+        lux.MultiHeadAttention(4)((X,) * 5, *lux.setup(jax.random.key(0), lux.MultiHeadAttention(4)))
+
+
+def test_layers_made_from_options_print_on_one_line():
+    layer = lux.MultiHeadAttention(4, 2, is_causal=True)
+    assert repr(layer).startswith("MultiHeadAttention(4, 2, is_causal=True)") and "80 parameters" in repr(layer)
+    assert layer.replace(features=8).query == lux.Dense(8, 8)
+
+
+# --- positions ----------------------------------------------------------------------------------------------------
+
+
+def test_sinusoidal_embedding():
+    layer = lux.SinusoidalPositionalEmbedding(6, min_freq=1e-2, max_freq=10.0)
+    positions = np.array([[0.0, 1.5], [2.0, -3.0]])
+    angles = positions[..., None] * np.array([10.0, 10 ** (-0.5), 1e-2])
+    expected = np.sqrt(1 / 3) * np.concatenate([np.sin(angles), np.cos(angles)], -1)
+    assert np.allclose(layer(positions, {}, {})[0], expected, atol=1e-13)
+    assert np.allclose(np.linalg.norm(layer(jnp.arange(4), {}, {})[0], axis=-1), 1)
+    turns = layer.replace(full_turns=True, scale=1.0, min_freq=1.0, max_freq=2.0)
+    angles = 2 * np.pi * np.arange(4)[:, None] * np.array([2.0, 2**0.5, 1.0])
+    expected = np.concatenate([np.sin(angles), np.cos(angles)], -1)
+    assert np.allclose(turns(jnp.arange(4), {}, {})[0], expected, atol=1e-12)
+    with pytest.raises(ValueError, match="needs an even number, got 5"):
+        lux.SinusoidalPositionalEmbedding(5)
+
+
+def test_rotary_embedding_knows_distances_only():
+    layer = lux.RotaryPositionalEmbedding(8)
+    q, k = RNG.normal(size=(2, 7, 1, 8))
+    turned = layer(q, {}, {})[0]
+    assert np.allclose(np.linalg.norm(turned, axis=-1), np.linalg.norm(q, axis=-1)) and np.allclose(turned[0], q[0])
+    products = np.einsum("qhd,khd->qk", turned, layer((k, jnp.arange(7)), {}, {})[0])
+    shifted = np.einsum(
+        "qhd,khd->qk", layer((q, jnp.arange(7) + 11), {}, {})[0], layer((k, jnp.arange(7) + 11), {}, {})[0]
+    )
+    assert np.allclose(products, shifted)
+    angle = 3 * 10_000 ** (-2 / 8)
+    assert np.isclose(turned[3, 0, 1], q[3, 0, 1] * np.cos(angle) - q[3, 0, 5] * np.sin(angle))
+    with pytest.raises(ValueError, match=r"\(\.\.\., tokens, heads, 8\), got \(7, 8\)"):
+        layer(q[:, 0], {}, {})
+
+
+def test_learned_embedding(key):
+    layer = lux.LearnedPositionalEmbedding(5, 4)
+    ps, st = lux.setup(key, layer)
+    assert np.allclose(layer(X, ps, st)[0], X + np.asarray(ps.embedding)) and 0.01 < np.std(ps.embedding) < 0.03
+    with pytest.raises(ValueError, match=r"\(\.\.\., 5, 4\), got \(3, 4, 4\)"):
+        layer(X[:, :4], ps, st)
+
+
+# --- transformers -------------------------------------------------------------------------------------------------
+
+
+def test_class_tokens(key):
+    layer = lux.ClassTokens(4, init=lux.initializers.ones)
+    y, _ = layer(X, *lux.setup(key, layer))
+    assert np.array_equal(y[:, 1:], X) and np.all(y[:, 0] == 1)
+    with pytest.raises(
+        ValueError, match=r"ClassTokens\(4, init=ones\) expects inputs of shape \(\.\.\., 4\), got \(3, 3\)"
+    ):
+        layer(jnp.ones((3, 3)), *lux.setup(key, layer))
+
+
+def test_patches_are_a_convolution_with_stride(key):
+    layer = lux.PatchEmbedding((2, 3), 2, 5)
+    ps, st = lux.setup(key, layer)
+    images = jnp.asarray(RNG.normal(size=(3, 4, 6, 2)))
+    expected = jax.lax.conv_general_dilated(
+        images, ps.weight, (2, 3), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    assert np.allclose(layer(images, ps, st)[0], expected.reshape(3, 4, 5) + ps.bias)
+    assert np.allclose(layer(images[0], ps, st)[0], layer(images, ps, st)[0][0])
+    with pytest.raises(ValueError, match=r"2 features on a space that patches \(2, 3\) fill, got \(3, 4, 5, 2\)"):
+        layer(images[:, :, :5], ps, st)
+
+
+def test_a_vision_transformer_has_as_many_parameters_as_it_says(key):
+    block = lux.TransformerEncoderBlock(8, 2, 16)
+    model = lux.Chain(
+        lux.PatchEmbedding(4, 3, 8), lux.ClassTokens(8), lux.Stack(block, 3), lux.SelectDim(-2, 0), lux.Dense(8, 10)
+    )
+    a_block = 4 * (8 * 8 + 8) + (8 * 16 + 16) + (16 * 8 + 8) + 2 * 16
+    assert lux.parameter_length(block) == a_block
+    assert lux.parameter_length(model) == (4 * 4 * 3 * 8 + 8) + 8 + 3 * a_block + (8 * 10 + 10)
+    assert lux.output_shape(model, jnp.ones((2, 16, 16, 3))) == (2, 10)
+
+
+LAYERS = [
+    (lux.MultiHeadAttention(4, 2), X[:, :3], {}),
+    (lux.MultiHeadAttention(4, 4, key_features=2, kv_heads=2, is_causal=True, return_weights=True), (X, MEMORY), {}),
+    (lux.MultiHeadAttention(4, dropout_rate=0.3), X[0], {"batch_axis": None, "derivatives": ("reverse",)}),
+    (lux.SinusoidalPositionalEmbedding(4, max_freq=2.0), X[..., 0], {}),
+    (lux.RotaryPositionalEmbedding(4), X[:, :, None], {}),
+    (lux.LearnedPositionalEmbedding(5, 4), X, {}),
+    (lux.ClassTokens(4), X, {}),
+    (lux.PatchEmbedding(2, 1, 3), RNG.normal(size=(2, 4, 4, 1)), {}),
+    (lux.TransformerEncoderBlock(4, 2, 3), X[:, :3], {"derivatives": ("reverse",)}),
+]
+
+
+@pytest.mark.parametrize(("layer", "x", "options"), LAYERS, ids=lambda value: type(value).__name__)
+def test_layers_keep_the_contract(layer, x, options):
+    check_layer(layer, x, **options)
