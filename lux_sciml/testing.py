@@ -13,6 +13,7 @@ from jax.tree_util import keystr, tree_leaves_with_path
 from .components import ComponentVector, Layout
 from .core import Layer, Mode, parameter_length, setup, testmode, trainmode
 from .core.state import is_random_key
+from .core.static import fields_of
 
 _STEP = 1e-5  # of the finite differences: eps^(1/3) in float64
 _SAME = 1e-9  # two programs of one computation in float64, relative to the largest number
@@ -88,7 +89,7 @@ def _check_value(layer: Layer) -> None:
         copies["pickled"] = pickle.loads(pickle.dumps(layer))
     for what, copy in copies.items():
         if copy != layer or hash(copy) != hash(layer):
-            names = [name for name, value in layer.options().items() if copy.options().get(name) != value]
+            names = [name for name, value in fields_of(layer).items() if fields_of(copy).get(name) != value]
             says = f"a copy of the layer, {what}, is not equal to it, so that jit compiles again for each"
             raise AssertionError(f"{says}; the field {', '.join(names)} does not compare by value")
 

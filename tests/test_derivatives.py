@@ -94,9 +94,7 @@ def test_hessian_and_hvp(cv, key):
     H = hessian(loss)(cv, 2.0)
     assert H.rows is H.columns is cv.layout and H["a", "b.d"].shape == (2, 1, 2)
     gradient = jax.grad(loss)
-    expected = finite_differences(
-        lambda x: np.asarray(gradient(ComponentVector(x, cv.layout), 2.0)), np.asarray(cv)
-    )
+    expected = finite_differences(lambda x: np.asarray(gradient(ComponentVector(x, cv.layout), 2.0)), np.asarray(cv))
     np.testing.assert_allclose(H.data, expected, rtol=1e-6, atol=1e-5)
     np.testing.assert_allclose(H.data, H.T.data)
     v = ComponentVector(jax.random.normal(key, (5,), float), cv.layout)

@@ -9,7 +9,7 @@ import jax
 from ..components.vector import refuse_reserved
 from .layer import Layer, as_layer, restore
 from .printing import option_text
-from .static import FrozenDict
+from .static import FrozenDict, fields_of
 
 
 class Container(Layer):
@@ -37,7 +37,7 @@ class Container(Layer):
 
     def _check(self) -> None:
         out: dict[str, Layer] = {}
-        for field, value in self.options().items():
+        for field, value in fields_of(self).items():
             for name, child in _children_of(field, value):
                 if name in out:
                     raise ValueError(f"{type(self).__name__} has two children of the name {name!r}")
@@ -67,7 +67,7 @@ class Container(Layer):
     def replace_children(self, children: Mapping[str, Layer]) -> "Container":
         """The same container with other children under the same names."""
         out = {}
-        for field, value in self.options().items():
+        for field, value in fields_of(self).items():
             names = [name for name, _ in _children_of(field, value)]
             if isinstance(value, Layer):
                 out[field] = children[field]
@@ -75,7 +75,7 @@ class Container(Layer):
                 out[field] = tuple(children[name] for name in names)
             elif names:
                 out[field] = {name: children[name] for name in names}
-        return restore(type(self), {**self.options(), **out})
+        return restore(type(self), {**fields_of(self), **out})
 
     def __getattr__(self, name: str) -> Layer:
         if name.startswith("_") or "_children" not in vars(self):
@@ -87,7 +87,7 @@ class Container(Layer):
     def __getitem__(self, key: Any) -> Any:
         name, items = type(self).__name__, list(self.children.items())
         if isinstance(key, slice):
-            if dict(self.options().get("layers", {})) != dict(items):
+            if dict(fields_of(self).get("layers", {})) != dict(items):
                 raise TypeError(f"{name} cannot be sliced: it is more than a sequence of layers")
             return self.replace(layers=dict(items[key]))
         if isinstance(key, str) and key not in self.children:
@@ -119,7 +119,7 @@ class Wrapper(Layer):
 
     @property
     def child_field(self) -> str:
-        names = [name for name, value in self.options().items() if isinstance(value, Layer)]
+        names = [name for name, value in fields_of(self).items() if isinstance(value, Layer)]
         if len(names) != 1:
             raise TypeError(
                 f"{type(self).__name__} wraps exactly one layer, got {len(names)}: {', '.join(names) or 'none'}"
@@ -150,7 +150,7 @@ class Wrapper(Layer):
 
     def replace_child(self, child: Layer) -> "Wrapper":
         """The same wrapper around another layer."""
-        return restore(type(self), {**self.options(), self.child_field: child})
+        return restore(type(self), {**fields_of(self), self.child_field: child})
 
 
 def call_child(name: str, child: Layer, x: Any, ps: dict[str, Any], st: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

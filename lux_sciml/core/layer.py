@@ -12,9 +12,7 @@ import jax
 
 from .parameters import parameter_tree
 from .printing import show
-from .static import FrozenDict, exact_key, freeze, picklable
-
-_DERIVED = ("_key", "_hash", "_children")  # kept beside the fields
+from .static import FrozenDict, exact_key, fields_of, freeze, picklable
 
 
 @typing.dataclass_transform(field_specifiers=(dataclasses.field,))
@@ -78,20 +76,20 @@ class Layer(metaclass=_LayerMeta):
 
     def replace(self, **fields: Any) -> "Layer":
         """The same layer with some fields changed. Raises `TypeError` for unknown names."""
-        unknown = fields.keys() - self.options().keys()
+        unknown = fields.keys() - fields_of(self).keys()
         if unknown:
             raise TypeError(
-                f"{type(self).__name__} has no field {', '.join(unknown)}; it has {', '.join(self.options())}"
+                f"{type(self).__name__} has no field {', '.join(unknown)}; it has {', '.join(fields_of(self))}"
             )
         if not self._own_init:
             return dataclasses.replace(self, **fields)
         out = object.__new__(type(self))
-        vars(out).update(self.options() | fields)
+        vars(out).update(fields_of(self) | fields)
         return out._freeze()
 
     def options(self) -> dict[str, Any]:
         """The options of this layer by name."""
-        return {name: value for name, value in vars(self).items() if name not in _DERIVED}
+        return fields_of(self)
 
     def _freeze(self) -> "Layer":
         if "_key" not in vars(self):
@@ -129,7 +127,7 @@ class Layer(metaclass=_LayerMeta):
         return self
 
     def __reduce__(self):
-        return restore, (type(self), {name: picklable(value) for name, value in self.options().items()})
+        return restore, (type(self), {name: picklable(value) for name, value in fields_of(self).items()})
 
     def __repr__(self) -> str:
         return show(self)

@@ -5,6 +5,8 @@ import functools
 import inspect
 from typing import Any
 
+from .static import exact_key, fields_of, freeze
+
 _INDENT, _COLUMN, _COLUMN_ALONE = 4, 50, 29
 
 
@@ -68,12 +70,12 @@ def _inside(layer: Any) -> dict[str, Any]:
     children = getattr(layer, "children", None)
     if children is not None:
         return dict(children)
-    return {name: value for name, value in layer.options().items() if _is_layer(value)}
+    return {name: value for name, value in fields_of(layer).items() if _is_layer(value)}
 
 
 def _options(layer: Any, skip: Any = ()) -> list[str]:
     """The arguments that rebuild the layer: by position as far as possible, then by name; defaults left out."""
-    fields = {name: value for name, value in layer.options().items() if not _holds(value, skip)}
+    fields = {name: value for name, value in fields_of(layer).items() if not _holds(value, skip)}
     out, by_position = [], not skip
     for name, parameter in _signature(type(layer)).items():
         if name not in fields:
@@ -108,8 +110,6 @@ def _signature(cls: type) -> dict[str, inspect.Parameter]:
 
 
 def _same(value: Any, default: Any) -> bool:
-    from .static import exact_key, freeze
-
     return exact_key(value, "") == exact_key(freeze(default), "")
 
 

@@ -106,6 +106,14 @@ def _content(x: Any) -> Hashable:
     return exact_key(x, "Constant")
 
 
+_DERIVED = ("_key", "_hash", "_children")  # kept beside the fields
+
+
+def fields_of(layer: Any) -> dict[str, Any]:
+    """A layer's fields by name; unlike `layer.options()`, also where one of them is called `options`."""
+    return {name: value for name, value in vars(layer).items() if name not in _DERIVED}
+
+
 def holds_arrays(x: Any) -> bool:
     """Whether `x` is an array or a pytree with arrays in it."""
     return any(isinstance(leaf, jax.Array | np.ndarray) for leaf in jax.tree.leaves(x))

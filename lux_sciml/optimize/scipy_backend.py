@@ -180,11 +180,11 @@ class _Function:
 
     def product(self, x: np.ndarray, v: np.ndarray) -> np.ndarray:
         cast = self.problem.cast
-        with derivatives("both"):
+        with derivatives.mode("both"):
             return _require_finite(_hessian_product(self.problem, cast(x), cast(v), self.args), self.method)
 
     def hessian(self, x: np.ndarray) -> np.ndarray:
-        with derivatives("both"):
+        with derivatives.mode("both"):
             return _require_finite(_hessian(self.problem, self.problem.cast(x), self.args), self.method)
 
     def step(self, x: np.ndarray, *_: Any) -> None:
