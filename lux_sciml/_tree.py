@@ -15,7 +15,7 @@ def describe(tree: Any) -> str:
     >>> describe({"a": jnp.ones((2, 3))})
     "{'a': f32[2,3]}"
     """
-    return eqx.tree_pformat(tree, width=10_000)
+    return eqx.tree_pformat(tree, width=10_000, struct_as_array=True)
 
 
 def where(condition: jax.Array, a: Any, b: Any) -> Any:
