@@ -7,8 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .components import ComponentMatrix, ComponentVector, Layout
-from .components.safe_map import layout_of
+from .components import ComponentMatrix, ComponentVector, Layout, layout_of
 
 _MODES = ("forward", "reverse", "both")
 _wanted = jax.make_user_context(default_value=None)  # part of the key of every jit cache

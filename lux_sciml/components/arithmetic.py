@@ -22,20 +22,16 @@ def _operand(named: Any, other: Any) -> Any:
     return NotImplemented
 
 
-def _named(named: Any, data: Any) -> Any:
-    return type(named).tree_unflatten(named.tree_flatten()[1], (data,))
-
-
 def _binary(f: Callable[[Any, Any], Any]) -> tuple[Callable, Callable]:
     """The operator and its reflection."""
 
     def forward(self, other):
         other = _operand(self, other)
-        return other if other is NotImplemented else _named(self, f(self.data, other))
+        return other if other is NotImplemented else make(type(self), f(self.data, other), self._names)
 
     def reflected(self, other):
         other = _operand(self, other)
-        return other if other is NotImplemented else _named(self, f(other, self.data))
+        return other if other is NotImplemented else make(type(self), f(other, self.data), self._names)
 
     return forward, reflected
 
@@ -49,17 +45,18 @@ def _comparison(f: Callable[[Any, Any], Any]) -> Callable:
 
 
 def _unary(f: Callable[[Any], Any]) -> Callable:
-    return lambda self: _named(self, f(self.data))
+    return lambda self: make(type(self), f(self.data), self._names)
 
 
 class NamedArray:
-    """Operators for a pytree class with `data` and static names: `_named_shape`, `_require_same_names` and `_noun`.
+    """An array with static names, one leaf for JAX: `data` and what a subclass calls its names.
 
-    The names are kept with numbers, with arrays of the same trailing shape on the right, with NumPy arrays on either
-    side and with operands of the same names; other names raise `ValueError`; comparisons give plain arrays.
+    A subclass says `_named_shape`, `_require_same_names` and `_noun`; here are the operators. The names are kept with
+    numbers, with arrays of the same trailing shape on the right, with NumPy arrays on either side and with operands of
+    the same names; other names raise `ValueError`; comparisons give plain arrays.
     """
 
-    __slots__ = ()
+    __slots__ = ("__weakref__", "_names", "data")
     __array_priority__ = 1000  # NumPy arrays on the left defer to us
 
     __add__, __radd__ = _binary(operator.add)
@@ -74,6 +71,18 @@ class NamedArray:
     __lt__, __le__ = _comparison(operator.lt), _comparison(operator.le)
     __gt__, __ge__ = _comparison(operator.gt), _comparison(operator.ge)
     __hash__ = None  # as for every type whose equality is elementwise
+
+    data: jax.Array
+
+    def tree_flatten_with_keys(self):
+        return ((jax.tree_util.GetAttrKey("data"), self.data),), self._names
+
+    def tree_flatten(self):
+        return (self.data,), self._names
+
+    @classmethod
+    def tree_unflatten(cls, names: Any, children: Any):
+        return make(cls, children[0], names)  # never validated: transforms put other things than arrays into the leaf
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -105,3 +114,20 @@ class NamedArray:
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"a {type(self).__name__} is immutable")
+
+
+# Flattening and unflattening are on the path of every call of a jitted function: the slots are set without a detour.
+_new = object.__new__
+_set_data, _set_names = NamedArray.data.__set__, NamedArray._names.__set__
+
+
+def make(kind: type, data: Any, names: Any) -> Any:
+    """A named array of the given class from its two parts, without any check."""
+    return fill(_new(kind), data, names)
+
+
+def fill(named: Any, data: Any, names: Any) -> Any:
+    """The two parts put into a new named array."""
+    _set_data(named, data)
+    _set_names(named, names)
+    return named

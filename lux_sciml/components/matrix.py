@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .arithmetic import NamedArray
-from .layout import Layout
+from .arithmetic import NamedArray, fill
+from .layout import Layout, layout_of
 from .nodes import ARRAY
-from .safe_map import layout_of
 from .vector import ComponentVector, view
 
 
@@ -25,7 +24,7 @@ class ComponentMatrix(NamedArray):
     numbers, work as for ComponentVectors.
 
     >>> u, v = ComponentVector(a=1, b=[2, 3]), ComponentVector(c=[1, 10])
-    >>> J = u.outer(v)
+    >>> J = outer(u, v)
     >>> J["b", "c"]
     Array([[ 2., 20.],
            [ 3., 30.]], dtype=float32)
@@ -33,11 +32,7 @@ class ComponentMatrix(NamedArray):
     ComponentVector(c=[14, 140])
     """
 
-    __slots__ = ("__weakref__", "columns", "data", "rows")
-
-    data: jax.Array
-    rows: Layout
-    columns: Layout
+    __slots__ = ()
 
     def __init__(self, data: Any, rows: Layout | ComponentVector, columns: Layout | ComponentVector):
         rows, columns = getattr(rows, "layout", rows), getattr(columns, "layout", columns)
@@ -47,19 +42,19 @@ class ComponentMatrix(NamedArray):
                 f"expected a matrix of shape ({rows.size}, {columns.size}), got {data.shape}; the rows have "
                 f"{rows.summary()}, the columns {columns.summary()}"
             )
-        _fill(self, data, rows, columns)
+        fill(self, data, (rows, columns))
 
-    # --- as a pytree and as an array ------------------------------------------------------------------------
+    # --- as an array ----------------------------------------------------------------------------------------
 
-    def tree_flatten_with_keys(self):
-        return ((jax.tree_util.GetAttrKey("data"), self.data),), (self.rows, self.columns)
+    @property
+    def rows(self) -> Layout:
+        """The names of the rows."""
+        return self._names[0]
 
-    def tree_flatten(self):
-        return (self.data,), (self.rows, self.columns)
-
-    @classmethod
-    def tree_unflatten(cls, layouts, children) -> "ComponentMatrix":
-        return _fill(object.__new__(cls), children[0], *layouts)  # never validated, as for ComponentVector
+    @property
+    def columns(self) -> Layout:
+        """The names of the columns."""
+        return self._names[1]
 
     def __reduce__(self):
         return ComponentMatrix, (np.asarray(self.data), self.rows, self.columns)
@@ -152,10 +147,14 @@ class ComponentMatrix(NamedArray):
         return lineax.PyTreeLinearOperator(_as_pytree(_as_pytree(block, self.columns), self.rows), output, tags)
 
 
-def _fill(matrix: ComponentMatrix, data: Any, rows: Layout, columns: Layout) -> ComponentMatrix:
-    for name, value in (("data", data), ("rows", rows), ("columns", columns)):
-        object.__setattr__(matrix, name, value)
-    return matrix
+def outer(u: Any, v: Any) -> ComponentMatrix:
+    """The outer product of two vectors, trees or arrays, as a ComponentMatrix of their names.
+
+    >>> outer(ComponentVector(a=2, b=3), ComponentVector(c=[1, 10]))["b", "c"]
+    Array([ 3., 30.], dtype=float32)
+    """
+    rows, columns = Layout.of(u), Layout.of(v)
+    return ComponentMatrix(jnp.outer(rows.ravel(u), columns.ravel(v)), rows, columns)
 
 
 def _is_name(key: Any) -> bool:

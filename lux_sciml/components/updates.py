@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .layout import Layout, Leaf
+from .layout import Layout, Leaf, layout_of
 from .nodes import Path, close_container, open_container, path_string
-from .safe_map import layout_of
 
 
 class At:

@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 
 from .._compat import made_in_current_trace
-from .arithmetic import NamedArray
+from .arithmetic import NamedArray, fill, make
 from .layout import Layout
 from .nodes import DICT, NONE, Path, Static
 from .printing import show, table
@@ -34,7 +34,8 @@ class ComponentVector(NamedArray):
 
     Arithmetic with numbers, with arrays `(n,)` on the right, with NumPy arrays on either side and with vectors of the
     same layout keeps the names; another layout raises `ValueError`. `jnp` functions and comparisons give plain
-    arrays, as does a JAX array on the left (`layout.wrap` puts the names back); `jax.lax` functions take `cv.data`.
+    arrays, as does a JAX array on the left: `ComponentVector(x, layout)` puts the names back. `jax.lax` functions take
+    `cv.data`.
 
     >>> u = ComponentVector(S=990, I=10, R=0)
     >>> u.S, u["I"]
@@ -43,10 +44,7 @@ class ComponentVector(NamedArray):
     ComponentVector(S=0.99, I=0.01, R=1)
     """
 
-    __slots__ = ("__weakref__", "_parts", "data", "layout")
-
-    data: jax.Array
-    layout: Layout
+    __slots__ = ("_parts",)
 
     def __init__(self, *args: Any, **components: Any):
         if len(args) == 2 and not components:
@@ -64,7 +62,7 @@ class ComponentVector(NamedArray):
             data = layout.ravel(tree)
         else:
             raise TypeError("ComponentVector takes components by keyword, one tree of them, or (data, layout)")
-        _fill(self, data, layout)
+        fill(self, data, layout)
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"a ComponentVector is immutable: use cv.replace({name}=...) or cv.at[{name!r}].set(...)")
@@ -97,22 +95,15 @@ class ComponentVector(NamedArray):
         layout = Layout.of(tree, ties)
         return _make(layout.join(layout.own(layout.collect(tree)), dtype), layout)
 
-    # --- as a pytree ----------------------------------------------------------------------------------------
+    # --- as an array ----------------------------------------------------------------------------------------
 
-    def tree_flatten_with_keys(self):
-        return ((jax.tree_util.GetAttrKey("data"), self.data),), self.layout
-
-    def tree_flatten(self):
-        return (self.data,), self.layout
-
-    @classmethod
-    def tree_unflatten(cls, layout: Layout, children) -> "ComponentVector":
-        return _make(children[0], layout)  # never validated: transforms put other things than arrays into the leaf
+    @property
+    def layout(self) -> Layout:
+        """What the vector holds, by path."""
+        return self._names
 
     def __reduce__(self):
         return ComponentVector, (np.asarray(self.data), self.layout)
-
-    # --- as an array ----------------------------------------------------------------------------------------
 
     @property
     def _named_shape(self) -> tuple[int, ...]:
@@ -148,7 +139,7 @@ class ComponentVector(NamedArray):
     # --- reading --------------------------------------------------------------------------------------------
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name in ComponentVector.__slots__:
+        if name.startswith("_") and (name.startswith("__") or name in ("_parts", "_names")):  # not set, or no component
             raise AttributeError(name)
         try:
             return self._get([name])
@@ -197,8 +188,9 @@ class ComponentVector(NamedArray):
         A slice for each access would cost a whole vector each in the gradient; the gradient of one split is one
         `concatenate`.
         """
-        if self._parts is not None:
-            return self._parts
+        kept = getattr(self, "_parts", None)
+        if kept is not None:
+            return kept
         children = self.layout.children
         parts = split(self.data, tuple(child.size for child in children.values()))
         out = {
@@ -299,13 +291,6 @@ class ComponentVector(NamedArray):
         ties = [pair for pair in self.layout.ties if not any(path[0] in components for path in pair)]
         return ComponentVector.from_tree({**self.tree(), **numbers(components)}, dtype=self.dtype, ties=ties)
 
-    def outer(self, other: Any) -> Any:
-        """The outer product with another vector, or an array, as a ComponentMatrix."""
-        from .matrix import ComponentMatrix
-
-        columns = self.layout.of(other)
-        return ComponentMatrix(jnp.outer(self.data, columns.ravel(other)), self, columns)
-
     def zeros_like(self) -> "ComponentVector":
         """Zeros with the same names."""
         return _make(jnp.zeros_like(self.data), self.layout)
@@ -325,7 +310,7 @@ class ComponentVector(NamedArray):
 
 
 _STACK = object()  # beside the names among the kept parts
-_RESERVED = frozenset(name for name in dir(ComponentVector) if not name.startswith("_"))
+_RESERVED = frozenset(name for name in dir(ComponentVector) if not name.startswith("__"))
 
 
 def refuse_reserved(name: str) -> None:
@@ -334,20 +319,8 @@ def refuse_reserved(name: str) -> None:
         raise ValueError(f"{name!r} is a method or property of ComponentVector; choose another name, such as '{name}_'")
 
 
-# Flattening and unflattening are on the path of every call of a jitted function: the slots are set without a detour.
-_new = object.__new__
-_set_data, _set_layout, _set_parts = (ComponentVector.__dict__[name].__set__ for name in ("data", "layout", "_parts"))
-
-
-def _fill(cv: ComponentVector, data: Any, layout: Layout) -> ComponentVector:
-    _set_data(cv, data)
-    _set_layout(cv, layout)
-    _set_parts(cv, None)
-    return cv
-
-
 def _make(data: Any, layout: Layout) -> ComponentVector:
-    return _fill(_new(ComponentVector), data, layout)
+    return make(ComponentVector, data, layout)
 
 
 def view(part: jax.Array, layout: Layout) -> Any:

@@ -5,8 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..components.matrix import ComponentMatrix
-from ..components.vector import ComponentVector
+from ..components import ComponentMatrix, ComponentVector
 
 
 class LaplaceApproximation(NamedTuple):

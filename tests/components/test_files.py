@@ -19,7 +19,6 @@ from tests.components.test_layout import Physics, Point, trees
 def test_json_gives_back_the_same_layout(tree):
     layout = Layout.of(tree)
     assert from_json(to_json(layout)) is layout
-    assert Layout.from_json(layout.to_json()) is layout
 
 
 def test_json_of_ties_dataclasses_and_every_dtype():
@@ -29,16 +28,16 @@ def test_json_of_ties_dataclasses_and_every_dtype():
         "decoder": {"w": jnp.ones((2, 3)), 3: None},
     }
     layout = Layout.of(tree, ties=[("encoder.w", "decoder.w")])
-    assert from_json(layout.to_json()) is layout
-    assert Layout.from_json(Layout.of({"a": 1j}).to_json()) is Layout.of({"a": 1j})
-    assert layout.to_json() == from_json(layout.to_json()).to_json()
+    assert from_json(to_json(layout)) is layout
+    assert from_json(to_json(Layout.of({"a": 1j}))) is Layout.of({"a": 1j})
+    assert to_json(layout) == to_json(from_json(to_json(layout)))
 
 
 def test_what_json_cannot_say():
     with pytest.raises(TypeError, match="a layout with a Linear cannot be written as JSON"):
-        Layout.of(eqx.nn.Linear(1, 1, key=jax.random.key(0))).to_json()
+        to_json(Layout.of(eqx.nn.Linear(1, 1, key=jax.random.key(0))))
     with pytest.raises(TypeError, match=r"named \(1, 2\) has no place in JSON"):
-        Layout.of({(1, 2): 1.0}).to_json()
+        to_json(Layout.of({(1, 2): 1.0}))
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1, 2]", "3", '{"lux_sciml_layout": 1}'])
@@ -48,10 +47,10 @@ def test_other_documents_are_refused(text):
 
 
 def test_later_versions_and_unknown_classes_are_refused():
-    document = json.loads(Layout.of({"a": 1.0}).to_json())
+    document = json.loads(to_json(Layout.of({"a": 1.0})))
     with pytest.raises(ValueError, match="written as version 9, this lux_sciml reads version 1"):
         from_json(json.dumps({**document, "lux_sciml_layout": 9}))
-    text = Layout.of(Point(1.0, 2.0)).to_json().replace("Point", "Nowhere")
+    text = to_json(Layout.of(Point(1.0, 2.0))).replace("Point", "Nowhere")
     with pytest.raises(
         ValueError, match=r"the layout holds a Nowhere: import it from tests.components.test_layout first"
     ):

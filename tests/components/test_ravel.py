@@ -101,7 +101,7 @@ def test_any_corruption_raises(tree, data):
     with pytest.raises(error, match=rf"{layout.size} numbers"):
         layout.unravel(bad)
     with pytest.raises(ValueError, match="layouts differ"):
-        layout.unravel(Layout.of({"root": tree, "last": np.zeros((2, 1), np.float32)}).zeros())
+        layout.unravel(ComponentVector.from_tree({"root": tree, "last": np.zeros((2, 1), np.float32)}))
 
 
 # --- Optimisers.destructure: T1 to T16 ------------------------------------------------------------------------
