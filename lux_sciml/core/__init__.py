@@ -3,6 +3,7 @@
 from .check_finite import check_finite
 from .compact import compact
 from .container import Container, Wrapper
+from .field import field
 from .layer import Lambda, Layer, as_layer
 from .setup import output_shape, parameter_length, setup, state_length
 from .state import Mode, testmode, trainmode, update_state
@@ -21,6 +22,7 @@ __all__ = [
     "as_layer",
     "check_finite",
     "compact",
+    "field",
     "output_shape",
     "parameter_length",
     "setup",

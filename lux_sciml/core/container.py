@@ -35,7 +35,7 @@ class Container(Layer):
     (2, 3)
     """
 
-    def _check(self) -> None:
+    def __check_init__(self) -> None:
         out: dict[str, Layer] = {}
         for field, value in fields_of(self).items():
             for name, child in _children_of(field, value):
@@ -131,7 +131,7 @@ class Wrapper(Layer):
         """The wrapped layer."""
         return vars(self)[self.child_field]
 
-    def _check(self) -> None:
+    def __check_init__(self) -> None:
         _ = self.child_field  # raises
 
     def init_params(self, key):

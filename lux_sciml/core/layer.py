@@ -3,30 +3,56 @@
 import abc
 import dataclasses
 import functools
+import inspect
 import re
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import jax
 
+from .converters import function
+from .field import checks_itself, convert, converters_of, field
 from .parameters import parameter_tree
 from .printing import show
 from .static import FrozenDict, exact_key, fields_of, freeze, picklable
 
+L = TypeVar("L", bound="Layer")
 
-@typing.dataclass_transform(field_specifiers=(dataclasses.field,))
+
+@typing.dataclass_transform(field_specifiers=(field, dataclasses.field))
 class _LayerMeta(abc.ABCMeta):
     """Makes every subclass a dataclass and a static pytree node, and freezes instances after `__init__`."""
 
     def __new__(mcs, name, bases, namespace, *, kw_only: bool = False, **kwargs):
-        cls = super().__new__(mcs, name, bases, namespace, **kwargs)
+        cls: Any = super().__new__(mcs, name, bases, namespace, **kwargs)
         cls._own_init = "__init__" in namespace or any(getattr(base, "_own_init", False) for base in bases)
         cls = dataclasses.dataclass(init=not cls._own_init, eq=False, repr=False, kw_only=kw_only)(cls)
+        cls._converters = converters_of(cls)
         return jax.tree_util.register_static(cls)
 
-    def __call__(cls, *args, **kwargs):
-        return super().__call__(*args, **kwargs)._freeze()
+    if not TYPE_CHECKING:  # type checkers read `__init__`
+
+        def __call__(cls, *args, **kwargs):
+            layer = cls.__new__(cls, *args, **kwargs)
+            post_init = cls._own_init and getattr(layer, "__post_init__", None)
+            if not post_init:
+                layer.__init__(*args, **kwargs)
+                return layer._freeze()
+            calls = []  # an `__init__` of one's own may or may not reach that of a base, which calls `__post_init__`
+            vars(layer)["__post_init__"] = lambda: calls.append(post_init())
+            layer.__init__(*args, **kwargs)
+            del vars(layer)["__post_init__"]
+            if not calls:
+                post_init()
+            return layer._freeze()
+
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        """The options, for `help`, notebooks and editors."""
+        signature = inspect.signature(cls.__init__)
+        parameters = list(signature.parameters.values())[1:]
+        return signature.replace(parameters=parameters, return_annotation=inspect.Signature.empty)
 
 
 class Layer(metaclass=_LayerMeta):
@@ -54,6 +80,13 @@ class Layer(metaclass=_LayerMeta):
     Array([1., 3.], dtype=float32)
     """
 
+    _own_init: ClassVar[bool]
+    _converters: ClassVar[Mapping[str, Callable[[Any], Any]]]
+
+    if TYPE_CHECKING:  # made by `_freeze`; an annotation would be a field
+        _key = ()
+        _hash = 0
+
     def init_params(self, key: jax.Array) -> dict[str, Any]:
         """The parameters, from a random key: a dict of floating-point arrays, or of such dicts."""
         return {}
@@ -74,7 +107,7 @@ class Layer(metaclass=_LayerMeta):
         """
         return self.forward(x, parameter_tree(self, ps), st)
 
-    def replace(self, **fields: Any) -> "Layer":
+    def replace(self: L, **fields: Any) -> L:
         """The same layer with some fields changed. Raises `TypeError` for unknown names."""
         unknown = fields.keys() - fields_of(self).keys()
         if unknown:
@@ -83,33 +116,49 @@ class Layer(metaclass=_LayerMeta):
             )
         if not self._own_init:
             return dataclasses.replace(self, **fields)
-        out = object.__new__(type(self))
-        vars(out).update(fields_of(self) | fields)
-        return out._freeze()
+        return restore(type(self), fields_of(self) | fields)
 
     def options(self) -> dict[str, Any]:
         """The options of this layer by name."""
         return fields_of(self)
 
-    def _freeze(self) -> "Layer":
+    def _freeze(self: L) -> L:
         if "_key" not in vars(self):
-            fields = {name: freeze(value) for name, value in vars(self).items()}
             name = type(self).__name__
+            self._set_defaults()
+            fields = {name: freeze(value) for name, value in vars(self).items()}
             for field, optional in _layer_fields(type(self)).items():
                 if field in fields and not (optional and fields[field] is None):
                     fields[field] = _as_layers(fields[field], f"{name}.{field}")
             key = tuple((field, exact_key(value, f"{name}.{field}")) for field, value in fields.items())
             vars(self).update(fields, _key=key, _hash=hash((type(self), key)))
-            self._check()
+            for cls in reversed(type(self).__mro__):
+                if "__check_init__" in vars(cls):
+                    vars(cls)["__check_init__"](self)
         return self
 
-    def _check(self) -> None:
-        """Raise where the finished layer is no valid one."""
+    def _set_defaults(self) -> None:
+        """The defaults of the fields that an `__init__` of one's own left alone."""
+        for declared in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
+            if declared.name in vars(self):
+                continue
+            if declared.default is not dataclasses.MISSING:
+                setattr(self, declared.name, declared.default)
+            elif declared.default_factory is not dataclasses.MISSING:
+                setattr(self, declared.name, declared.default_factory())
+            elif not hasattr(type(self), declared.name):  # a property
+                name = f"{type(self).__name__}.{declared.name}"
+                fix = "assign it in `__init__` or `__post_init__`, or give it a default"
+                raise TypeError(f"{name} is declared, but was never set: {fix}")
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if "_key" in vars(self):
-            raise AttributeError(f"a layer is immutable: use layer.replace({name}=...)")
-        object.__setattr__(self, name, value)
+    if not TYPE_CHECKING:  # type checkers then report names that are no fields
+
+        def __setattr__(self, name, value):
+            if "_key" in vars(self):
+                raise AttributeError(f"a layer is immutable: use layer.replace({name}=...)")
+            grows = self._own_init and isinstance(value, list | dict)  # until the `__init__` of one's own ends
+            value = value if grows else freeze(value)
+            object.__setattr__(self, name, convert(type(self), name, value))
 
     def __delattr__(self, name: str) -> None:
         raise AttributeError("a layer is immutable")
@@ -133,10 +182,11 @@ class Layer(metaclass=_LayerMeta):
         return show(self)
 
 
-def restore(cls: type[Layer], fields: Mapping[str, Any]) -> Layer:
+def restore(cls: type[L], fields: Mapping[str, Any]) -> L:
     """A layer of a class with the given fields, without its `__init__`."""
     out = object.__new__(cls)
-    vars(out).update(fields)
+    for name, value in fields.items():
+        setattr(out, name, value)
     return out._freeze()
 
 
@@ -148,7 +198,7 @@ class Lambda(Layer):
     Array(9., dtype=float32, weak_type=True)
     """
 
-    function: Callable[[Any], Any]
+    function: Callable[[Any], Any] = field(converter=function)
 
     def forward(self, x, ps, st):
         return self.function(x), st
@@ -174,7 +224,8 @@ def _as_layers(value: Any, where: str) -> Any:
     return as_layer(value, where)
 
 
-def as_layer(x: Any, where: str = "") -> Layer:
+@checks_itself
+def as_layer(x: Layer | Callable[..., Any], where: str = "") -> Layer:
     """A layer as it is; any other callable as a `Lambda`. Raises `TypeError`, naming `where`, for everything else."""
     if isinstance(x, Layer):
         return x

@@ -88,7 +88,7 @@ class Constant:
 
 
 def _read_only(x: Any) -> Any:
-    if isinstance(x, jax.core.Tracer):
+    if is_traced(x):
         raise TypeError("a traced array cannot be a Constant: pass it in the call, as part of the layer's input")
     if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
         return x
@@ -114,13 +114,20 @@ def fields_of(layer: Any) -> dict[str, Any]:
     return {name: value for name, value in vars(layer).items() if name not in _DERIVED}
 
 
+def is_traced(x: Any) -> bool:
+    """Whether `x` is an array inside a transformation of JAX, without elements of its own."""
+    return isinstance(x, jax.core.Tracer)  # pyright: ignore[reportAttributeAccessIssue]  # `jax.core` is there
+
+
 def holds_arrays(x: Any) -> bool:
     """Whether `x` is an array or a pytree with arrays in it."""
     return any(isinstance(leaf, jax.Array | np.ndarray) for leaf in jax.tree.leaves(x))
 
 
 def freeze(value: Any) -> Any:
-    """Lists as tuples and dicts as FrozenDicts, at all depths."""
+    """Lists as tuples, dicts as FrozenDicts, integers and booleans of NumPy and JAX as Python's, at all depths."""
+    if isinstance(value, np.generic | np.ndarray | jax.Array) and not is_traced(value):
+        return value.item() if value.ndim == 0 and value.dtype.kind in "iub" else value
     if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
         return tuple(map(freeze, value))
     if isinstance(value, dict | FrozenDict):

@@ -1,0 +1,198 @@
+"""The converters that layers share: each makes one form of an option from all that users write for it, or refuses it.
+
+How to declare an option:
+
+    from ..core import Layer, as_layer, field
+    from ..core.converters import choice, count, flag, function, optional, sizes, tuple_of
+
+    class Conv(Layer):
+        in_features: int = field(converter=count)                              # Conv("a"): refused by name
+        kernel_size: tuple[int, ...] = field(converter=sizes)                  # 3, [3, 3] and np.array([3, 3]) -> tuple
+        activation: Callable = field(default=identity, converter=function)     # "tanh" is refused
+        bias: Callable | None = field(default=None, converter=optional(function))
+        padding_mode: str = field(default="zeros", converter=choice("zeros", "circular"))
+
+    class Mixture(Container):
+        gate: Layer = field(converter=as_layer)                                # a function becomes a `Lambda`
+        norm: Layer | None = field(default=None, converter=optional(as_layer))
+        experts: tuple[Layer, ...] = field(converter=tuple_of(as_layer))       # children experts_0, experts_1, ...
+        ts: Constant | None = field(default=None, converter=optional(Constant))
+
+* The annotation is what the option becomes; the converter's own annotation is what users may give. Type checkers read
+  both.
+* A converter sees normalised values: tuples for lists, `FrozenDict`s for dicts, and Python's integers and booleans for
+  NumPy's and for arrays of one. This holds for options without a converter too.
+* A converter takes its own result as it is, since `replace` converts again.
+* It raises `TypeError` or `ValueError` that starts with "expected ...", or with "[i]: ..." for an item; the name of the
+  option is put in front. What two options must agree on is checked in `__check_init__`, which is called for every
+  class, bases first, without `super()`; `__post_init__` is left for options that are computed from others.
+* In a class of one's own, decorate the converter with `checks_itself` where its annotation is narrower than what it
+  may be called with, so that its sentence comes first also where a test checks all annotations.
+"""
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, SupportsFloat, SupportsIndex, TypeVar
+
+import jax
+import numpy as np
+
+from .field import checks_itself
+from .static import FrozenDict, is_traced
+
+T = TypeVar("T")
+R = TypeVar("R")
+Call = TypeVar("Call", bound=Callable[..., Any])
+
+__all__ = [
+    "checks_itself",
+    "choice",
+    "count",
+    "dict_of",
+    "flag",
+    "function",
+    "integer",
+    "integers",
+    "number",
+    "optional",
+    "sizes",
+    "tuple_of",
+]
+
+
+@checks_itself
+def function(value: Call) -> Call:
+    """A function, `jnp.tanh` say; no layer, no string."""
+    if not callable(value) or (hasattr(value, "init_params") and not isinstance(value, type)):
+        raise TypeError(f"expected a function such as jnp.tanh, got {_short(value)}")
+    return value  # pyright: ignore[reportReturnType]  # narrowed to `Call | type`
+
+
+@checks_itself
+def integer(value: SupportsIndex) -> int:
+    """A whole number."""
+    try:
+        return operator.index(_not_bool(value))
+    except TypeError:
+        raise TypeError(f"expected a whole number, got {_short(value)}") from None
+
+
+@checks_itself
+def count(value: SupportsIndex) -> int:
+    """A whole number, one or more."""
+    n = integer(value)
+    if n < 1:
+        raise ValueError(f"expected a whole number of at least 1, got {n}")
+    return n
+
+
+@checks_itself
+def number(value: SupportsFloat) -> float:
+    """A real number, as a float."""
+    if isinstance(value, str | bytes) or np.ndim(value):  # pyright: ignore[reportArgumentType]
+        raise TypeError(f"expected a number, got {_short(value)}")
+    try:
+        return float(value)
+    except TypeError:
+        raise TypeError(f"expected a number, got {_short(value)}") from None
+
+
+@checks_itself
+def flag(value: bool) -> bool:
+    """True or False."""
+    if value not in (True, False):
+        raise TypeError(f"expected True or False, got {_short(value)}")
+    return bool(value)
+
+
+@checks_itself
+def integers(value: SupportsIndex | Sequence[SupportsIndex] | np.ndarray) -> tuple[int, ...]:
+    """A tuple of whole numbers, from one, a sequence or an array of them."""
+    return _each(integer, value, "whole numbers")
+
+
+@checks_itself
+def sizes(value: SupportsIndex | Sequence[SupportsIndex] | np.ndarray) -> tuple[int, ...]:
+    """A tuple of whole numbers of at least 1, from one, a sequence or an array of them."""
+    return _each(count, value, "whole numbers of at least 1")
+
+
+def choice(*names: str) -> Callable[[str], str]:
+    """The converter that takes one of the names."""
+
+    @checks_itself
+    def one(value: str) -> str:
+        if not isinstance(value, str) or value not in names:
+            raise ValueError(f"expected {' or '.join(map(repr, names))}, got {_short(value)}")
+        return value
+
+    return one
+
+
+def optional(converter: Callable[[T], R]) -> Callable[[T | None], R | None]:
+    """The converter that lets `None` through and converts all else."""
+
+    @checks_itself
+    def convert(value: T | None) -> R | None:
+        return None if value is None else converter(value)
+
+    return convert
+
+
+def tuple_of(converter: Callable[[T], R]) -> Callable[[Sequence[T]], tuple[R, ...]]:
+    """The converter of every item of a list or tuple."""
+
+    @checks_itself
+    def convert(value: Sequence[T]) -> tuple[R, ...]:
+        if not isinstance(value, list | tuple):
+            raise TypeError(f"expected a list or a tuple, got {_short(value)}")
+        return tuple(_item(converter, item, i) for i, item in enumerate(value))
+
+    return convert
+
+
+def dict_of(converter: Callable[[T], R]) -> Callable[[Mapping[str, T]], FrozenDict]:
+    """The converter of every value of a dict."""
+
+    @checks_itself
+    def convert(value: Mapping[str, T]) -> FrozenDict:
+        if not isinstance(value, Mapping):
+            raise TypeError(f"expected a dict, got {_short(value)}")
+        return FrozenDict({name: _item(converter, item, name) for name, item in value.items()})
+
+    return convert
+
+
+def _each(converter: Callable[[Any], int], value: Any, what: str) -> tuple[int, ...]:
+    if isinstance(value, np.ndarray | jax.Array) and not is_traced(value):
+        value = np.asarray(value).tolist()
+    if not _is_sequence(value):
+        return (converter(value),)
+    items = list(value)
+    if any(map(_is_sequence, items)):
+        raise TypeError(f"expected {what}, got {_short(value)}")
+    return tuple(_item(converter, item, i) for i, item in enumerate(items))
+
+
+def _is_sequence(value: Any) -> bool:
+    return hasattr(value, "__iter__") and not isinstance(value, str | bytes)
+
+
+def _item(converter: Callable[[Any], Any], item: Any, place: Any) -> Any:
+    """An item converted; its errors start with its place."""
+    try:
+        return converter(item)
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"[{place!r}]{'' if str(error).startswith('[') else ': '}{error}") from error
+
+
+def _not_bool(value: Any) -> Any:
+    if isinstance(value, bool | np.bool_):
+        raise TypeError
+    return value
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 and "\n" not in text else f"a {type(value).__name__}"
