@@ -1,21 +1,39 @@
 """Initial weights: frozen values that compare, print and pickle, beside those of `jax.nn.initializers`.
 
 An initializer is called as `init(key, shape, dtype)`, as in `jax.nn.initializers`, whose objects can be passed wherever
-one of these can; those are closures, however, and two built apart are two different options to `jax.jit`.
+one of these can; those are closures, however, and two built apart are two different options to `jax.jit`. `dtype` is
+`float` by default and in the layers' calls: JAX's default floating-point type.
 
-Weights have the shape `(*window, in, out)`: `fan_in` is the size of the window times `in`, `fan_out` that times `out`.
+Weights have the shape `(*kernel, in, out)`: `fan_in` is the size of the kernel times `in`, `fan_out` that times `out`.
 """
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 
-@dataclasses.dataclass(frozen=True)
-class Uniform:
-    """Independent numbers from U(-bound, bound).
+class _Initializer:
+    """What the frozen values share: options in `float`, so that equal ones are the same, and printing as Python."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]  # each subclass is a dataclass
+            object.__setattr__(self, field.name, float(getattr(self, field.name)))
+
+    def __repr__(self) -> str:
+        fields = dataclasses.fields(self)  # pyright: ignore[reportArgumentType]
+        values = [getattr(self, field.name) for field in fields]
+        while values and values[-1] == fields[len(values) - 1].default:
+            del values[-1]
+        return f"initializers.{type(self).__name__}({', '.join(map(repr, values))})"
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Uniform(_Initializer):
+    """Independent elements from U(-bound, bound).
 
     >>> Uniform(0.1)(jax.random.key(0), (2, 3), jnp.float32).shape
     (2, 3)
@@ -23,13 +41,13 @@ class Uniform:
 
     bound: float
 
-    def __call__(self, key, shape, dtype=None):
-        return jax.random.uniform(key, shape, _default(dtype), -self.bound, self.bound)
+    def __call__(self, key: Any, shape: Sequence[int], dtype: Any = float) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -self.bound, self.bound)
 
 
-@dataclasses.dataclass(frozen=True)
-class Normal:
-    """Independent numbers from N(0, std^2).
+@dataclasses.dataclass(frozen=True, repr=False)
+class Normal(_Initializer):
+    """Independent elements from N(0, std^2).
 
     >>> Normal(0.1)(jax.random.key(0), (2, 3), jnp.float32).shape
     (2, 3)
@@ -37,13 +55,13 @@ class Normal:
 
     std: float = 1.0
 
-    def __call__(self, key, shape, dtype=None):
-        return self.std * jax.random.normal(key, shape, _default(dtype))
+    def __call__(self, key: Any, shape: Sequence[int], dtype: Any = float) -> jax.Array:
+        return self.std * jax.random.normal(key, shape, dtype)
 
 
-@dataclasses.dataclass(frozen=True)
-class TruncatedNormal:
-    """Independent numbers from N(mean, std^2), drawn anew until they lie between `lower` and `upper`.
+@dataclasses.dataclass(frozen=True, repr=False)
+class TruncatedNormal(_Initializer):
+    """Independent elements from N(mean, std^2), drawn anew until they lie between `lower` and `upper`.
 
     The bounds are values, not multiples of the standard deviation. Raises `ValueError` where they are out of order.
 
@@ -56,17 +74,18 @@ class TruncatedNormal:
     lower: float = -2.0
     upper: float = 2.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.lower >= self.upper:
             raise ValueError(f"TruncatedNormal needs lower < upper, got {self.lower} and {self.upper}")
 
-    def __call__(self, key, shape, dtype=None):
+    def __call__(self, key: Any, shape: Sequence[int], dtype: Any = float) -> jax.Array:
         lower, upper = ((bound - self.mean) / self.std for bound in (self.lower, self.upper))
-        return self.mean + self.std * jax.random.truncated_normal(key, lower, upper, shape, _default(dtype))
+        return self.mean + self.std * jax.random.truncated_normal(key, lower, upper, shape, dtype)
 
 
-@dataclasses.dataclass(frozen=True)
-class KaimingUniform:
+@dataclasses.dataclass(frozen=True, repr=False)
+class KaimingUniform(_Initializer):
     """U(-b, b) with b = gain * sqrt(3 / fan_in), which keeps the variance of what passes through: `gain^2 / fan_in`.
 
     He et al., "Delving deep into rectifiers", ICCV 2015, equation 10, with the gain of the activation.
@@ -77,22 +96,26 @@ class KaimingUniform:
 
     gain: float = 1.0
 
-    def __call__(self, key, shape, dtype=None):
+    def __call__(self, key: Any, shape: Sequence[int], dtype: Any = float) -> jax.Array:
         return _variance_scaling(self.gain, "fan_in", "uniform", key, shape, dtype)
 
 
-@dataclasses.dataclass(frozen=True)
-class KaimingNormal:
-    """N(0, gain^2 / fan_in); see `KaimingUniform`."""
+@dataclasses.dataclass(frozen=True, repr=False)
+class KaimingNormal(_Initializer):
+    """N(0, gain^2 / fan_in); see `KaimingUniform`.
+
+    >>> KaimingNormal()(jax.random.key(0), (2, 3), jnp.float32).shape
+    (2, 3)
+    """
 
     gain: float = 1.0
 
-    def __call__(self, key, shape, dtype=None):
+    def __call__(self, key: Any, shape: Sequence[int], dtype: Any = float) -> jax.Array:
         return _variance_scaling(self.gain, "fan_in", "normal", key, shape, dtype)
 
 
-@dataclasses.dataclass(frozen=True)
-class GlorotUniform:
+@dataclasses.dataclass(frozen=True, repr=False)
+class GlorotUniform(_Initializer):
     """U(-b, b) with b = gain * sqrt(6 / (fan_in + fan_out)), which balances the variances forward and backward.
 
     Glorot and Bengio, "Understanding the difficulty of training deep feedforward neural networks", AISTATS 2010.
@@ -103,23 +126,27 @@ class GlorotUniform:
 
     gain: float = 1.0
 
-    def __call__(self, key, shape, dtype=None):
+    def __call__(self, key: Any, shape: Sequence[int], dtype: Any = float) -> jax.Array:
         return _variance_scaling(self.gain, "fan_avg", "uniform", key, shape, dtype)
 
 
-@dataclasses.dataclass(frozen=True)
-class GlorotNormal:
-    """N(0, 2 gain^2 / (fan_in + fan_out)); see `GlorotUniform`."""
+@dataclasses.dataclass(frozen=True, repr=False)
+class GlorotNormal(_Initializer):
+    """N(0, 2 gain^2 / (fan_in + fan_out)); see `GlorotUniform`.
+
+    >>> GlorotNormal()(jax.random.key(0), (2, 3), jnp.float32).shape
+    (2, 3)
+    """
 
     gain: float = 1.0
 
-    def __call__(self, key, shape, dtype=None):
+    def __call__(self, key: Any, shape: Sequence[int], dtype: Any = float) -> jax.Array:
         return _variance_scaling(self.gain, "fan_avg", "normal", key, shape, dtype)
 
 
-@dataclasses.dataclass(frozen=True)
-class Orthogonal:
-    """`gain` times a random matrix with orthonormal rows or columns, whichever are fewer; the window counts as rows.
+@dataclasses.dataclass(frozen=True, repr=False)
+class Orthogonal(_Initializer):
+    """`gain` times a random matrix with orthonormal rows or columns, whichever are fewer; the kernel counts as rows.
 
     Saxe, McClelland and Ganguli, "Exact solutions to the nonlinear dynamics of learning", ICLR 2014.
 
@@ -130,12 +157,14 @@ class Orthogonal:
 
     gain: float = 1.0
 
-    def __call__(self, key, shape, dtype=None):
-        return jax.nn.initializers.orthogonal(self.gain)(key, shape, _default(dtype))
+    def __call__(self, key: Any, shape: Sequence[int], dtype: Any = float) -> jax.Array:
+        dtype = jax.dtypes.canonicalize_dtype(dtype)
+        enough = jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype  # the decomposition knows no half precision
+        return jax.nn.initializers.orthogonal(self.gain)(key, shape, enough).astype(dtype)
 
 
-@dataclasses.dataclass(frozen=True)
-class Sparse:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Sparse(_Initializer):
     """N(0, std^2), with a share `sparsity` of the inputs of each output set to zero, rounded up.
 
     Martens, "Deep learning via Hessian-free optimization", ICML 2010. Raises `ValueError` for shapes that are not
@@ -148,11 +177,12 @@ class Sparse:
     sparsity: float
     std: float = 0.01
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.sparsity <= 1:
             raise ValueError(f"Sparse needs a share between 0 and 1, got {self.sparsity}")
 
-    def __call__(self, key, shape, dtype=None):
+    def __call__(self, key: Any, shape: Sequence[int], dtype: Any = float) -> jax.Array:
         if len(shape) != 2:
             raise ValueError(f"Sparse makes matrices (in, out), got the shape {tuple(shape)}")
         key_values, key_zeros = jax.random.split(key)
@@ -161,9 +191,9 @@ class Sparse:
         return jnp.where(order < math.ceil(self.sparsity * shape[0]), jnp.zeros_like(values), values)
 
 
-@dataclasses.dataclass(frozen=True)
-class Identity:
-    """`gain` times the identity, so that a layer starts by handing on its input; in the middle of a window, if any.
+@dataclasses.dataclass(frozen=True, repr=False)
+class Identity(_Initializer):
+    """`gain` times the identity, so that a layer starts by passing on its input; in the middle of a kernel, if any.
 
     Where `in` and `out` differ, the features in excess are zero. Raises `ValueError` for shapes of less than two axes.
 
@@ -174,29 +204,35 @@ class Identity:
 
     gain: float = 1.0
 
-    def __call__(self, key, shape, dtype=None):
+    def __call__(self, key: Any, shape: Sequence[int], dtype: Any = float) -> jax.Array:
         if len(shape) < 2:
-            raise ValueError(f"Identity makes weights (*window, in, out), got the shape {tuple(shape)}")
-        weight = jnp.zeros(shape, _default(dtype))
+            raise ValueError(f"Identity makes weights (*kernel, in, out), got the shape {tuple(shape)}")
+        weight = jnp.zeros(shape, dtype)
         middle = tuple((size - 1) // 2 for size in shape[:-2])
         return weight.at[middle].set(self.gain * jnp.eye(*shape[-2:], dtype=weight.dtype))
 
 
-def zeros(key, shape, dtype=None):
-    """All zeros."""
-    return jnp.zeros(shape, _default(dtype))
+def zeros(key: Any, shape: Sequence[int], dtype: Any = float) -> jax.Array:
+    """All zeros.
+
+    >>> zeros(None, (2,), jnp.float32)
+    Array([0., 0.], dtype=float32)
+    """
+    return jnp.zeros(shape, dtype)
 
 
-def ones(key, shape, dtype=None):
-    """All ones."""
-    return jnp.ones(shape, _default(dtype))
+def ones(key: Any, shape: Sequence[int], dtype: Any = float) -> jax.Array:
+    """All ones.
+
+    >>> ones(None, (2,), jnp.float32)
+    Array([1., 1.], dtype=float32)
+    """
+    return jnp.ones(shape, dtype)
 
 
-def _default(dtype):
-    return jax.dtypes.canonicalize_dtype(float) if dtype is None else dtype
-
-
-def _variance_scaling(gain, mode, distribution, key, shape, dtype):
+def _variance_scaling(
+    gain: float, mode: Any, distribution: Any, key: Any, shape: Sequence[int], dtype: Any
+) -> jax.Array:
     if 0 in shape:
-        return jnp.zeros(shape, _default(dtype))
-    return jax.nn.initializers.variance_scaling(gain**2, mode, distribution)(key, shape, _default(dtype))
+        return jnp.zeros(shape, dtype)
+    return jax.nn.initializers.variance_scaling(gain**2, mode, distribution)(key, shape, dtype)

@@ -40,6 +40,31 @@ def test_initializers_are_values(key, initializer):
     assert weight.dtype == jnp.float32 and weight.shape == (2, 3)
 
 
+@pytest.mark.parametrize("initializer", INITIALIZERS[:-2], ids=value_text)
+def test_initializers_print_as_the_python_that_makes_them(initializer):
+    assert eval(repr(initializer), {"initializers": init}) == initializer
+
+
+def test_initializers_leave_out_defaults_and_keep_their_options_in_float():
+    assert repr(init.Normal()) == "initializers.Normal()" and repr(init.Normal(2)) == "initializers.Normal(2.0)"
+    assert repr(init.TruncatedNormal(std=5)) == "initializers.TruncatedNormal(0.0, 5.0)"
+    for one in (1, True, np.float64(1)):
+        assert repr(init.Uniform(one)) == "initializers.Uniform(1.0)"
+        assert type(init.Uniform(one).bound) is float
+
+
+@pytest.mark.parametrize("initializer", INITIALIZERS, ids=value_text)
+def test_initializers_draw_in_every_precision(key, initializer):
+    for dtype in ("float16", "bfloat16", "float32", "float64"):
+        weight = initializer(key, (3, 4), dtype)
+        assert weight.dtype == dtype and np.isfinite(weight.astype("float32")).all()
+    for default in ((), (float,)):
+        assert initializer(key, (3, 4), *default).dtype == jnp.float64
+        with jax.enable_x64(False):
+            assert initializer(key, (3, 4), *default).dtype == jnp.float32
+    assert initializer(key, (0, 4)).shape == (0, 4)
+
+
 @pytest.mark.parametrize("uniform", [True, False])
 @pytest.mark.parametrize("glorot", [True, False])
 def test_variances(key, uniform, glorot):
@@ -82,12 +107,12 @@ def test_sparse_has_zeros_in_every_column(key):
 
 
 @pytest.mark.parametrize("window", [(3,), (4,), (3, 2)], ids=str)
-def test_identity_hands_on_the_input(key, window):
+def test_identity_passes_on_the_input(key, window):
     layer = lux.Conv(2, 3, window, padding="SAME", use_bias=False, init_weight=init.Identity())
     x = np.random.default_rng(0).normal(size=(2, *(5,) * len(window), 2))
     y = np.asarray(layer(x, *lux.setup(key, layer))[0])
     assert np.array_equal(y[..., :2], x) and not y[..., 2].any()
-    with pytest.raises(ValueError, match=r"Identity makes weights \(\*window, in, out\), got the shape \(3,\)"):
+    with pytest.raises(ValueError, match=r"Identity makes weights \(\*kernel, in, out\), got the shape \(3,\)"):
         init.Identity()(key, (3,))
 
 

@@ -115,7 +115,7 @@ SINGLE = [
     (lux.Dense(3, 1, use_bias=True), "Dense(3, 1)                  # 4 parameters"),
     (
         lux.Dense(1, 1, init_weight=lux.initializers.zeros, init_bias=lux.initializers.Uniform(0.5)),
-        "Dense(1, 1, init_weight=zeros, init_bias=Uniform(bound=0.5))  # 2 parameters",
+        "Dense(1, 1, init_weight=zeros, init_bias=initializers.Uniform(0.5))  # 2 parameters",
     ),
     (lux.BatchNorm(3, affine=False), "BatchNorm(3, affine=False)   # 7 non-trainable"),
     (
