@@ -46,3 +46,14 @@ def floating(tree: Any) -> Any:
         return x if is_inexact(x) else x.astype(float)
 
     return jax.tree.map(convert, tree)
+
+
+def widened(tree: Any) -> Any:
+    """The arrays of a tree in `floating` point, half precision in float32: for sums, means, norms, angles, positions.
+
+    What is computed from them is rounded at the end, to the type of the `floating` input.
+
+    >>> widened(jnp.ones(2, jnp.bfloat16)).dtype
+    dtype('float32')
+    """
+    return jax.tree.map(lambda x: x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x, floating(tree))
