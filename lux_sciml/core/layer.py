@@ -29,6 +29,8 @@ class _LayerMeta(abc.ABCMeta):
         cls._own_init = "__init__" in namespace or any(getattr(base, "_own_init", False) for base in bases)
         cls = dataclasses.dataclass(init=not cls._own_init, eq=False, repr=False, kw_only=kw_only)(cls)
         cls._converters = converters_of(cls)
+        if not cls._own_init:  # what a converter takes, it says itself; tests check the other annotations
+            cls.__init__.__annotations__ |= dict.fromkeys(cls._converters.keys() & cls.__init__.__annotations__, Any)
         return jax.tree_util.register_static(cls)
 
     if not TYPE_CHECKING:  # type checkers read `__init__`
@@ -50,8 +52,9 @@ class _LayerMeta(abc.ABCMeta):
     @property
     def __signature__(cls) -> inspect.Signature:
         """The options, for `help`, notebooks and editors."""
-        signature = inspect.signature(cls.__init__)
-        parameters = list(signature.parameters.values())[1:]
+        signature, fields = inspect.signature(cls.__init__), getattr(cls, "__dataclass_fields__", {})
+        types = {} if getattr(cls, "_own_init", False) else {name: f.type for name, f in fields.items()}
+        parameters = [p.replace(annotation=types.get(p.name, p.annotation)) for p in signature.parameters.values()][1:]
         return signature.replace(parameters=parameters, return_annotation=inspect.Signature.empty)
 
 

@@ -3,6 +3,7 @@
 import inspect
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -311,6 +312,13 @@ def test_the_signature_of_a_class_shows_its_options():
     assert signature.parameters["activation"].kind is inspect.Parameter.KEYWORD_ONLY
     for cls in (lux.Layer, lux.Container, lux.Wrapper):
         assert str(inspect.signature(cls)) == "()"
+
+
+def test_annotations_say_what_an_option_becomes_and_converters_what_it_takes():
+    signature = inspect.signature(lux.Chain)
+    assert [p.annotation for p in signature.parameters.values()] == [Any, Any]
+    assert "activation: " in str(inspect.signature(Options)) and Options.__init__.__annotations__["size"] is Any
+    assert Options.__dataclass_fields__["size"].type == tuple[int, ...]
 
 
 def test_a_static_layer_is_one_program_for_equal_options():
