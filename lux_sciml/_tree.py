@@ -1,11 +1,14 @@
 """What several rooms need of trees of arrays."""
 
+import dataclasses
 import functools
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 
@@ -57,3 +60,48 @@ def widened(tree: Any) -> Any:
     dtype('float32')
     """
     return jax.tree.map(lambda x: x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x, floating(tree))
+
+
+def exact_key(value: Any) -> Hashable:
+    """A hashable key of a static value, which differs where types or bits differ.
+
+    For Python `1`, `1.0` and `True` are equal, and so are `0.0` and `-0.0`, also inside of tuples, dicts, dataclasses
+    and static fields: what is cached or interned by `==` gives back one for another. Arrays count by content. Raises
+    `TypeError` for traced arrays and for values without a hash.
+
+    >>> exact_key((1, 0.0)) == exact_key((1.0, 0.0)), exact_key((1, 0.0)) == exact_key((1, 0.0))
+    (False, True)
+    """
+    kind = type(value)
+    if value is None or kind in (bool, int, str, bytes):
+        return (kind, value)
+    if kind is float:
+        return (kind, value.hex())
+    if kind is complex:
+        return (kind, value.real.hex(), value.imag.hex())
+    if isinstance(value, jax.core.Tracer):
+        raise TypeError(f"{value} is traced: a static value is known before tracing")
+    if isinstance(value, jax.Array | np.ndarray | np.generic):
+        is_key = jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
+        data = np.asarray(jax.random.key_data(value) if is_key else value)
+        content = exact_key(data.tolist()) if data.dtype.hasobject else data.tobytes()
+        return (kind, value.dtype, data.shape, content)
+    if isinstance(value, tuple | list):
+        return (kind, *map(exact_key, value))
+    if isinstance(value, set | frozenset):
+        return (kind, frozenset(map(exact_key, value)))
+    if isinstance(value, Mapping):
+        return (kind, tuple((exact_key(key), exact_key(item)) for key, item in value.items()))
+    if isinstance(value, functools.partial):
+        return (kind, exact_key(value.func), exact_key(value.args), exact_key(value.keywords))
+    if isinstance(value, slice):
+        return (kind, *map(exact_key, (value.start, value.stop, value.step)))
+    children, treedef = jax.tree.flatten(value, is_leaf=lambda node: node is not value)
+    if not jax.tree_util.treedef_is_leaf(treedef):  # modules and option objects
+        _, static = treedef.node_data()
+        if static is not value:
+            return (kind, exact_key(static), *map(exact_key, children))
+    hash(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return (kind, value, *(exact_key(getattr(value, field.name, None)) for field in dataclasses.fields(value)))
+    return (kind, value)
