@@ -100,6 +100,11 @@ class NamedArray:
     def dtype(self) -> np.dtype:
         return self.data.dtype
 
+    def equals(self, other: Any) -> bool:
+        """Whether the other one has the same names, in the same order, and the same elements; NaN equals NaN here."""
+        same = type(other) is type(self) and other._names == self._names
+        return same and np.array_equal(np.asarray(self), np.asarray(other), equal_nan=True)
+
     def __jax_array__(self) -> jax.Array:
         return jnp.asarray(self.data)
 

@@ -11,11 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from .layout import Layout
-from .nodes import path_string
+from .nodes import Path
 from .vector import ComponentVector
 
 
-def bounds(ps: ComponentVector, limits: Mapping[str, tuple[Any, Any]]) -> tuple[ComponentVector, ComponentVector]:
+def bounds(
+    ps: ComponentVector, limits: Mapping[str | Path, tuple[Any, Any]]
+) -> tuple[ComponentVector, ComponentVector]:
     """Lower and upper bounds by name: `bounds(ps, {"physics.*": (0, None)})`; `None`, and unnamed, is unbounded.
 
     Keys are patterns as for `Layout.mask`, later ones override earlier ones; values are pairs of numbers or arrays that
@@ -143,14 +145,14 @@ class Constrained:
     layout: Layout
     constraints: tuple[Constraint | None, ...]  # one for each block of the layout
 
-    def __init__(self, layout: Layout | ComponentVector, constraints: Mapping[str, Constraint]):
+    def __init__(self, layout: Layout | ComponentVector, constraints: Mapping[str | Path, Constraint]):
         layout = getattr(layout, "layout", layout)
         chosen: list[Constraint | None] = [None] * len(layout.blocks)
         for pattern, constraint in constraints.items():
             for leaf in layout.match(pattern):
                 i = layout.block_of[leaf.path]
                 if chosen[i] not in (None, constraint):
-                    raise ValueError(f"`{path_string(leaf.path)}` has two constraints: {chosen[i]} and {constraint}")
+                    raise ValueError(f"`{layout.name(leaf.path)}` has two constraints: {chosen[i]} and {constraint}")
                 chosen[i] = constraint
         object.__setattr__(self, "layout", layout)
         object.__setattr__(self, "constraints", tuple(chosen))

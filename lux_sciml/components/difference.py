@@ -1,8 +1,9 @@
 """Comparing layouts: the first difference as a sentence, or all of them."""
 
+import collections
 from typing import Any, NamedTuple
 
-from .nodes import ARRAY, NONE, Path, Static, Tied, container_name, path_string
+from .nodes import ARRAY, NONE, Path, Static, Tied, container_key, container_name, path_string
 
 
 def difference(expected: Any, got: Any, order: bool, dtypes: bool, path: Path = ()) -> str | None:
@@ -10,7 +11,8 @@ def difference(expected: Any, got: Any, order: bool, dtypes: bool, path: Path = 
     if expected is got:
         return None
     here = path_string(path) or "the root"
-    if expected.container != got.container and not (_has_names(expected) and _has_names(got)):
+    same_kind = container_key(expected.container) == container_key(got.container)
+    if not same_kind and not (_has_names(expected) and _has_names(got)):
         return f"`{here}` should be {_noun(expected)}, got {_noun(got)}"
     if expected.shape != got.shape:
         return f"`{here}` should have shape {expected.shape}, got {got.shape}"
@@ -37,18 +39,27 @@ def difference(expected: Any, got: Any, order: bool, dtypes: bool, path: Path = 
 
 
 class Differences(NamedTuple):
-    """All differences between the arrays of an expected layout and another, printed one a line; false without any."""
+    """All differences between the arrays of an expected layout and another, by path; false without any.
 
-    missing: tuple[str, ...]
-    extra: tuple[str, ...]
-    reshaped: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]  # path -> (expected shape, other shape)
+    `missing` and `extra` are paths, such as `("encoder", "bias")`; `reshaped` has the expected and the other shape for
+    each path. Printed, it is one line for each.
+    """
+
+    missing: tuple[Path, ...]
+    extra: tuple[Path, ...]
+    reshaped: dict[Path, tuple[tuple[int, ...], tuple[int, ...]]]
 
     def __bool__(self) -> bool:
         return bool(self.missing or self.extra or self.reshaped)
 
     def __str__(self) -> str:
-        lines = [f"missing: {path}" for path in self.missing] + [f"extra: {path}" for path in self.extra]
-        lines += [f"reshaped: {path}, expected {old}, got {new}" for path, (old, new) in self.reshaped.items()]
+        texts = collections.Counter(map(path_string, (*self.missing, *self.extra, *self.reshaped)))
+
+        def name(path: Path) -> str:  # a tuple where two paths read the same
+            return path_string(path) if texts[path_string(path)] == 1 else str(path)
+
+        lines = [f"missing: {name(path)}" for path in self.missing] + [f"extra: {name(path)}" for path in self.extra]
+        lines += [f"reshaped: {name(path)}, expected {old}, got {new}" for path, (old, new) in self.reshaped.items()]
         return "\n".join(lines) or "no differences"
 
 
@@ -57,13 +68,9 @@ def differences(expected: Any, got: Any) -> Differences:
     shapes = {leaf.path: leaf.shape for leaf in expected.leaves}
     others = {leaf.path: leaf.shape for leaf in got.leaves}
     return Differences(
-        missing=tuple(path_string(path) for path in shapes if path not in others),
-        extra=tuple(path_string(path) for path in others if path not in shapes),
-        reshaped={
-            path_string(path): (shape, others[path])
-            for path, shape in shapes.items()
-            if others.get(path, shape) != shape
-        },
+        missing=tuple(path for path in shapes if path not in others),
+        extra=tuple(path for path in others if path not in shapes),
+        reshaped={path: (shape, others[path]) for path, shape in shapes.items() if others.get(path, shape) != shape},
     )
 
 

@@ -16,7 +16,8 @@ import numpy as np
 from .difference import Differences, differences
 from .layout import Layout
 from .matrix import ComponentMatrix
-from .nodes import ARRAY, Static, Tied, container_name, path_string
+from .nodes import ARRAY, Static, Tied, container_name
+from .updates import updated
 from .vector import ComponentVector
 
 _VERSION = 1
@@ -154,12 +155,8 @@ def load_into(like: ComponentVector, source: Any, strict: bool = True) -> tuple[
     if not report:
         return ComponentVector(like.layout.ravel(source, like.dtype), like.layout), report
     values = {leaf.path: x for leaf, x in zip(layout.leaves, layout.collect(source), strict=True)}
-    unfit = {*report.missing, *report.reshaped}
-    old = like.layout.split(like.data)
-    new = [
-        old[i] if path_string(leaf.path) in unfit else values[leaf.path] for i, leaf in enumerate(like.layout.blocks)
-    ]
-    return ComponentVector(like.layout.join(new, like.dtype), like.layout), report
+    fitting = [leaf.path for leaf in like.layout.leaves if leaf.path not in {*report.missing, *report.reshaped}]
+    return updated(like, ((path, values[path]) for path in fitting), agreeing=True), report
 
 
 jax.export.register_pytree_node_serialization(

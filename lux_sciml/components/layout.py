@@ -1,4 +1,4 @@
-"""Layout: the static description of a flat vector, path by path."""
+"""Layout: the static description of a flat vector, path by path; the vector of a tree, and the tree of a vector."""
 
 import fnmatch
 import functools
@@ -13,16 +13,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._tree import exact_key
 from .difference import difference
 from .nodes import (
     ARRAY,
+    DICT,
     LIST,
     TUPLE,
+    Container,
     Path,
     Static,
     Tied,
     close_container,
+    container_key,
     is_module,
+    nest,
     open_container,
     path_string,
 )
@@ -38,7 +43,7 @@ class Leaf(NamedTuple):
     offset: int
     shape: tuple[int, ...]
     dtype: np.dtype
-    owner: Path | None = None  # of a tied array: the path of the one whose numbers it shares
+    owner: Path | None = None  # of a tied array: the path of the one whose elements it shares
 
     @property
     def size(self) -> int:
@@ -48,11 +53,15 @@ class Leaf(NamedTuple):
 class Layout:
     """A static, hashable description: path -> (offset, shape, dtype).
 
-    Layouts are interned: two built from equal structures, in the same order, are the same object. They therefore
-    compare and hash by identity, at no cost, also as static arguments of `jax.jit`, and also after pickling.
+    Layouts are interned: two built from equal structures, in the same order, are the same object, where `1`, `1.0` and
+    `True` are not equal. They therefore compare and hash by identity, at no cost, also as static arguments of
+    `jax.jit`, and also after pickling.
 
     The order of the components is the declared order (the insertion order of dicts). JAX sorts dicts whenever
     they pass through it, so `ravel` goes by path and takes dicts in any order.
+
+    A path is a tuple of keys, `("layer_0", "weight")`, and `"layer_0.weight"` is short for it. Where keys hold dots
+    themselves, a text is taken for the longest key that leads to a component.
 
     >>> import jax.numpy as jnp
     >>> layout = Layout.of({"w": jnp.zeros((2, 3)), "b": jnp.zeros(3)})
@@ -62,7 +71,7 @@ class Layout:
     Array([6., 7., 8.], dtype=float32)
     """
 
-    container: Any  # a string or a value of nodes.py, a NamedTuple or dataclass, or the PyTreeDef of one node
+    container: Container
     children: Mapping[Hashable, "Layout"]  # in declared order
     shape: tuple[int, ...]
     dtype: np.dtype | None
@@ -71,8 +80,15 @@ class Layout:
     _interned: ClassVar["weakref.WeakValueDictionary[Hashable, Layout]"] = weakref.WeakValueDictionary()
     _lock = threading.RLock()
 
-    def __new__(cls, container: Any, children: Mapping[Hashable, "Layout"] = {}, shape=(), dtype=None) -> "Layout":
-        signature = (container, tuple(children.items()), shape, dtype)
+    def __new__(
+        cls,
+        container: Container,
+        children: Mapping[Hashable, "Layout"] = {},
+        shape: tuple[int, ...] = (),
+        dtype: np.dtype | None = None,
+    ) -> "Layout":
+        keys = [key if type(key) is str else exact_key(key) for key in children]
+        signature = (container_key(container), *keys, *children.values(), shape, dtype)
         with cls._lock:
             self = cls._interned.get(signature)
             if self is None:
@@ -91,7 +107,7 @@ class Layout:
     def __copy__(self) -> "Layout":
         return self
 
-    def __deepcopy__(self, memo) -> "Layout":
+    def __deepcopy__(self, memo: Any) -> "Layout":
         return self
 
     # --- construction ---------------------------------------------------------------------------------------
@@ -101,9 +117,12 @@ class Layout:
         """The layout of a pytree of floating-point arrays (or of `jax.ShapeDtypeStruct`s).
 
         Dicts, lists, tuples, NamedTuples, dataclasses, `None` and every registered pytree are containers. In an
-        Equinox module everything that is no array is kept as it is, functions and numbers included. `ties` are groups
-        of paths that share their numbers: see `tie`. Raises `TypeError`, with the path, at an integer, boolean, key,
+        Equinox module everything that is no array is kept as it is, functions and integers included. `ties` are groups
+        of paths that share their elements: see `tie`. Raises `TypeError`, with the path, at an integer, boolean, key,
         string or callable leaf elsewhere (these belong in the state), and at real beside complex leaves.
+
+        >>> Layout.of({"a": 1.0, "b": [jnp.ones(2), None]})
+        Layout(3 elements: a (), b.0 (2,))
         """
         found: list[tuple[Path, Path]] = []
         layout = cls._of(tree, (), found)
@@ -127,21 +146,24 @@ class Layout:
             return cls(ARRAY, {}, (), jax.dtypes.canonicalize_dtype(type(node)))
         one_level = open_container(node)
         if one_level is None and in_module and isinstance(node, Hashable):
-            return cls(Static(type(node), node))
+            return cls(Static(node))
         if one_level is None:
             raise TypeError(
                 f"`{path_string(path)}` is {_describe(node)}, not a floating-point array: parameters are arrays of "
-                "floating-point numbers; keep everything else in the state or in a field of the layer"
+                "floating-point elements; keep everything else in the state or in a field of the layer"
             )
         container, items = one_level
         inside = in_module or is_module(container)
         return cls(container, {key: cls._of(child, (*path, key), ties, inside) for key, child in items})
 
     def tie(self, *groups: Iterable[str | Path]) -> "Layout":
-        """The same layout with arrays that share their numbers: `layout.tie(("encoder.weight", "decoder.weight"))`.
+        """The same layout with arrays that share their elements: `layout.tie(("encoder.weight", "decoder.weight"))`.
 
-        Each group is a tuple of paths of arrays, or of sub-trees with equal layouts. The numbers stand once in the flat
-        vector, at the first of them in declared order. Raises `ValueError` for different shapes or dtypes.
+        Each group is a tuple of paths of arrays, or of sub-trees with equal layouts. The elements stand once in the
+        flat vector, at the first of them in declared order. Raises `ValueError` for different shapes or dtypes.
+
+        >>> Layout.of({"a": jnp.ones(2), "b": jnp.ones(2)}).tie(("a", "b")).size
+        2
         """
         groups = list(map(tuple, groups))
         if not groups:
@@ -152,7 +174,7 @@ class Layout:
         for group in groups:
             found = [self.find(path) for path in group]
             if len({node.untied for _, node, _ in found}) > 1:
-                texts = " and ".join(f"`{path_string(path)}` ({node.summary()})" for _, node, path in found)
+                texts = " and ".join(f"`{self.name(path)}` ({node.summary()})" for _, node, path in found)
                 raise ValueError(f"only equal shapes and dtypes can be tied, got {texts}")
             for leaf in found[0][1].leaves if found else ():
                 members = {owner[(*path, *leaf.path)] for _, _, path in found}
@@ -165,25 +187,30 @@ class Layout:
             return Layout(Tied(owners[path]) if path in owners else ARRAY, {}, self.shape, self.dtype)
         return Layout(self.container, {key: child._tie(owners, (*path, key)) for key, child in self.children.items()})
 
-    def astype(self, dtype) -> "Layout":
+    def astype(self, dtype: Any) -> "Layout":
         """The same layout with every leaf recorded as `dtype`, a floating-point type; otherwise `TypeError`."""
         if self.is_array:
             return Layout(self.container, {}, self.shape, _parameter_dtype(jax.ShapeDtypeStruct((), dtype), ("dtype",)))
-        return (
-            Layout(self.container, {key: child.astype(dtype) for key, child in self.children.items()})
-            if self.children
-            else self
-        )
+        if not self.children:
+            return self
+        return Layout(self.container, {key: child.astype(dtype) for key, child in self.children.items()})
 
-    # --- reading --------------------------------------------------------------------------------------------
+    # --- looking up -----------------------------------------------------------------------------------------
 
     @property
     def is_array(self) -> bool:
+        """Whether this is one array, and no container."""
         return self.container == ARRAY or isinstance(self.container, Tied)
 
     @property
     def is_sequence(self) -> bool:
+        """Whether the components are those of a list or tuple."""
         return self.container in (LIST, TUPLE)
+
+    @property
+    def is_stack(self) -> bool:
+        """Whether this is a sequence of equal components, which can be read as one with a leading axis."""
+        return self.is_sequence and len(set(self.children.values())) == 1 and not self.ties
 
     @functools.cached_property
     def leaves(self) -> tuple[Leaf, ...]:
@@ -210,8 +237,14 @@ class Layout:
         return tuple(leaf for leaf in self.leaves if leaf.owner is None)
 
     @functools.cached_property
+    def block_of(self) -> dict[Path, int]:
+        """For every path, which of the `blocks` holds its elements."""
+        position = {leaf.path: i for i, leaf in enumerate(self.blocks)}
+        return {leaf.path: position[leaf.owner or leaf.path] for leaf in self.leaves}
+
+    @functools.cached_property
     def ties(self) -> tuple[tuple[Path, Path], ...]:
-        """Pairs of paths: the array that holds the numbers, and one that shares them."""
+        """Pairs of paths: the array that holds the elements, and one that shares them."""
         return tuple((leaf.owner, leaf.path) for leaf in self.leaves if leaf.owner is not None)
 
     @functools.cached_property
@@ -237,83 +270,149 @@ class Layout:
         if len(first) > 1:
             a, b = itertools.islice(first.values(), 2)
             raise ValueError(
-                f"`{path_string(a.path)}` is {a.dtype} and `{path_string(b.path)}` is {b.dtype}: say which type the "
+                f"`{self.name(a.path)}` is {a.dtype} and `{self.name(b.path)}` is {b.dtype}: say which type the "
                 "flat vector shall have, `dtype=...`; the leaves come back in their own types"
             )
         return next(iter(first), np.dtype(jax.dtypes.canonicalize_dtype(float)))
 
     def find(self, path: str | Path | Hashable) -> tuple[int, "Layout", Path]:
-        """Offset, layout and full path of the component at `"a.b"` or `("a", "b")`.
+        """Offset, layout and full path of the component at `("a", "b")`, or at `"a.b"`.
 
-        A key that holds dots itself is found first. Raises `KeyError`, naming what there is, where nothing is found.
+        Raises `KeyError`, naming what there is, where nothing is found.
+
+        >>> layout = Layout.of({"a": {"b": 1.0}, "a.b": 2.0})
+        >>> layout.find(("a", "b"))[2], layout.find("a.b")[2]
+        (('a', 'b'), ('a.b',))
         """
-        keys = list(path) if isinstance(path, tuple) else [path]
-        offset, node, found = 0, self, ()
-        while keys:
-            key, keys = node.head(keys)
-            if key not in node.children:
-                where = f"`{path_string(found)}` has" if found else "there is"
-                names = ", ".join(map(str, node.children)) or "nothing inside"
-                raise KeyError(f"{where} no component {key!r}; what there is: {names}")
-            offset, node, found = offset + node.offsets[key], node.children[key], (*found, key)
+        found = self.resolve(path)
+        offset, node = 0, self
+        for key in found:
+            offset, node = offset + node.offsets[key], node.children[key]
         if isinstance(node.container, Tied):
             offset, node, _ = self.find(node.container.owner)
         return offset, node, found
 
-    def head(self, keys: list[Hashable]) -> tuple[Hashable, list[Hashable]]:
-        """The first key of a path and the rest: `"a.b.c"` is split after the longest head that is a key here."""
-        key, *rest = keys
-        if key in self.children or not isinstance(key, str):
-            return key, rest
+    def resolve(self, path: str | Path | Hashable, *, stacks: bool = False) -> Path:
+        """The full path that a path or text stands for; with `stacks`, also one that leads on from a stack's names."""
+        keys = path if isinstance(path, tuple) else (path,)
+        if not all(isinstance(key, Hashable) for key in keys):
+            raise TypeError(f"a path is a text or a tuple of keys, got {path!r}")
+        if len(keys) == 1 and keys[0] in self.children:
+            return keys
+        found = next(self._routes(keys, stacks), None)
+        if found is None:
+            raise KeyError(self._what_there_is(keys, stacks))
+        return found
+
+    def _routes(self, keys: Path, stacks: bool) -> Iterator[Path]:
+        """All paths that the keys may stand for: each an exact key, or a text of several, the longest heads first."""
+        if not keys:
+            yield ()
+            return
+        for head, rest in self._heads(keys[0]):
+            for tail in self.children[head]._routes((*rest, *keys[1:]), stacks):
+                yield (head, *tail)
+        if stacks and self.is_stack:
+            yield from self.children[0]._routes(keys, stacks)
+
+    def _heads(self, key: Hashable) -> Iterator[tuple[Hashable, tuple[str, ...]]]:
+        """The children whose names stand at the head of a key, with what is left of the key."""
+        if not isinstance(key, str):
+            if key in self.children:
+                yield key, ()
+            return
         parts = key.split(".")
         for i in range(len(parts), 0, -1):
-            head: Hashable = ".".join(parts[:i])
-            if self.is_sequence and str(head).isdigit():
-                head = int(head)
-            if head in self.children:
-                return head, ([".".join(parts[i:])] if i < len(parts) else []) + rest
-        return parts[0], ([".".join(parts[1:])] if len(parts) > 1 else []) + rest
+            head = ".".join(parts[:i])
+            if head in self._texts:
+                yield self._texts[head], (".".join(parts[i:]),) if i < len(parts) else ()
 
-    def slice(self, path: str | Path) -> slice:
+    @functools.cached_property
+    def _texts(self) -> dict[str, Hashable]:
+        """The children's keys by what they read as: `"0"` stands for 0, unless it is a key itself."""
+        return {**{str(key): key for key in self.children}, **{key: key for key in self.children if type(key) is str}}
+
+    def _what_there_is(self, keys: Path, stacks: bool, found: Path = ()) -> str:
+        """Why keys lead nowhere: the first one that nothing stands for."""
+        for head, rest in self._heads(keys[0]):
+            return self.children[head]._what_there_is((*rest, *keys[1:]), stacks, (*found, head))
+        if stacks and self.is_stack and not isinstance(keys[0], int):
+            return self.children[0]._what_there_is(keys, stacks, found)
+        where = f"`{path_string(found)}` has" if found else "there is"
+        key = keys[0].split(".")[0] if isinstance(keys[0], str) else keys[0]
+        nothing = "nothing, an array has no components" if self.is_array else "nothing inside"
+        return f"{where} no component {key!r}; what there is: {', '.join(map(str, self.children)) or nothing}"
+
+    def select(self, *paths: str | Path | Hashable) -> "Layout":
+        """The layout of some components, in the order asked for, each at its own path; ties among them are kept.
+
+        Sequences of which parts are left come as dicts. Raises `ValueError` for a component asked for twice, `KeyError`
+        for an unknown one.
+
+        >>> Layout.of({"a": 1.0, "b": {"c": 2.0, "d": 3.0}}).select("b.d", "a")
+        Layout(2 elements: b.d (), a ())
+        """
+        full = [self.resolve(path) for path in paths]
+        chosen = nest((path, functools.reduce(lambda node, key: node.children[key], path, self)) for path in full)
+        inside = {leaf.path for path in full for leaf in self.under(path)}
+        return _nested(chosen).tie(*(pair for pair in self.ties if inside.issuperset(pair)))
+
+    def name(self, path: Path) -> str:
+        """A path as people read it, `"a.b"`; as a tuple where that text leads elsewhere."""
+        text = path_string(path)
+        return text if not path or next(self._routes((text,), False), None) == path else str(path)
+
+    def under(self, path: Path) -> tuple[Leaf, ...]:
+        """The leaves at a full path and below it."""
+        return tuple(leaf for leaf in self.leaves if leaf.path[: len(path)] == path)
+
+    def slice(self, path: str | Path | Hashable) -> slice:
         """The place of a component in the flat vector. Raises `ValueError` for a sub-tree that holds a tied array."""
-        offset, node, _ = self.find(path)
+        offset, node, path = self.find(path)
         if node.ties:
-            raise ValueError(f"`{path}` holds a tied array and is not in one piece; `index` gives its indices")
+            raise ValueError(f"`{self.name(path)}` holds a tied array and is not in one piece; `index` has its indices")
         return slice(offset, offset + node.size)
 
-    def index(self, path: str | Path) -> np.ndarray:
+    def index(self, path: str | Path | Hashable) -> np.ndarray:
         """The indices of a component in the flat vector, in the component's shape (flat for a sub-tree)."""
         offset, node, path = self.find(path)
         if node.is_array:
             return np.arange(offset, offset + node.size).reshape(node.shape)
         if not node.ties:
             return np.arange(offset, offset + node.size)
-        inside = [leaf for leaf in self.leaves if leaf.path[: len(path)] == path]
-        return np.concatenate([np.arange(leaf.offset, leaf.offset + leaf.size) for leaf in inside])
+        return np.concatenate([np.arange(leaf.offset, leaf.offset + leaf.size) for leaf in self.under(path)])
 
-    def match(self, pattern: str) -> list[Leaf]:
-        """The leaves whose path, or a head of whole segments of it, matches: `"*.bias"`, `"layer_0"`.
+    def match(self, pattern: str | Path | Hashable) -> tuple[Leaf, ...]:
+        """The leaves of a component, or of all whose path, or a head of it, matches: `"*.bias"`, `("layer_*", "bias")`.
 
-        `*` stands for anything, `?` for one character. Raises `KeyError` for a pattern that matches nothing.
+        What `find` finds is that component alone. In other texts `*` stands for anything, dots included, and `?` for
+        one character; a tuple of texts has one for each key. Raises `KeyError` for a pattern that matches nothing.
         """
-        out = [leaf for leaf in self.leaves if any(fnmatch.fnmatchcase(head, pattern) for head in _heads(leaf.path))]
+        try:
+            out = self.under(self.resolve(pattern))
+        except KeyError:
+            out = tuple(leaf for leaf in self.leaves if _matches(leaf.path, pattern))
         if not out:
-            names = ", ".join(path_string(leaf.path) for leaf in self.leaves[:8])
+            names = ", ".join(self.name(leaf.path) for leaf in self.leaves[:8])
             raise KeyError(f"no component matches {pattern!r}; the first ones are: {names or 'none'}")
         return out
 
-    def mask(self, *patterns: str) -> np.ndarray:
-        """A boolean vector `(n,)`, true at every leaf that matches one of the patterns: see `match`."""
+    def mask(self, *patterns: str | Path | Hashable) -> np.ndarray:
+        """A boolean vector `(n,)`, true at every leaf that matches one of the patterns: see `match`.
+
+        >>> Layout.of({"weight": jnp.ones(2), "bias": 0.0}).mask("b*")
+        array([False, False,  True])
+        """
         out = np.zeros(self.size, bool)
         for leaf in itertools.chain.from_iterable(map(self.match, patterns)):
             out[leaf.offset : leaf.offset + leaf.size] = True
         return out
 
     def labels(self) -> list[str]:
-        """A name for every number: `"layer_0.weight[0,3]"`."""
+        """A name for every element: `"layer_0.weight[0,3]"`."""
         out = []
         for leaf in self.blocks:
-            name = path_string(leaf.path)
+            name = self.name(leaf.path)
             out += [f"{name}[{','.join(map(str, i))}]" for i in np.ndindex(leaf.shape)] if leaf.shape else [name]
         return out
 
@@ -321,10 +420,10 @@ class Layout:
         return f"Layout({self.summary()})"
 
     def summary(self, most: int = 6) -> str:
-        """`9 numbers: w (2, 3), b (3,)`, with at most `most` components."""
-        names = [f"{path_string(leaf.path) or 'value'} {leaf.shape}" for leaf in self.leaves[:most]]
+        """`9 elements: w (2, 3), b (3,)`, with at most `most` components."""
+        names = [f"{self.name(leaf.path) or 'value'} {leaf.shape}" for leaf in self.leaves[:most]]
         more = len(self.leaves) - most
-        return f"{self.size} numbers: " + ", ".join(names) + (f", and {more} more" if more > 0 else "")
+        return f"{self.size} elements: " + ", ".join(names) + (f", and {more} more" if more > 0 else "")
 
     # --- to a flat vector and back ---------------------------------------------------------------------------
 
@@ -343,11 +442,11 @@ class Layout:
         return self.check_kind(flat)
 
     def check_kind(self, flat: jax.Array) -> jax.Array:
-        """`flat` itself, if its numbers are of this kind, real or complex floating point; otherwise `TypeError`."""
+        """`flat` itself, if its elements are of this kind, real or complex floating point; otherwise `TypeError`."""
         kind = np.inexact if not self.leaves else np.complexfloating if self._is_complex else np.floating
         if not jnp.issubdtype(flat.dtype, kind):
             raise TypeError(
-                f"expected a vector of {kind.__name__} numbers, got {flat.dtype}; convert it explicitly if that is "
+                f"expected a vector of {kind.__name__} elements, got {flat.dtype}; convert it explicitly if that is "
                 f"meant. The layout has {self.summary()}"
             )
         return flat
@@ -360,24 +459,19 @@ class Layout:
     def _sizes(self) -> tuple[int, ...]:
         return tuple(leaf.size for leaf in self.blocks)
 
-    @functools.cached_property
-    def block_of(self) -> dict[Path, int]:
-        """For every path, which of the `blocks` holds its numbers."""
-        position = {leaf.path: i for i, leaf in enumerate(self.blocks)}
-        return {leaf.path: position[leaf.owner or leaf.path] for leaf in self.leaves}
-
     def split(self, flat: Any) -> list[jax.Array]:
         """The blocks of a flat vector `(n,)`, each in its recorded shape and dtype."""
         flat = self.check(flat)
         parts = split(flat, self._sizes) if self.blocks else []
-        return [p.reshape(leaf.shape).astype(leaf.dtype) for p, leaf in zip(parts, self.blocks, strict=True)]
+        dtypes = [jax.dtypes.canonicalize_dtype(leaf.dtype) for leaf in self.blocks]  # in the precision in force
+        return [p.reshape(leaf.shape).astype(t) for p, leaf, t in zip(parts, self.blocks, dtypes, strict=True)]
 
     def join(self, blocks: list[Any], dtype=None) -> jax.Array:
         """The flat vector `(n,)` of the blocks; the inverse of `split`."""
         dtype = jax.dtypes.canonicalize_dtype(self.flat_dtype if dtype is None else dtype)
         for leaf, x in zip(self.blocks, blocks, strict=True):
             if not self._is_complex and jnp.iscomplexobj(x):
-                raise TypeError(f"`{path_string(leaf.path)}` is complex, where the layout has real numbers")
+                raise TypeError(f"`{path_string(leaf.path)}` is complex, where the layout is real")
         if not blocks:
             return jnp.zeros(0, dtype)
         if any(isinstance(x, jax.Array) for x in blocks):
@@ -388,8 +482,11 @@ class Layout:
         """The tree of a flat vector `(n,)`, every leaf in its recorded shape and dtype.
 
         One split, whose gradient is one `concatenate`. Raises `ValueError` for another length or rank,
-        `TypeError` for integers or booleans, and for complex numbers where real ones are expected. A vector of
+        `TypeError` for integers or booleans, and for complex elements where real ones are expected. A vector of
         another precision is cast to the recorded dtypes.
+
+        >>> Layout.of({"a": 1.0, "b": [2.0, 3.0]}).unravel(jnp.array([4.0, 5.0, 6.0]))["b"]
+        [Array(5., dtype=float32), Array(6., dtype=float32)]
         """
         return self.rebuild(self.split(flat))
 
@@ -397,11 +494,14 @@ class Layout:
         """The flat vector `(n,)` of a tree of this layout; the inverse of `unravel`. Goes by path: dicts in any order.
 
         Raises `ValueError` naming the first path that is missing, unknown or of another shape, and for tied arrays
-        with different numbers; `TypeError` at leaves that are no floating-point arrays.
+        with different elements; `TypeError` at leaves that are no floating-point arrays.
+
+        >>> Layout.of({"b": 1.0, "a": 2.0}).ravel({"a": 3.0, "b": 4.0})
+        Array([4., 3.], dtype=float32)
         """
         got = Layout.of(tree)
         if got is self and layout_of(tree) is not None:
-            return jnp.asarray(tree.data, dtype)
+            return jnp.asarray(tree.data, dtype and jax.dtypes.canonicalize_dtype(dtype))
         if got is not self:
             self.require_same(got, order=False, dtypes=False)
         leaves = self.collect(tree)
@@ -434,13 +534,8 @@ class Layout:
     def _require_agreement(self, leaves: list[Any]) -> None:
         value = {leaf.path: x for leaf, x in zip(self.leaves, leaves, strict=True)}
         for owner, path in self.ties:
-            a, b = value[owner], value[path]
-            if a is b or isinstance(a, jax.core.Tracer) or isinstance(b, jax.core.Tracer):
-                continue
-            if not np.array_equal(np.asarray(a), np.asarray(b), equal_nan=True):
-                raise ValueError(
-                    f"`{path_string(owner)}` and `{path_string(path)}` are tied, but hold different numbers"
-                )
+            if not agree(value[owner], value[path]):
+                raise ValueError(f"`{self.name(owner)}` and `{self.name(path)}` are tied, but hold different values")
 
     # --- comparing ------------------------------------------------------------------------------------------
 
@@ -458,18 +553,39 @@ class Layout:
             raise ValueError(f"the layouts differ: {found}")
 
 
+def agree(a: Any, b: Any) -> bool:
+    """Whether two arrays are equal, NaN included, as far as can be seen: traced ones are taken to be."""
+    if a is b or isinstance(a, jax.core.Tracer) or isinstance(b, jax.core.Tracer):
+        return True
+    return np.array_equal(np.asarray(a), np.asarray(b), equal_nan=True)
+
+
 def layout_of(x: Any) -> Layout | None:
     """The layout of a ComponentVector; `None` for everything else."""
     layout = None if isinstance(x, jax.Array) else getattr(x, "layout", None)
     return layout if isinstance(layout, Layout) else None
 
 
+def _nested(node: Any) -> Layout:
+    """The layout of nested dicts of layouts."""
+    if isinstance(node, Layout):
+        return node.untied
+    return Layout(DICT, {key: _nested(child) for key, child in node.items()})
+
+
 def _remake(container, children, shape, dtype) -> Layout:
     return Layout(container, dict(children), shape, dtype)
 
 
-def _heads(path: Path) -> list[str]:
-    return [path_string(path[: i + 1]) for i in range(len(path))]
+def _matches(path: Path, pattern: Any) -> bool:
+    """Whether a pattern matches a path or a head of it."""
+    if not isinstance(pattern, tuple):
+        heads = [path_string(path[: i + 1]) for i in range(len(path))] or [""]
+        return any(fnmatch.fnmatchcase(head, str(pattern)) for head in heads)
+    head = path[: len(pattern)]
+    return len(head) == len(pattern) and all(
+        fnmatch.fnmatchcase(str(key), str(text)) for key, text in zip(head, pattern, strict=True)
+    )
 
 
 def _parameter_dtype(x: Any, path: Path, in_module: bool = False) -> np.dtype:
@@ -482,12 +598,12 @@ def _parameter_dtype(x: Any, path: Path, in_module: bool = False) -> np.dtype:
     way_out = "integers, booleans and random keys belong in the state (`init_state`)"
     if in_module:
         way_out = "`eqx.partition(module, eqx.is_inexact_array)` separates them"
-    raise TypeError(f"{problem}: parameters are floating-point numbers; {way_out}")
+    raise TypeError(f"{problem}: parameters are floating-point arrays; {way_out}")
 
 
 @functools.lru_cache
 def _stored_dtype(dtype: Any, x64: bool) -> np.dtype | None:
-    """The dtype in which JAX stores floating-point numbers of the given one; `None` for every other dtype."""
+    """The dtype in which JAX stores floating-point elements of the given one; `None` for every other dtype."""
     if not jnp.issubdtype(dtype, jnp.inexact):
         return None
     if dtype.itemsize > (16 if jnp.issubdtype(dtype, jnp.complexfloating) else 8):

@@ -8,7 +8,7 @@ import numpy as np
 
 from .arithmetic import NamedArray, fill
 from .layout import Layout, layout_of
-from .nodes import ARRAY
+from .nodes import ARRAY, is_path
 from .vector import ComponentVector, view
 
 
@@ -17,8 +17,9 @@ class ComponentMatrix(NamedArray):
     """A matrix `data` `(m, n)` with the layouts `rows` and `columns`, as `lux.jacobian` and `lux.hessian` return it.
 
     `J["a", "c"]` is the block of the components `a` and `c`, shaped `(*shape_a, *shape_c)`; where one of them is a
-    sub-tree, the block is again a ComponentMatrix. `:` stands for all rows or columns. The output of a function without
-    names has plain rows, indexed as the output is: `J[0, "c"]`, `J[:, "c"]`. Without any name, `J[...]` indexes `data`.
+    sub-tree, or a list of names, the block is again a ComponentMatrix. `:` stands for all rows or columns. The output
+    of a function without names has plain rows, indexed as the output is: `J[0, "c"]`, `J[:, "c"]`. Without any name,
+    `J[...]` indexes `data`.
 
     `@`, `solve` and `T` carry the names along and raise `ValueError` where they do not fit. Sums, and products with
     numbers, work as for ComponentVectors.
@@ -77,7 +78,8 @@ class ComponentMatrix(NamedArray):
     # --- reading --------------------------------------------------------------------------------------------
 
     def __getitem__(self, key: Any) -> Any:
-        if not (isinstance(key, str) or (isinstance(key, tuple) and any(map(_is_name, key)))):
+        names = (*key,) if isinstance(key, tuple) else (key,)
+        if not any(map(_is_name, names)):
             return self.data[key]
         if not isinstance(key, tuple) or len(key) != 2:
             raise KeyError(f"a block has two names, J['a', 'c'] or J[:, 'c'], got {key!r}")
@@ -158,7 +160,7 @@ def outer(u: Any, v: Any) -> ComponentMatrix:
 
 
 def _is_name(key: Any) -> bool:
-    return isinstance(key, str) or (isinstance(key, tuple) and any(isinstance(k, str) for k in key))
+    return is_path(key) or (isinstance(key, list) and bool(key) and all(map(is_path, key)))
 
 
 def _place(layout: Layout, key: Any) -> tuple[Any, Layout]:
@@ -168,6 +170,9 @@ def _place(layout: Layout, key: Any) -> tuple[Any, Layout]:
     if layout.container == ARRAY and not _is_name(key):
         index = np.arange(layout.size).reshape(layout.shape)[key]
         return np.ravel(index), Layout(ARRAY, {}, np.shape(index), layout.dtype)
+    if isinstance(key, list):
+        chosen = layout.select(*key)
+        return np.concatenate([np.ravel(layout.index(leaf.path)) for leaf in chosen.blocks]), chosen
     node = layout.find(key)[1]
     return (np.ravel(layout.index(key)) if node.ties else layout.slice(key)), node.untied
 

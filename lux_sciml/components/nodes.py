@@ -1,11 +1,13 @@
-"""Containers: the inner nodes of a tree, opened and closed one level at a time."""
+"""Containers: the inner nodes of a tree, opened and closed one level at a time; paths through them."""
 
 import dataclasses
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
+
+from .._tree import exact_key
 
 Path = tuple[Hashable, ...]
 
@@ -13,7 +15,7 @@ ARRAY, DICT, LIST, TUPLE, NONE = "array", "dict", "list", "tuple", "none"
 
 
 class Tied(NamedTuple):
-    """In place of an array: the numbers are those of the array at another path, counted from the root."""
+    """In place of an array: the elements are those of the array at another path, counted from the root."""
 
     owner: Path
 
@@ -21,13 +23,51 @@ class Tied(NamedTuple):
 class Static(NamedTuple):
     """A value in an Equinox module that is no array: it is kept as it is."""
 
-    type: type  # 1, 1.0 and True are equal in Python, and not the same here
     value: Hashable
+
+
+Container = str | type | Tied | Static | jax.tree_util.PyTreeDef
+"""One of the five names above; a NamedTuple or dataclass; what stands for an array or a constant; or the structure of
+one level of a registered class."""
+
+
+def container_key(container: Container) -> Hashable:
+    """What two containers have in common only if they are the same, constants and static fields included."""
+    if type(container) is str or isinstance(container, type):
+        return container
+    if isinstance(container, Tied | Static):
+        return (type(container), exact_key(tuple(container)))
+    kind, static = container.node_data()
+    return (kind, exact_key(static))
 
 
 def path_string(path: Path) -> str:
     """`("layer_0", "weight")` as `"layer_0.weight"`."""
     return ".".join(map(str, path))
+
+
+def is_path(key: Any) -> bool:
+    """Whether a key of an index names a component: a text, or a tuple with a text in it, as arrays take none."""
+    return isinstance(key, str) or (isinstance(key, tuple) and any(isinstance(k, str) for k in key))
+
+
+def nest(items: Iterable[tuple[Path, Any]], at: Path = ()) -> Any:
+    """Nested dicts with the given values at the given paths, in the order given; `at` is the path of the whole.
+
+    Raises `ValueError` for a path that is given twice, or leads through another.
+
+    >>> nest([(("a", "b"), 1), (("c",), 2), (("a", "d"), 3)])
+    {'a': {'b': 1, 'd': 3}, 'c': 2}
+    """
+    groups: dict[Hashable, list[tuple[Path, Any]]] = {}
+    items = list(items)
+    for path, value in items:
+        if not path and len(items) > 1:
+            raise ValueError(f"a component is asked for twice: `{path_string(at)}`, as a whole and again, or in parts")
+        if not path:
+            return value
+        groups.setdefault(path[0], []).append((path[1:], value))
+    return {key: nest(group, (*at, key)) for key, group in groups.items()}
 
 
 def open_container(node: Any) -> tuple[Any, Sequence[tuple[Hashable, Any]]] | None:
@@ -87,7 +127,7 @@ def _class_of(container: Any) -> type:
 
 
 def _key(entry: Any) -> Hashable:
-    """The plain name or number in an entry of JAX's key paths."""
+    """The plain name or index in an entry of JAX's key paths."""
     for attribute in ("key", "name", "idx"):
         if hasattr(entry, attribute):
             return getattr(entry, attribute)

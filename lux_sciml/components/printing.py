@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from .layout import Layout, Leaf
-from .nodes import LIST, NONE, Static, path_string
+from .nodes import LIST, NONE, Static
 
 _MOST_COMPONENTS, _MOST_NUMBERS = 20, 6
 
@@ -37,17 +37,17 @@ def _inside(data: np.ndarray, layout: Layout, root: Layout, path: tuple = ()) ->
 
 def table(data: Any, layout: Layout) -> str:
     """One line for each array: its path, shape, dtype, place in the vector, and range of values."""
-    rows = [("component", "shape", "dtype", "place", "values"), *(_row(data, leaf) for leaf in layout.leaves)]
+    rows = [("component", "shape", "dtype", "place", "values"), *(_row(data, leaf, layout) for leaf in layout.leaves)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
 
-def _row(data: Any, leaf: Leaf) -> tuple[str, ...]:
+def _row(data: Any, leaf: Leaf, layout: Layout) -> tuple[str, ...]:
     end = leaf.offset + leaf.size
     values = _range(np.asarray(data)[..., leaf.offset : end]) if _readable(data) else ""
-    tied = f" = {path_string(leaf.owner)}" if leaf.owner else ""
-    return path_string(leaf.path) + tied, str(leaf.shape), str(leaf.dtype), f"{leaf.offset}:{end}", values
+    tied = f" = {layout.name(leaf.owner)}" if leaf.owner else ""
+    return layout.name(leaf.path) + tied, str(leaf.shape), str(leaf.dtype), f"{leaf.offset}:{end}", values
 
 
 def _range(x: np.ndarray) -> str:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .layout import Layout, Leaf, layout_of
+from .layout import Layout, Leaf, agree, layout_of
 from .nodes import Path, close_container, open_container, path_string
 
 
@@ -49,7 +49,10 @@ def updates(layout: Layout, new: Any, path: Path = ()) -> Iterator[tuple[Path, A
     elif isinstance(new, Mapping):
         for key, value in new.items():
             if key not in layout.children:
-                raise KeyError(f"there is no component `{path_string((*path, key))}`; merge(...) adds new ones")
+                raise KeyError(
+                    f"there is no component `{path_string((*path, key))}`; inner ones are nested, c={{'b': ...}}, or "
+                    "set by `cv.at['c.b']`, and merge(...) adds new ones"
+                )
             yield from updates(layout.children[key], value, (*path, key))
     else:
         new = numbers(new)
@@ -58,18 +61,21 @@ def updates(layout: Layout, new: Any, path: Path = ()) -> Iterator[tuple[Path, A
             yield (*path, *leaf.path), value
 
 
-def updated(cv: Any, new: Iterable[tuple[Path, Any]]) -> Any:
-    """The vector with new values at some paths."""
-    layout, set_by = cv.layout, {}
+def updated(cv: Any, new: Iterable[tuple[Path, Any]], agreeing: bool = False) -> Any:
+    """The vector with new values at some paths; at tied ones only one, or, where they are to be `agreeing`, equal ones.
+
+    Raises `ValueError` otherwise, and for values that do not fit.
+    """
+    layout, given = cv.layout, {}
     blocks = layout.split(cv.data)
     for path, value in new:
         i = layout.block_of[path]
-        if i in set_by:
-            raise ValueError(
-                f"`{path_string(set_by[i])}` and `{path_string(path)}` are tied: give a value for one of them"
-            )
-        set_by[i] = path
-        blocks[i] = _fit(value, layout.blocks[i], path)
+        value = _fit(value, layout.blocks[i], path)
+        if i in given and not agreeing:
+            raise ValueError(f"`{given[i]}` and `{layout.name(path)}` are tied: give a value for one of them")
+        if i in given and not agree(blocks[i], value):
+            raise ValueError(f"`{given[i]}` and `{layout.name(path)}` are tied, but hold different values")
+        given[i], blocks[i] = layout.name(path), value
     return type(cv).tree_unflatten(layout, (layout.join(blocks, cv.dtype),))
 
 
@@ -78,7 +84,7 @@ def _fit(value: Any, leaf: Leaf, path: Path) -> jax.Array:
     if jnp.iscomplexobj(value) and not jnp.issubdtype(leaf.dtype, jnp.complexfloating):
         raise TypeError(f"`{path_string(path)}` is real, got a complex value")
     try:
-        return jnp.broadcast_to(value.astype(leaf.dtype), leaf.shape)
+        return jnp.broadcast_to(value.astype(jax.dtypes.canonicalize_dtype(leaf.dtype)), leaf.shape)
     except ValueError:
         raise ValueError(f"`{path_string(path)}` has shape {leaf.shape}, got {value.shape}") from None
 

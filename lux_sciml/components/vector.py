@@ -11,7 +11,7 @@ from jax import lax
 from .._compat import made_in_current_trace
 from .arithmetic import NamedArray, fill, make
 from .layout import Layout
-from .nodes import DICT, NONE, Path, Static
+from .nodes import DICT, NONE, Path, Static, is_path
 from .printing import show, table
 from .split import split
 from .updates import At, numbers, updated, updates
@@ -142,39 +142,34 @@ class ComponentVector(NamedArray):
         if name.startswith("_") and (name.startswith("__") or name in ("_parts", "_names")):  # not set, or no component
             raise AttributeError(name)
         try:
-            return self._get([name])
+            return self._get((name,))
         except KeyError as error:
             raise AttributeError(error.args[0]) from None
 
     def __getitem__(self, key: Any) -> Any:
-        """A component by name or path, an item of a sequence by integer; otherwise NumPy indexing of the data."""
-        if isinstance(key, str):
-            return self._get([key])
-        if isinstance(key, tuple) and any(isinstance(k, str) for k in key):
-            return self._get(list(key))
+        """A component by name or path, several by a list, an item of a sequence by integer; else NumPy's indexing."""
+        if is_path(key):
+            return self._get(key)
+        if isinstance(key, list) and key and all(map(is_path, key)):
+            return self.select(*key)
         if not self.layout.is_sequence:
             return self.data[key]
         if not isinstance(key, int | np.integer):
-            raise TypeError(f"a sequence of components takes an integer, got {key!r}; `cv.data[...]` gives the numbers")
+            raise TypeError(f"a sequence of components takes an integer, got {key!r}; `cv.data[...]` indexes elements")
         return self._child(range(len(self.layout.children))[key])
 
-    def _get(self, path: list[Hashable]) -> Any:
+    def _get(self, path: str | Path) -> Any:
         out: Any = self
-        while path:
-            if not isinstance(out, ComponentVector):
-                raise KeyError(f"an array has no components, got the rest of a path: {', '.join(map(repr, path))}")
-            key, path = out.layout.head(path)
+        for key in self.layout.resolve(path, stacks=True):
             out = out._child(key)
         return out
 
     def _child(self, key: Hashable) -> Any:
         """One component. On a traced vector the whole level is split once: see `_split_level`."""
         layout = self.layout.children.get(key)
-        if layout is None and self._is_stack:
+        if layout is None:  # a name in a stack
             traced = isinstance(self.data, jax.core.Tracer)
             return (self._split_level()[_STACK] if traced else self._stacked())._child(key)
-        if layout is None:
-            self.layout.find((key,))  # raises
         if isinstance(self.data, jax.core.Tracer):
             return self._split_level()[key]
         if layout.ties:
@@ -197,7 +192,7 @@ class ComponentVector(NamedArray):
             key: self._gathered(key) if child.ties else view(part, child)
             for part, (key, child) in zip(parts, children.items(), strict=True)
         }
-        if self._is_stack:
+        if self.layout.is_stack:
             out[_STACK] = self._stacked()
         if made_in_current_trace(self.data):
             object.__setattr__(self, "_parts", out)
@@ -206,13 +201,7 @@ class ComponentVector(NamedArray):
     def _gathered(self, key: Hashable) -> Any:
         """A component that is, or holds, a tied array: its numbers lie apart. It comes back with its own copy."""
         layout, data = self.layout.children[key].untied, jnp.asarray(self.data)[..., self.layout.index((key,))]
-        return data.astype(layout.dtype) if layout.is_array else _make(data, layout)
-
-    @property
-    def _is_stack(self) -> bool:
-        """Whether this is a sequence of equal components, which can be read as one with a leading axis."""
-        children = self.layout.children.values()
-        return self.layout.is_sequence and len(set(children)) == 1 and not self.layout.ties
+        return view(data, layout)
 
     def _stacked(self) -> "ComponentVector":
         children = list(self.layout.children.values())
@@ -222,7 +211,7 @@ class ComponentVector(NamedArray):
         """The nested tree, in the containers and dtypes it was built from: one `lax.split`."""
         return self.layout.unravel(self.data)
 
-    def unpack(self, *names: str) -> tuple[Any, ...]:
+    def unpack(self, *names: str | Path) -> tuple[Any, ...]:
         """Several components at once: `a, b = cv.unpack("a", "b")`."""
         return tuple(self[name] for name in names)
 
@@ -252,20 +241,18 @@ class ComponentVector(NamedArray):
         """A name for every number: `"layer_0.weight[0,3]"`."""
         return self.layout.labels()
 
-    def select(self, *names: str) -> "ComponentVector":
-        """A vector of the named root components, in the order asked for; ties among them are kept.
+    def select(self, *paths: str | Path) -> "ComponentVector":
+        """A vector of some components, in the order asked for, each at its own path; also `cv[["a", "b"]]`.
 
-        Raises `ValueError` for a name given twice, `KeyError` for an unknown one.
+        Ties among them are kept. Raises `ValueError` for a component asked for twice, `KeyError` for an unknown one.
+
+        >>> cv = ComponentVector(a=1, b={"c": 2, "d": 3})
+        >>> cv.select("b.d", "a")
+        ComponentVector(b=(d=3), a=1)
         """
-        if len(set(names)) < len(names):
-            raise ValueError(f"a component is asked for twice: {', '.join(names)}")
-        ties = [pair for pair in self.layout.ties if all(path[0] in names for path in pair)]
-        return ComponentVector.from_tree({name: self[name] for name in names}, dtype=self.dtype, ties=ties)
-
-    def equals(self, other: Any) -> bool:
-        """Whether the other vector has the same layout and the same numbers."""
-        same = isinstance(other, ComponentVector) and self.layout is other.layout
-        return same and np.array_equal(np.asarray(self), np.asarray(other))
+        layout, batch = self.layout.select(*paths), self.shape[:-1]
+        blocks = [self._get(leaf.path).astype(self.dtype).reshape(*batch, leaf.size) for leaf in layout.blocks]
+        return _make(jnp.concatenate([*blocks, jnp.zeros((*batch, 0), self.dtype)], axis=-1), layout)
 
     # --- updating -------------------------------------------------------------------------------------------
 
@@ -328,7 +315,8 @@ def view(part: jax.Array, layout: Layout) -> Any:
     if layout.is_array:
         shape = part.shape[:-1] + layout.shape
         part = layout.check_kind(part) if part.shape == shape else layout.check_kind(part).reshape(shape)
-        return part if part.dtype == layout.dtype else part.astype(layout.dtype)
+        dtype = jax.dtypes.canonicalize_dtype(layout.dtype)
+        return part if part.dtype == dtype else part.astype(dtype)
     if layout.container == NONE or isinstance(layout.container, Static):
         return layout.rebuild([])
     return _make(part, layout)

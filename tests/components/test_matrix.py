@@ -148,8 +148,8 @@ def test_transforms_and_pickle(J, columns):
     assert back.rows is J.rows and np.array_equal(back, J)
     exported = jax.export.export(jax.jit(lambda J: J.T))(J)
     assert jax.export.deserialize(exported.serialize()).call(J).rows is J.columns
-    assert repr(J).startswith("ComponentMatrix(float64[6,5], rows=Layout(6 numbers: a (2,)")
-    assert "6 numbers" in repr(jax.eval_shape(lambda J: J, J))
+    assert repr(J).startswith("ComponentMatrix(float64[6,5], rows=Layout(6 elements: a (2,)")
+    assert "6 elements" in repr(jax.eval_shape(lambda J: J, J))
 
 
 def test_tied_columns():

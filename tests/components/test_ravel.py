@@ -98,7 +98,7 @@ def test_any_corruption_raises(tree, data):
         "bool": (flat.astype(bool), TypeError),
         "complex": (flat.astype(np.complex64), TypeError),
     }[kind]
-    with pytest.raises(error, match=rf"{layout.size} numbers"):
+    with pytest.raises(error, match=rf"{layout.size} elements"):
         layout.unravel(bad)
     with pytest.raises(ValueError, match="layouts differ"):
         layout.unravel(ComponentVector.from_tree({"root": tree, "last": np.zeros((2, 1), np.float32)}))
@@ -134,7 +134,7 @@ def test_t1_ties_are_declared_and_their_gradients_sum():
 
 def test_t1_tied_arrays_with_different_numbers_do_not_ravel():
     cv = ComponentVector.from_tree(shared(), ties=[("x", "z")])
-    with pytest.raises(ValueError, match="`x` and `z` are tied, but hold different numbers"):
+    with pytest.raises(ValueError, match="`x` and `z` are tied, but hold different values"):
         cv.layout.ravel({**shared(), "z": jnp.zeros(2)})
 
 
@@ -175,9 +175,9 @@ def test_t6_complex_beside_real():
         Layout.of({"a": jnp.ones(1), "b": jnp.ones(1, complex)})
     layout = Layout.of({"a": jnp.ones(3)})
     for flat in (np.array([3, 5, 7 + 11j]), np.array([3, 5, 7 + 0j])):
-        with pytest.raises(TypeError, match="expected a vector of floating numbers, got complex128"):
+        with pytest.raises(TypeError, match="expected a vector of floating elements, got complex128"):
             layout.unravel(flat)
-    with pytest.raises(TypeError, match="`a` is complex, where the layout has real numbers"):
+    with pytest.raises(TypeError, match="`a` is complex, where the layout is real"):
         layout.ravel({"a": jnp.ones(3, complex)})
 
 
@@ -200,7 +200,7 @@ def test_t7_integers_raise_and_tracers_pass():
 def test_t8_wrong_lengths_and_ranks_raise_and_lists_convert():
     layout = Layout.of({"a": jnp.ones(2), "b": 1.0})
     for bad in (jnp.ones(2), jnp.ones(4), jnp.ones((3, 1)), jnp.ones((1, 3)), jnp.ones(())):
-        with pytest.raises(ValueError, match=r"expected a flat vector of shape \(3,\).*3 numbers: a \(2,\), b \(\)"):
+        with pytest.raises(ValueError, match=r"expected a flat vector of shape \(3,\).*3 elements: a \(2,\), b \(\)"):
             layout.unravel(bad)
     np.testing.assert_array_equal(layout.unravel([1.0, 2.0, 3.0])["a"], [1, 2])
 

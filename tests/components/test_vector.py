@@ -302,7 +302,7 @@ def test_arithmetic_refuses_other_names_and_sizes(cv):
     with pytest.raises(ValueError, match="the layouts differ: `b` is missing"):
         cv + ComponentVector(a=1)
     for other in (np.ones(3), jnp.ones((10, 1))):
-        with pytest.raises(ValueError, match=r"does not fit a vector of 10 numbers"):
+        with pytest.raises(ValueError, match=r"does not fit a vector of 10 elements"):
             cv + other
     with pytest.raises(TypeError):
         cv + "text"
@@ -348,9 +348,9 @@ def test_repr(cv):
     assert repr(ComponentVector(a=1 + 2j)) == "ComponentVector(a=1+2j)"
     assert "and 80 more" in repr(ComponentVector({f"x{i}": 0 for i in range(100)}))
     assert repr(jax.vmap(lambda s: cv * s)(jnp.ones(3))) == f"ComponentVector(float64[3,10], {cv.layout!r})"
-    assert "10 numbers" in repr(jax.eval_shape(lambda cv: cv, cv))
+    assert "10 elements" in repr(jax.eval_shape(lambda cv: cv, cv))
     jax.jit(lambda cv: repr(cv))
-    assert "10 numbers" in repr(jax.tree.map(lambda x: None, cv))
+    assert "10 elements" in repr(jax.tree.map(lambda x: None, cv))
 
 
 def test_table(cv):

@@ -262,7 +262,7 @@ def test_parameters_come_as_a_vector_a_dict_or_a_plain_array():
 def test_a_plain_vector_is_taken_in_its_own_precision(dtype):
     ps = lux.setup(jax.random.key(0), Affine(), dtype)[0]
     assert Affine()(jnp.ones(2, dtype), ps.data, {})[0].dtype == dtype
-    with pytest.raises(TypeError, match="floating numbers, got int32"):
+    with pytest.raises(TypeError, match="floating elements, got int32"):
         Affine()(jnp.ones(2, dtype), jnp.zeros(9, jnp.int32), {})
 
 
