@@ -7,10 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ._compat import make_user_context
 from .components import ComponentMatrix, ComponentVector, Layout, layout_of
 
 _MODES = ("forward", "reverse", "both")
-_wanted = jax.make_user_context(default_value=None)  # part of the key of every jit cache
+_wanted = make_user_context(default_value=None)  # part of the key of every jit cache
 
 
 @contextlib.contextmanager

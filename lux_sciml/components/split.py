@@ -1,11 +1,13 @@
 """Cutting a vector into parts so that XLA compiles what follows quickly: see docs/flat_vectors.md."""
 
+import contextlib
 import functools
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental.xla_metadata import set_xla_metadata
+
+from .._compat import never_inlined
 
 _FEWEST_PARTS, _MOST_NUMBERS = 8, 2**22  # fewer parts compile quickly anyway; of more numbers, copies cost run time
 
@@ -44,8 +46,11 @@ def _on_cpu(split, x, sizes):
 
 def _chain(x, sizes):
     """Each part together with the offset of the next one, by functions that are neither inlined nor specialized."""
+    inlining = never_inlined()
+    if inlining is None:
+        return _parts(x, sizes)
     offset, parts = lax.optimization_barrier(jnp.int32(0)), []
-    with set_xla_metadata(inlineable="false"):
+    with inlining:
         for size in sizes:
             part, offset = _cut(x, offset, size)
             parts.append(part)
@@ -59,7 +64,7 @@ def _cut(x, offset, size):
 
 def _apart(x, sizes):
     """The parts by a function that is not inlined, nor is its transpose."""
-    with set_xla_metadata(inlineable="false"):
+    with never_inlined() or contextlib.nullcontext():
         return jax.jit(_parts, static_argnums=1)(x, sizes)
 
 

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.extend.core import Jaxpr, Literal
 
+from .._compat import passed_through
 from ..core import Layer, Mode
 from .printing import option_text
 from .state import is_random_key
@@ -25,7 +25,7 @@ def updated_entries(call: Callable[[Any], Any], st: Any) -> list[str]:
     if after != paths:
         changed = set(after) ^ set(paths)
         raise ValueError(f"the state that comes out has other entries than the one that went in: {_names(changed)}")
-    return [_name(path) for i, path in enumerate(paths) if _origin(closed.jaxpr, closed.jaxpr.outvars[i]) != i]
+    return [_name(path) for i, path in enumerate(paths) if passed_through(closed, i) != i]
 
 
 def refuse_updates(layer: Layer, call: Callable[[Any], Any], st: Any, kept: Any) -> None:
@@ -63,24 +63,6 @@ def renewed_keys(st: Any, after: Callable[[], Any]) -> Any:
     if not any(map(is_random_key, jax.tree.leaves(st))):
         return st
     return jax.tree.map(lambda old, new: new if is_random_key(old) else old, st, after())
-
-
-def _origin(jaxpr: Jaxpr, var: Any) -> int | None:
-    """The index of the input that `var` is passed through from; `None` if it is computed."""
-    if isinstance(var, Literal):
-        return None
-    if var in jaxpr.invars:
-        return jaxpr.invars.index(var)
-    for eqn in jaxpr.eqns:
-        if var not in eqn.outvars:
-            continue
-        inner = next((eqn.params[name] for name in ("jaxpr", "call_jaxpr", "fun_jaxpr") if name in eqn.params), None)
-        if inner is None or eqn.primitive.name in ("scan", "while", "cond"):
-            return None
-        inner = getattr(inner, "jaxpr", inner)
-        index = _origin(inner, inner.outvars[eqn.outvars.index(var)])
-        return None if index is None else _origin(jaxpr, eqn.invars[index])
-    return None
 
 
 def _name(path: Any) -> str:

@@ -5,13 +5,13 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
-import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
 import lineax as lx
 import optimistix as optx
 from jax import lax
 
+from .._compat import while_loop
 from .accelerated import fixed_point
 from .anderson import Anderson
 
@@ -34,7 +34,7 @@ class PointAdjoint(optx.AbstractAdjoint):
         """
 
     def apply(self, primal_fn, rewrite_fn, inputs, tags):
-        loop = (lambda *args, **kwargs: eqxi.while_loop(*args, kind="lax", **kwargs),)
+        loop = (while_loop,)
         stopped = jax.tree.map(lambda x: lax.stop_gradient(x) if eqx.is_array(x) else x, inputs)
         root, residual = primal_fn(stopped + loop)
         arrays, static = eqx.partition(inputs, eqx.is_array)

@@ -7,12 +7,12 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from equinox.internal import unvmap_any, while_loop
 from jax import lax
 
+from ..._compat import solver_loop, while_loop
 from ..failure import Guarded
 from ..solvers.runge_kutta import is_unrolled, rolled_step
-from .record import StepRecord
+from .record import StepRecord, any_sample
 
 _STEPS_ONLY = (diffrax.PIDController, diffrax.ConstantStepSize, diffrax.StepTo)
 
@@ -39,7 +39,10 @@ class DiscreteAdjoint(diffrax.RecursiveCheckpointAdjoint):
             "solver": solver, "stepsize_controller": stepsize_controller, "event": event, "max_steps": max_steps,
             **options,
         }  # fmt: skip
-        if not _applies(terms, solver, stepsize_controller, event, saveat, max_steps, options["progress_meter"]):
+        known = solver_loop(self, init_state) is not None
+        if not (
+            known and _applies(terms, solver, stepsize_controller, event, saveat, max_steps, options["progress_meter"])
+        ):
             return super().loop(terms=terms, saveat=saveat, init_state=init_state, args=args, **kwargs)
         term = _traced_once(terms, init_state, args)
         times = {name: kwargs.pop(name) for name in ("t0", "t1", "dt0")}
@@ -93,19 +96,18 @@ def _loop(moving, adjoint, kwargs, outer, inner):
     y, k, term, args, (rest, saveat, times) = moving
     state = eqx.tree_at(lambda state: (state.y, state.solver_state), rest, (y, k), is_leaf=_is_none)
     kwargs = {name: value for name, value in kwargs.items() if name not in _NOT_FOR_LOOP}
-    return adjoint._loop(
+    return solver_loop(adjoint, state)(
         terms=term, args=args, saveat=saveat, init_state=state, outer_while_loop=outer, inner_while_loop=inner,
         **times, **kwargs,
     )  # fmt: skip
 
 
 _NOT_FOR_LOOP = ("throw", "passed_solver_state", "passed_controller_state")
-_plain = functools.partial(while_loop, kind="lax")
 
 
 @eqx.filter_custom_vjp
 def _solved(moving, adjoint, kwargs):
-    return _loop(moving, adjoint, kwargs, _plain, _plain)
+    return _loop(moving, adjoint, kwargs, while_loop, while_loop)
 
 
 @_solved.def_fwd
@@ -119,7 +121,7 @@ def _forward(perturbed, moving, adjoint, kwargs):
         state, record = _recorded(cond, body, state, max_steps)
         return state
 
-    out = _loop(moving, adjoint, kwargs, outer, _plain)
+    out = _loop(moving, adjoint, kwargs, outer, while_loop)
     return out, (record, out[0].save_state.saveat_ts_index)
 
 
@@ -190,7 +192,7 @@ def _backward(residuals, cotangent, perturbed, moving, adjoint, kwargs):
     ct_k = jax.tree.map(jnp.zeros_like, k)
     grads = jax.tree.map(jnp.zeros_like, params[0])
     init = (record.end(), jnp.asarray(saved), ct_y, ct_k, grads, record.scratch())
-    _, _, ct_y, ct_k, grads, _ = lax.while_loop(lambda carry: unvmap_any(carry[0] >= 0), body, init)
+    _, _, ct_y, ct_k, grads, _ = lax.while_loop(lambda carry: any_sample(carry[0] >= 0), body, init)
     g_term, g_args = _for_one_sample(grads, ct_y) if adjoint.over_samples else grads
     return ct_y, ct_k, g_term, g_args, jax.tree.map(lambda _: None, moving[-1])
 
@@ -206,7 +208,7 @@ def _recorded(cond, body, state, max_steps):
 
     def goes_on(carry):
         steps, state, _ = carry
-        return unvmap_any(cond(state)) & (steps < max_steps)
+        return any_sample(cond(state)) & (steps < max_steps)
 
     def step(carry):
         steps, old, record = carry
@@ -291,7 +293,7 @@ def _of_saved(solver, info, ts, ct_ys, lower, start, end, j, moved):
         (ct,) = vjp(jax.tree.map(lambda cts: cts[j - 1], ct_ys))
         return j - 1, jax.tree.map(jnp.add, total, ct)
 
-    return while_loop(goes_on, add, (j, zeros), kind="lax")
+    return while_loop(goes_on, add, (j, zeros))
 
 
 _WHOLE = diffrax.SubSaveAt(t1=True).fn

@@ -5,17 +5,17 @@ from typing import Any
 
 import diffrax
 import equinox as eqx
-import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from ..._compat import solver_loop, while_loop
 from ..failure import guarded
 from .discrete import saves_states
 
 _CHUNK = 4  # steps whose nodes are evaluated at once
-_LOOPS = {name: functools.partial(eqxi.while_loop, kind="lax") for name in ("inner_while_loop", "outer_while_loop")}
+_LOOPS = {"inner_while_loop": while_loop, "outer_while_loop": while_loop}
 
 
 class GaussAdjoint(diffrax.AbstractAdjoint):
@@ -67,13 +67,19 @@ class GaussAdjoint(diffrax.AbstractAdjoint):
         **kwargs,
     ):
         _refuse(terms, saveat, event, max_steps)
+        if solver_loop(self, init_state) is None:
+            return diffrax.RecursiveCheckpointAdjoint().loop(
+                args=args, terms=terms, solver=solver, saveat=saveat, event=event, max_steps=max_steps,
+                init_state=init_state, passed_solver_state=passed_solver_state,
+                passed_controller_state=passed_controller_state, **kwargs,
+            )  # fmt: skip
         del passed_solver_state, passed_controller_state
         y0 = init_state.y
         init_state = eqx.tree_at(lambda s: s.y, init_state, object())
         init_state = jax.tree.map(lambda x: lax.stop_gradient(x) if eqx.is_array(x) else x, init_state)
         options = dict(kwargs, self=self, solver=solver, saveat=saveat, event=event, max_steps=max_steps)
         final, stats = _solve((y0, args, terms), init_state=init_state, **options)
-        still = eqxi.nondifferentiable_backward(final, symbolic=False)
+        still = jax.tree.map(lambda x: lax.stop_gradient(x) if eqx.is_array(x) else x, final)
         return eqx.tree_at(lambda s: s.save_state.ys, still, final.save_state.ys), stats
 
     def _controller(self, forward: diffrax.AbstractStepSizeController) -> diffrax.AbstractStepSizeController:
@@ -127,8 +133,8 @@ _reverse_only.def_bwd(lambda residuals, cotangents, perturbed, x: cotangents)
 @eqx.filter_custom_vjp
 def _solve(y0_args_terms, *, self, init_state, throw, **options):
     y0, args, terms = y0_args_terms
-    init_state = eqx.tree_at(lambda s: s.y, init_state, y0)
-    return self._loop(args=args, terms=terms, init_state=init_state, **options, **_LOOPS)
+    state = eqx.tree_at(lambda s: s.y, init_state, y0)
+    return solver_loop(self, state)(args=args, terms=terms, init_state=state, **options, **_LOOPS)
 
 
 @_solve.def_fwd
@@ -142,7 +148,7 @@ def _solve_forward(perturbed, y0_args_terms, *, self, init_state, throw, solver,
     state = eqx.tree_at(_dense, state, dense, is_leaf=lambda x: x is None)
     saveat = eqx.tree_at(lambda s: s.dense, saveat, True)
     options = dict(options, solver=solver, saveat=saveat, max_steps=max_steps)
-    final, stats = self._loop(args=args, terms=terms, init_state=state, **options, **_LOOPS)
+    final, stats = solver_loop(self, state)(args=args, terms=terms, init_state=state, **options, **_LOOPS)
     residuals = (final.save_state.ts, final.save_state.ys, _dense(final), diffrax.is_okay(final.result))
     return (eqx.tree_at(_dense, final, (None, None, None)), stats), residuals
 

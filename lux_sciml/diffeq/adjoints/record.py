@@ -7,10 +7,20 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from equinox.internal import unvmap_any
 from jax import lax
 
 _SMALL = 2**20  # bytes of states that are held without a second thought
+
+
+@jax.custom_batching.custom_vmap
+def any_sample(x: jax.Array) -> jax.Array:
+    """Whether `x` holds, in any sample of the batches around the call: one answer for all of them."""
+    return jnp.any(x)
+
+
+@any_sample.def_vmap
+def _(size, mapped, x):
+    return any_sample(x), False
 
 
 class StepRecord(eqx.Module):
@@ -49,7 +59,7 @@ class StepRecord(eqx.Module):
     def add(self, old: Any, new: Any) -> "StepRecord":
         """The record with the step between two states of the loop, if it was accepted."""
         kept = new.num_accepted_steps > old.num_accepted_steps
-        accepted = unvmap_any(kept)
+        accepted = any_sample(kept)
         full = accepted & (self.count == len(self.held) * self.stride)
         stride = jnp.where(full, 2 * self.stride, self.stride)
         slot = jnp.argmax((self.held < 0) | (self.held % stride != 0))
@@ -109,7 +119,7 @@ class StepRecord(eqx.Module):
             return p + 1, jax.tree.map(lambda new, old: jnp.where(t1 > t0, new, old), new, state), scratch
 
         last = jnp.where(fresh, i, first)  # the same for all samples, where the stride is above one
-        _, state, scratch = lax.while_loop(lambda carry: unvmap_any(carry[0] < last), forward, (first, start, scratch))
+        _, state, scratch = lax.while_loop(lambda carry: any_sample(carry[0] < last), forward, (first, start, scratch))
         return state, scratch
 
 
