@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -19,6 +19,28 @@ def describe(tree: Any) -> str:
     "{'a': f32[2,3]}"
     """
     return eqx.tree_pformat(tree, width=10_000, struct_as_array=True)
+
+
+def dict_map(f: Callable[[Any], Any], tree: Any) -> Any:
+    """`f` of every leaf, as by `jax.tree.map`, with nested dicts in their declared order, where JAX sorts them.
+
+    >>> dict_map(abs, {"b": -1, "a": -2})
+    {'b': 1, 'a': 2}
+    """
+    if type(tree) is dict:
+        return {name: dict_map(f, child) for name, child in tree.items()}
+    return jax.tree.map(f, tree)
+
+
+def in_order(tree: Any, like: Any) -> Any:
+    """A tree of nested dicts in the order of those of another one.
+
+    >>> in_order({"a": 2, "b": 1}, {"b": 0, "a": 0})
+    {'b': 1, 'a': 2}
+    """
+    if type(tree) is dict and type(like) is dict and tree.keys() == like.keys():
+        return {name: in_order(tree[name], child) for name, child in like.items()}
+    return tree
 
 
 def where(condition: jax.Array, a: Any, b: Any) -> Any:

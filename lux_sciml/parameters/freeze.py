@@ -1,20 +1,23 @@
 """Freezing: parameters that are not trained move to the state."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 
-from ..components import ComponentVector
-from ..core import Layer, Wrapper
+from ..components import ComponentVector, Layout
+from ..components.nodes import Path, path_string
+from ..core import Layer, Wrapper, as_layer, field
+from ..core.converters import optional
 from ..core.parameters import parameter_layout, parameter_tree
-from .paths import at_paths, in_order
+from .paths import find_paths, like_parameters, path_or_paths, value_at, with_value, without
 
 
 class Frozen(Wrapper):
     """A layer whose chosen parameters stand in its state, where no gradient and no optimizer reaches them.
 
     `paths` name arrays or sub-trees, `"weight"`, `"layer_0"`, `"layer_0.weight"`; `None` freezes all parameters.
-    Parameters: those that are left. State: `frozen`, the others by path, and `layer`, the layer's own.
+    Parameters: those that are left. State: `frozen`, the others, nested as in the layer, and `layer`, the layer's own.
     `lux.parameters.freeze` makes one of a layer with its parameters. Raises `ValueError` for paths that do not exist or
     overlap.
 
@@ -25,30 +28,24 @@ class Frozen(Wrapper):
     (['bias'], (2, 3))
     """
 
-    layer: Layer
-    paths: tuple[str, ...] | None = None
+    layer: Layer = field(converter=as_layer)
+    paths: tuple[str | Path, ...] | None = field(default=None, converter=optional(path_or_paths))
 
-    def __post_init__(self):
-        paths = [path.split(".") for path in self.paths or ()]
-        for a in paths:
-            for b in paths:
-                if a is not b and a == b[: len(a)]:
-                    raise ValueError(f"{'.'.join(a)!r} and {'.'.join(b)!r} overlap: freeze one of them")
+    def __check_init__(self) -> None:
+        find_paths(self.layer, self.paths or ())  # raises
 
     def split(self, ps: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The parameters that are trained, and the frozen ones by path."""
-        paths = tuple(parameter_layout(self.layer).children) if self.paths is None else self.paths
+        """The parameters that are trained, and the frozen ones."""
+        paths = [(name,) for name in ps] if self.paths is None else find_paths(self.layer, self.paths)
         frozen: dict[str, Any] = {}
-        at_paths(ps, paths, frozen.setdefault)
         for path in paths:
-            ps = _without(ps, path.split("."))
+            frozen = with_value(frozen, path, value_at(ps, path))
+            ps = without(ps, path)
         return ps, frozen
 
     def join(self, ps: dict[str, Any], frozen: dict[str, Any]) -> dict[str, Any]:
-        """The parameters of the layer."""
-        for path, value in frozen.items():
-            ps = _with(ps, path.split("."), value)
-        return ps
+        """The parameters of the layer, in their declared order."""
+        return _merged(parameter_layout(self.layer), ps, frozen)
 
     def init_params(self, key):
         return self.split(self.layer.init_params(key))[0]
@@ -69,12 +66,12 @@ class Frozen(Wrapper):
         return y, {**st, "layer": inner}
 
 
-def freeze(layer: Layer, ps: Any = None, st: Any = None, *, which: Any = None) -> Any:
+def freeze(layer: Layer, ps: Any = None, st: Any = None, *, which: str | Sequence[str | Path] | None = None) -> Any:
     """A layer with parameters frozen: `layer, ps, st = lux.parameters.freeze(layer, ps, st, which=("layer_0",))`.
 
     `which` names the parameters by their paths; by default all are frozen. Their values move from `ps` to `st`. Without
     `ps` and `st` only the layer is returned. `lux.parameters.unfreeze` is the way back. Raises `ValueError` for paths
-    that do not exist or overlap.
+    that do not exist or overlap, and where one of several shared parameters would be frozen without the others.
 
     >>> import lux_sciml as lux
     >>> ps, st = lux.setup(jax.random.key(0), lux.Dense(2, 3))
@@ -86,12 +83,16 @@ def freeze(layer: Layer, ps: Any = None, st: Any = None, *, which: Any = None) -
     )         # Total: 6 parameters,
               #        plus 3 states.)
     """
-    which = (which,) if isinstance(which, str) else which
-    frozen = Frozen(layer, which if which is None else tuple(which))
+    frozen = Frozen(layer, which)
     if ps is None:
         return frozen
     kept, moved = frozen.split(parameter_tree(layer, ps))
-    return frozen, _like(ps, kept), {"frozen": moved, "layer": st}
+    left = {leaf.path for leaf in Layout.of(kept).leaves}
+    for shared in ps.layout.ties if isinstance(ps, ComponentVector) else ():
+        if len(left.intersection(shared)) == 1:
+            names = " and ".join(repr(path_string(path)) for path in shared)
+            raise ValueError(f"the shared parameters {names} are one: freeze both or neither")
+    return frozen, like_parameters(ps, kept), {"frozen": moved, "layer": st}
 
 
 def unfreeze(layer: Layer, ps: Any = None, st: Any = None) -> Any:
@@ -109,20 +110,15 @@ def unfreeze(layer: Layer, ps: Any = None, st: Any = None) -> Any:
         raise TypeError(f"expected a frozen layer, got {type(layer).__name__}")
     if ps is None:
         return layer.layer
-    tree = layer.join(parameter_tree(layer, ps), st["frozen"])
-    return layer.layer, _like(ps, in_order(tree, parameter_layout(layer.layer))), st["layer"]
+    return layer.layer, like_parameters(ps, layer.join(parameter_tree(layer, ps), st["frozen"])), st["layer"]
 
 
-def _like(ps: Any, tree: dict[str, Any]) -> Any:
-    """A dict for a dict, a flat vector for a flat vector."""
-    return tree if isinstance(ps, dict) else ComponentVector.from_tree(tree)
-
-
-def _without(tree: dict[str, Any], keys: list[str]) -> dict[str, Any]:
-    if len(keys) == 1:
-        return {key: child for key, child in tree.items() if key != keys[0]}
-    return {**tree, keys[0]: _without(tree[keys[0]], keys[1:])}
-
-
-def _with(tree: dict[str, Any], keys: list[str], value: Any) -> dict[str, Any]:
-    return {**tree, keys[0]: value if len(keys) == 1 else _with(tree[keys[0]], keys[1:], value)}
+def _merged(layout: Layout, a: dict[Any, Any], b: dict[Any, Any]) -> dict[Any, Any]:
+    """The nested dict of two that have different parts of it."""
+    out = {}
+    for name, child in layout.children.items():
+        if name in a and name in b:
+            out[name] = _merged(child, a[name], b[name])
+        else:
+            out[name] = b[name] if name in b else a[name]
+    return out

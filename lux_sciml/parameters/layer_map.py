@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
-from ..components import ComponentVector
+from .._tree import in_order
 from ..core import Container, Layer, Wrapper
 from ..core.parameters import parameter_layout, parameter_tree
-from .paths import in_order
+from .paths import like_parameters
 
 
 def layer_map(f: Callable[[Layer, Any, Any, str], tuple[Layer, Any, Any]], layer: Layer, ps: Any, st: Any) -> Any:
@@ -30,15 +30,17 @@ def layer_map(f: Callable[[Layer, Any, Any, str], tuple[Layer, Any, Any]], layer
     (9, (1,))
     """
     new, tree, st = _mapped(f, layer, parameter_tree(layer, ps), st, "")
-    tree = in_order(parameter_tree(new, tree), parameter_layout(new))
-    return new, tree if isinstance(ps, dict) else ComponentVector.from_tree(tree), st
+    layout = parameter_layout(new)
+    tree = in_order(parameter_tree(new, tree), layout.rebuild(layout.leaves))  # JAX sorts the dicts that `f` maps over
+    return new, like_parameters(ps, tree), st
 
 
 def _mapped(f: Any, layer: Layer, ps: Any, st: Any, path: str) -> tuple[Layer, Any, Any]:
     if isinstance(layer, Wrapper):
-        child, *inner = _mapped(f, layer.child, *layer.to_child(ps, st), path)
+        inner = layer.to_child(ps, st)
+        child, ps_child, st_child = _mapped(f, layer.child, *inner, path)
         layer = layer.replace_child(child)
-        return layer, *layer.from_child(*inner, st)
+        return layer, *layer.from_child(ps_child, st_child, st)
     if not isinstance(layer, Container):
         return f(layer, ps, st, path)
     children, ps, st = dict(layer.children), dict(ps), dict(st)
