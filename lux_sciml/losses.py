@@ -1,7 +1,9 @@
 """Losses: functions `(prediction, target, reduction="mean")`, and a loss as the objective of a model.
 
 `reduction` is `"mean"`, `"sum"` or `"none"`, over all that the loss itself does not sum over. Targets have the shape of
-the prediction, otherwise `ValueError` says both shapes; they are cast to its dtype. A loss that Optax has is Optax's.
+the prediction, otherwise `ValueError` says both shapes. A loss has the floating-point type of the prediction, the
+default one for integers and booleans; in half precision it is computed in float32 and rounded at the end. A loss that
+Optax has is Optax's.
 """
 
 import dataclasses
@@ -12,13 +14,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ._tree import floating, is_inexact, widened
+
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
     """A loss as a function of a model: `value, st = objective(model, ps, st, (x, y))`.
 
     It is the loss of the model's output for `x` against `y`; `st` is the state after the call, so that
-    `jax.value_and_grad(objective, argnums=1, has_aux=True)` hands it on. `loss` is a function `(prediction, target)`.
+    `jax.value_and_grad(objective, argnums=1, has_aux=True)` passes it on. `loss` is a function `(prediction, target)`.
     Two objectives of one loss are equal.
 
     >>> import lux_sciml as lux
@@ -38,7 +42,7 @@ class Objective:
         return self.loss(prediction, y), st
 
 
-# --- numbers --------------------------------------------------------------------------------------------------------
+# --- real values ----------------------------------------------------------------------------------------------------
 
 
 def mse(prediction: Any, target: Any, reduction: str = "mean") -> jax.Array:
@@ -47,8 +51,8 @@ def mse(prediction: Any, target: Any, reduction: str = "mean") -> jax.Array:
     >>> float(mse(jnp.array([1.0, 2.0]), jnp.array([0.0, 4.0])))
     2.5
     """
-    prediction, target = _alike(prediction, target)
-    return _reduced(jnp.square(prediction - target), reduction)
+    prediction, target, dtype = _alike(prediction, target)
+    return _reduced(jnp.square(prediction - target), reduction, dtype)
 
 
 def mae(prediction: Any, target: Any, reduction: str = "mean") -> jax.Array:
@@ -57,8 +61,8 @@ def mae(prediction: Any, target: Any, reduction: str = "mean") -> jax.Array:
     >>> float(mae(jnp.array([1.0, 2.0]), jnp.array([0.0, 4.0])))
     1.5
     """
-    prediction, target = _alike(prediction, target)
-    return _reduced(jnp.abs(prediction - target), reduction)
+    prediction, target, dtype = _alike(prediction, target)
+    return _reduced(jnp.abs(prediction - target), reduction, dtype)
 
 
 def huber(prediction: Any, target: Any, reduction: str = "mean", *, delta: float = 1.0) -> jax.Array:
@@ -69,20 +73,21 @@ def huber(prediction: Any, target: Any, reduction: str = "mean", *, delta: float
     >>> float(huber(jnp.array([1.0, 2.0]), jnp.array([0.0, 4.0])))
     1.0
     """
-    return _reduced(optax.losses.huber_loss(*_alike(prediction, target), delta=delta), reduction)
+    prediction, target, dtype = _alike(prediction, target)
+    return _reduced(optax.losses.huber_loss(prediction, target, delta=delta), reduction, dtype)
 
 
 def msle(prediction: Any, target: Any, reduction: str = "mean", *, epsilon: float | None = None) -> jax.Array:
-    """Squared error of logarithms: `log((prediction + epsilon) / (target + epsilon))^2`, for positive numbers.
+    """Squared error of logarithms: `log((prediction + epsilon) / (target + epsilon))^2`, for positive values.
 
     `epsilon` is the machine epsilon by default, here and in the other losses.
 
     >>> float(msle(jnp.array([1.0, 2.0]), jnp.array([1.0, 2.0])))
     0.0
     """
-    prediction, target = _alike(prediction, target)
+    prediction, target, dtype = _alike(prediction, target)
     epsilon = _epsilon(prediction, epsilon)
-    return _reduced(jnp.square(jnp.log((prediction + epsilon) / (target + epsilon))), reduction)
+    return _reduced(jnp.square(jnp.log((prediction + epsilon) / (target + epsilon))), reduction, dtype)
 
 
 def poisson(prediction: Any, target: Any, reduction: str = "mean", *, epsilon: float | None = None) -> jax.Array:
@@ -91,8 +96,8 @@ def poisson(prediction: Any, target: Any, reduction: str = "mean", *, epsilon: f
     >>> float(poisson(jnp.array([1.0]), jnp.array([0.0])))
     1.0
     """
-    prediction, target = _alike(prediction, target)
-    return _reduced(prediction - target * jnp.log(prediction + _epsilon(prediction, epsilon)), reduction)
+    prediction, target, dtype = _alike(prediction, target)
+    return _reduced(prediction - target * jnp.log(prediction + _epsilon(prediction, epsilon)), reduction, dtype)
 
 
 # --- classes --------------------------------------------------------------------------------------------------------
@@ -111,16 +116,16 @@ def cross_entropy(
     r"""Cross-entropy of classes: :math:`-\sum_k y_k \log \hat y_k`, summed over the classes along `axis`.
 
     `prediction` holds logits or, with `logits=False`, probabilities, to which `epsilon` is added. `target` holds
-    probabilities, or integer labels without the axis of classes; a label out of range gives NaN. `label_smoothing`
+    probabilities, or labels, integers without the axis of classes; a label out of range gives NaN. `label_smoothing`
     moves that share of the target to a uniform distribution. `optax.losses.softmax_cross_entropy`.
 
     >>> float(cross_entropy(jnp.array([[0.0, 0.0]]), jnp.array([1])) / jnp.log(2.0))
     1.0
     """
-    target = _smoothed(*_classes(prediction, target, axis), axis, label_smoothing)
+    prediction, target, dtype = _classes(prediction, target, axis, label_smoothing)
     if logits:
-        return _reduced(optax.losses.softmax_cross_entropy(prediction, target, axis), reduction)
-    return _reduced(-jnp.sum(target * jnp.log(prediction + _epsilon(prediction, epsilon)), axis), reduction)
+        return _reduced(optax.losses.softmax_cross_entropy(prediction, target, axis), reduction, dtype)
+    return _reduced(-jnp.sum(target * jnp.log(prediction + _epsilon(prediction, epsilon)), axis), reduction, dtype)
 
 
 def kl_divergence(
@@ -140,9 +145,9 @@ def kl_divergence(
     >>> float(kl_divergence(jnp.zeros((1, 2)), jnp.array([[0.5, 0.5]])))
     0.0
     """
-    target = _smoothed(*_classes(prediction, target, axis), axis, label_smoothing)
+    prediction, target, dtype = _classes(prediction, target, axis, label_smoothing)
     log_prediction = _log_probabilities(prediction, logits, axis, epsilon)
-    return _reduced(optax.losses.kl_divergence(log_prediction, target, axis), reduction)
+    return _reduced(optax.losses.kl_divergence(log_prediction, target, axis), reduction, dtype)
 
 
 def focal(
@@ -166,10 +171,10 @@ def focal(
     >>> float(focal(jnp.zeros((1, 2)), jnp.array([1])) / jnp.log(2.0))
     0.25
     """
-    _, target = _classes(prediction, target, axis)
+    prediction, target, dtype = _classes(prediction, target, axis)
     log_prediction = _log_probabilities(prediction, logits, axis, epsilon)
     weight = _power(-jnp.expm1(log_prediction), gamma)
-    return _reduced(-jnp.sum(target * weight * log_prediction, axis), reduction)
+    return _reduced(-jnp.sum(target * weight * log_prediction, axis), reduction, dtype)
 
 
 # --- two classes ----------------------------------------------------------------------------------------------------
@@ -187,16 +192,16 @@ def binary_cross_entropy(
     r"""Cross-entropy of two classes: :math:`-y \log \hat y - (1 - y) \log(1 - \hat y)`.
 
     `prediction` holds logits or, with `logits=False`, probabilities, to which `epsilon` is added. `target` holds
-    probabilities of the class 1, or is one number for all. `label_smoothing` moves it that share of the way to 1/2.
+    probabilities of the class 1, or is one value for all. `label_smoothing` moves it that share of the way to 1/2.
     `optax.losses.sigmoid_binary_cross_entropy`.
 
     >>> float(binary_cross_entropy(jnp.zeros(3), jnp.array([0.0, 1.0, 1.0])) / jnp.log(2.0))
     1.0
     """
     target = jnp.broadcast_to(target, jnp.shape(prediction)) if jnp.ndim(target) == 0 else target
-    prediction, target = _alike(prediction, target)
+    prediction, target, dtype = _alike(prediction, target)
     target = target * (1 - label_smoothing) + label_smoothing / 2
-    return _reduced(_binary_cross_entropy(prediction, target, logits, epsilon), reduction)
+    return _reduced(_binary_cross_entropy(prediction, target, logits, epsilon), reduction, dtype)
 
 
 def binary_focal(
@@ -210,15 +215,18 @@ def binary_focal(
 ) -> jax.Array:
     r"""Binary cross-entropy times :math:`(1 - p)^\gamma`, where :math:`p = y \hat y + (1 - y)(1 - \hat y)`.
 
-    Other options are those of `binary_cross_entropy`, which it is with `gamma=0`. See `focal`.
+    Other options are those of `binary_cross_entropy`, which it is with `gamma=0`. See `focal`. Of logits it is
+    `optax.losses.sigmoid_focal_loss`.
 
     >>> float(binary_focal(jnp.zeros(3), jnp.array([0.0, 1.0, 1.0])) / jnp.log(2.0))
     0.25
     """
-    prediction, target = _alike(prediction, target)
-    probability = jax.nn.sigmoid(prediction) if logits else prediction
-    short = target * (1 - probability) + (1 - target) * probability
-    return _reduced(_power(short, gamma) * _binary_cross_entropy(prediction, target, logits, epsilon), reduction)
+    prediction, target, dtype = _alike(prediction, target)
+    if logits:
+        return _reduced(optax.losses.sigmoid_focal_loss(prediction, target, gamma=gamma), reduction, dtype)
+    short = target * (1 - prediction) + (1 - target) * prediction
+    values = _power(short, gamma) * _binary_cross_entropy(prediction, target, logits, epsilon)
+    return _reduced(values, reduction, dtype)
 
 
 def hinge(prediction: Any, target: Any, reduction: str = "mean") -> jax.Array:
@@ -227,7 +235,8 @@ def hinge(prediction: Any, target: Any, reduction: str = "mean") -> jax.Array:
     >>> float(hinge(jnp.array([0.5, 2.0]), jnp.array([1.0, 1.0])))
     0.25
     """
-    return _reduced(optax.losses.hinge_loss(*_alike(prediction, target)), reduction)
+    prediction, target, dtype = _alike(prediction, target)
+    return _reduced(optax.losses.hinge_loss(prediction, target), reduction, dtype)
 
 
 def squared_hinge(prediction: Any, target: Any, reduction: str = "mean") -> jax.Array:
@@ -236,7 +245,8 @@ def squared_hinge(prediction: Any, target: Any, reduction: str = "mean") -> jax.
     >>> float(squared_hinge(jnp.array([0.5, 2.0]), jnp.array([1.0, 1.0])))
     0.125
     """
-    return _reduced(jnp.square(optax.losses.hinge_loss(*_alike(prediction, target))), reduction)
+    prediction, target, dtype = _alike(prediction, target)
+    return _reduced(jnp.square(optax.losses.hinge_loss(prediction, target)), reduction, dtype)
 
 
 # --- sets and pairs -------------------------------------------------------------------------------------------------
@@ -252,10 +262,11 @@ def dice(prediction: Any, target: Any, reduction: str = "mean", *, smooth: float
     >>> float(dice(jnp.ones((1, 4)), jnp.ones((1, 4))))
     0.0
     """
-    prediction, target = _alike(prediction, target)
+    prediction, target, dtype = _alike(prediction, target)
     axes = tuple(range(1, prediction.ndim))
     overlap = 2 * jnp.sum(prediction * target, axes) + smooth
-    return _reduced(1 - overlap / (jnp.sum(jnp.square(prediction) + jnp.square(target), axes) + smooth), reduction)
+    squares = jnp.sum(jnp.square(prediction) + jnp.square(target), axes) + smooth
+    return _reduced(1 - overlap / squares, reduction, dtype)
 
 
 def siamese_contrastive(prediction: Any, target: Any, reduction: str = "mean", *, margin: float = 1.0) -> jax.Array:
@@ -270,44 +281,45 @@ def siamese_contrastive(prediction: Any, target: Any, reduction: str = "mean", *
     """
     if margin < 0:
         raise ValueError(f"siamese_contrastive needs a margin that is not negative, got {margin}")
-    prediction, target = _alike(prediction, target)
+    prediction, target, dtype = _alike(prediction, target)
     far = jnp.square(jnp.maximum(0, margin - prediction))
-    return _reduced((1 - target) * jnp.square(prediction) + target * far, reduction)
+    return _reduced((1 - target) * jnp.square(prediction) + target * far, reduction, dtype)
 
 
 # --- helpers --------------------------------------------------------------------------------------------------------
 
 
-def _reduced(values: jax.Array, reduction: str) -> jax.Array:
+def _reduced(values: jax.Array, reduction: str, dtype: Any) -> jax.Array:
     reductions = {"mean": jnp.mean, "sum": jnp.sum, "none": lambda values: values}
     if reduction not in reductions:
         raise ValueError(f"reduction is 'mean', 'sum' or 'none', got {reduction!r}")
-    return reductions[reduction](values)
+    return reductions[reduction](values).astype(dtype)
 
 
-def _alike(prediction: Any, target: Any) -> tuple[jax.Array, jax.Array]:
+def _alike(prediction: Any, target: Any) -> tuple[jax.Array, jax.Array, Any]:
+    """Prediction and target in one floating-point type, float32 at least, and the type of the loss."""
     if jnp.shape(prediction) != jnp.shape(target):
         raise ValueError(f"the prediction has the shape {jnp.shape(prediction)}, the target {jnp.shape(target)}")
-    prediction = jnp.asarray(prediction)
-    return prediction, jnp.asarray(target, prediction.dtype)
+    prediction = floating(jnp.asarray(prediction))
+    wide = widened(prediction)
+    return wide, jnp.asarray(target, wide.dtype), prediction.dtype
 
 
 def _epsilon(prediction: jax.Array, epsilon: float | None) -> float:
     return float(jnp.finfo(prediction.dtype).eps) if epsilon is None else epsilon
 
 
-def _classes(prediction: Any, target: Any, axis: int) -> tuple[jax.Array, jax.Array]:
-    """Prediction and target of one shape: integer labels become rows of zeros and a one."""
-    labels = jnp.issubdtype(jnp.result_type(target), jnp.integer) and jnp.ndim(target) == jnp.ndim(prediction) - 1
-    if labels:
-        count, target = prediction.shape[axis], jnp.asarray(target)
+def _classes(prediction: Any, target: Any, axis: int, label_smoothing: float = 0.0) -> tuple[jax.Array, jax.Array, Any]:
+    """As `_alike`; labels become rows of zeros and a one, and the target is smoothed."""
+    prediction, target = jnp.asarray(prediction), jnp.asarray(target)
+    count = prediction.shape[axis]
+    if target.ndim == prediction.ndim - 1 and not is_inexact(target):
+        target = target.astype(int)
         known = jnp.expand_dims((target >= 0) & (target < count), axis)
-        target = jnp.where(known, jax.nn.one_hot(target, count, dtype=prediction.dtype, axis=axis), jnp.nan)
-    return _alike(prediction, target)
-
-
-def _smoothed(prediction: jax.Array, target: jax.Array, axis: int, share: float) -> jax.Array:
-    return target * (1 - share) + share / prediction.shape[axis] if share else target
+        one_hot = jax.nn.one_hot(target, count, dtype=widened(prediction).dtype, axis=axis)
+        target = jnp.where(known, one_hot, jnp.nan)
+    wide, target, dtype = _alike(prediction, target)
+    return wide, target * (1 - label_smoothing) + label_smoothing / count if label_smoothing else target, dtype
 
 
 def _log_probabilities(prediction: Any, logits: bool, axis: int, epsilon: float | None) -> jax.Array:

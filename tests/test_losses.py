@@ -120,6 +120,50 @@ def test_binary_losses_at_certainty_have_finite_gradients(gamma):
     assert np.isfinite(jax.grad(losses.binary_focal)(jnp.array([-800.0, 800.0]), np.array([0, 1]), gamma=gamma)).all()
 
 
+@pytest.mark.parametrize("kind", ["int32", "uint8", "bool"])
+@pytest.mark.parametrize(("loss", "prediction", "target", "options", "expected"), CASES.values(), ids=CASES)
+def test_integers_and_booleans_are_their_values(loss, prediction, target, options, expected, kind):
+    whole = np.round(3 * prediction).astype(kind)
+    value = loss(whole, target, "none", **options)
+    expected = loss(whole.astype(float), target, "none", **options)
+    assert value.dtype == jnp.float64 and np.allclose(value, expected, equal_nan=True)  # probabilities above 1
+    whole = np.abs(np.round(2 * np.asarray(target))).astype(kind)
+    value = loss(jnp.asarray(prediction), whole, **options)
+    labels = np.ndim(target) == 1
+    assert np.allclose(
+        value, loss(jnp.asarray(prediction), whole.astype(int if labels else float), **options), equal_nan=True
+    )
+
+
+@pytest.mark.parametrize("half", ["bfloat16", "float16"])
+@pytest.mark.parametrize(("loss", "prediction", "target", "options", "expected"), CASES.values(), ids=CASES)
+def test_half_precision_is_rounded_at_the_end(loss, prediction, target, options, expected, half):
+    rounded = jnp.asarray(prediction, half)
+    for reduction in ("none", "mean", "sum"):
+        value = loss(rounded, target, reduction, **options)
+        right = loss(rounded.astype("float32"), target, reduction, **options)
+        assert value.dtype == half and np.array_equal(value, right.astype(half)) and right.dtype == jnp.float32
+    gradient = jax.grad(loss)(rounded, target, **options)
+    right = jax.grad(loss)(rounded.astype("float32"), target, **options)
+    assert gradient.dtype == half and np.allclose(
+        gradient.astype("float32"), right, rtol=2 * float(jnp.finfo(half).eps)
+    )
+
+
+def test_long_sums_in_half_precision():
+    ones = jnp.ones(3000, "float16")
+    assert losses.mse(ones, 0 * ones, "sum") == 3000 and losses.mae(ones, 0 * ones) == 1
+    assert losses.mse(300 * ones, 0 * ones) == np.inf and losses.mse(200 * ones, 0 * ones) == 40000
+    assert losses.dice(jnp.ones((1, 3000), "bfloat16"), np.ones((1, 3000))) == 0
+
+
+def test_labels_may_be_booleans_and_python_lists():
+    logits = RNG.normal(size=(3, 2))
+    expected = losses.cross_entropy(logits, np.array([1, 0, 1]))
+    assert losses.cross_entropy(logits, np.array([True, False, True])) == expected
+    assert losses.cross_entropy(logits.tolist(), [1, 0, 1]) == expected
+
+
 def test_losses_keep_the_precision_of_the_prediction():
     for loss in (losses.mse, losses.cross_entropy, losses.binary_cross_entropy, losses.dice):
         assert loss(jnp.asarray(LOGITS, jnp.float32), SOFT).dtype == jnp.float32
