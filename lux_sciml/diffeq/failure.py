@@ -7,6 +7,9 @@ import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
+
+from .._tree import all_finite
 
 
 def mark_failure(sol: diffrax.Solution, *, complete: bool) -> diffrax.Solution:
@@ -103,8 +106,9 @@ class Guarded(diffrax.AbstractAdaptiveStepSizeController):
     """Any adaptive controller, ended with a result code where going on is of no use.
 
     Without it a NaN in the initial value or in the vector field burns all of `max_steps`. The solve ends with
-    `RESULTS.nonfinite` where a step size is not finite, and with `RESULTS.dt_min_reached` where a step is
-    rejected and the next one would be less than eight units in the last place of the time.
+    `RESULTS.nonfinite` where the initial value or a step size is not finite, and with `RESULTS.dt_min_reached` where a
+    step is rejected and the next one would be less than eight units in the last place of the time at which it starts.
+    A first step that is smaller than that is lengthened, so that time moves on also where it is large.
     """
 
     controller: diffrax.AbstractAdaptiveStepSizeController
@@ -126,20 +130,32 @@ class Guarded(diffrax.AbstractAdaptiveStepSizeController):
 
     def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
         first, inner = self.controller.init(terms, t0, t1, y0, dt0, args, func, error_order)
-        started = jnp.isfinite(first)
-        smallest = 8 * jnp.finfo(first.dtype).eps * jnp.maximum(jnp.abs(t0), jnp.abs(t1))
-        return jnp.where(started, first, t1), (inner, started, smallest)
+        started = jnp.isfinite(first) & all_finite(y0)
+        span = lax.stop_gradient(t1 - t0)
+        least = _NOTHING * jnp.where(jnp.isfinite(span), span, 0)  # near the time zero
+        first = jnp.maximum(first, t0 + _resolution(t0, least))
+        return jnp.where(started, first, t1), (inner, started, least)
 
     def adapt_step_size(self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state):
-        inner, started, smallest = controller_state
+        inner, started, least = controller_state
         keep, next_t0, next_t1, jump, inner, result = self.controller.adapt_step_size(
             t0, t1, y0, y1_candidate, args, y_error, error_order, inner
         )
+        smallest = _resolution(next_t0, least)
         broken = ~started | ~jnp.isfinite(next_t1)
-        stuck = ~keep & (next_t1 - next_t0 < smallest)
+        stuck = jnp.logical_not(keep) & (next_t1 - next_t0 < smallest)
         result = _unless(broken, diffrax.RESULTS.nonfinite, result)
         result = _unless(stuck, diffrax.RESULTS.dt_min_reached, result)
-        return keep, next_t0, next_t1, jump, (inner, started, smallest), result
+        next_t1 = jnp.maximum(next_t1, next_t0 + smallest / 8)
+        return keep, next_t0, next_t1, jump, (inner, started, least), result
+
+
+_NOTHING = 1e-30  # of the whole span: what no solve resolves, in either precision
+
+
+def _resolution(t: Any, least: Any) -> jax.Array:
+    """Eight units in the last place of the time `t`."""
+    return jnp.maximum(lax.stop_gradient(8 * jnp.finfo(t.dtype).eps * jnp.abs(t)), least)
 
 
 def _unless(fault: Any, code: Any, result: Any) -> Any:

@@ -1,0 +1,58 @@
+"""Where a solve is ended because no smaller step can help: at the resolution of the time at which it is."""
+
+import math
+
+import diffrax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lux_sciml as lux
+
+
+def final(f, ts, y0, **options):
+    node = lux.NeuralODE(lux.Lambda(f), ts=ts, **options)
+    sol = node(y0, {}, {})[0]
+    return sol.ys[-1], int(sol.stats["num_steps"]), sol.result
+
+
+def stiff(y):
+    """The first component follows the cosine of the second within 1e-6, the second falls in 1e11."""
+    return jnp.stack([-1e6 * (y[0] - jnp.cos(y[1])), -1e-11 * y[1]])
+
+
+@pytest.mark.parametrize("end", [1e11, -1e11])
+def test_small_steps_near_zero_of_a_long_solve(dtype, end):
+    y, steps, _ = final(
+        lambda y: math.copysign(1.0, end) * stiff(y), [0.0, end], jnp.array([5.0, 1.0], dtype),
+        solver=diffrax.Kvaerno5(), rtol=1e-5, atol=1e-7,
+    )  # fmt: skip
+    np.testing.assert_allclose(y, [np.cos(np.exp(-1)), np.exp(-1)], rtol=1e-4)
+    assert steps < (100 if dtype == "float64" else 400)
+
+
+@pytest.mark.parametrize("rate", [1e-7, 1.0])
+@pytest.mark.parametrize("ts", [[1.7e9, 1.8e9], [-1.7e9, -1.6e9]])
+def test_large_times_in_single_precision(rate, ts):
+    y, steps, result = final(lambda y: -rate * y, ts, jnp.ones(1, jnp.float32), rtol=1e-5, atol=1e-7)
+    if rate == 1e-7:
+        np.testing.assert_allclose(y, np.exp(-10), rtol=1e-2)
+        assert steps < 50
+    else:  # eight units in the last place of these times are 1024 seconds
+        assert result == diffrax.RESULTS.dt_min_reached and np.isnan(y).all() and steps < 5
+
+
+@pytest.mark.parametrize("ts", [[0.0, 1.0], [0.0, 1e11], [0.0, -1.0], [5.0, 6.0]])
+@pytest.mark.parametrize("field", [lambda s: jnp.where(s > 0, jnp.nan, 1.0), lambda s: 1 / s**2], ids=["nan", "pole"])
+def test_a_solve_that_is_stuck_ends_soon(dtype, ts, field):
+    def f(x):
+        return field(jnp.abs(x[0] - ts[0])) * x[1]
+
+    y, steps, result = final(f, ts, jnp.ones(1, dtype), time_dependent=True)
+    assert result != diffrax.RESULTS.successful and np.isnan(y).all() and steps < 60
+
+
+def test_a_start_that_is_not_finite_ends_at_once():
+    for options in ({"dt0": 0.1}, {"solver": diffrax.Kvaerno5()}):
+        y, steps, result = final(lambda y: -y, [0.0, 1.0], jnp.array([1.0, np.nan]), **options)
+        assert result == diffrax.RESULTS.nonfinite and np.isnan(y).all() and steps <= 1
