@@ -12,8 +12,7 @@ from jax.tree_util import keystr, tree_leaves_with_path
 
 from .components import ComponentVector, Layout
 from .core import Layer, Mode, parameter_length, setup, testmode, trainmode
-from .core.state import is_random_key
-from .core.static import fields_of
+from .core.static import fields_of, is_random_key
 
 _STEP = 1e-5  # of the finite differences: eps^(1/3) in float64
 _SAME = 1e-9  # two programs of one computation in float64, relative to the largest number

@@ -2,13 +2,14 @@
 
 from .check_finite import check_finite
 from .compact import compact
+from .constant import Constant
 from .container import Container, Wrapper
 from .field import field
 from .layer import Lambda, Layer, as_layer
+from .mode import Mode
 from .setup import output_shape, parameter_length, setup, state_length
-from .state import Mode, testmode, trainmode, update_state
+from .state import testmode, trainmode, update_state
 from .stateful import StatefulLayer
-from .static import Constant
 from .summary import summary
 
 __all__ = [

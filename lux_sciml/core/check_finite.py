@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from .container import Wrapper
 from .layer import Layer
 from .printing import option_text
-from .summary import instrument
+from .walk import instrument
 
 _CHECKS = ("both", "forward", "backward")
 

@@ -12,11 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..components.vector import refuse_reserved
+from .constant import Constant
 from .container import Container, call_child
 from .layer import Layer
-from .printing import value_text
-from .state import Mode, is_random_key
-from .static import Constant
+from .mode import Mode
+from .printing import Argument
+from .static import FrozenDict, is_random_key
+from .text import value_text
 
 
 class compact:  # a decorator
@@ -79,6 +81,11 @@ class Entry:
 
     draw: Callable[[Any], Any]
     kind: str  # "parameter" or "state"
+
+    def _as_text(self, exact: bool) -> str:
+        value = self.draw.value.value if isinstance(self.draw, Fixed) else self.draw
+        text, alone = value_text(value, exact), _as_entry(value)
+        return text if alone is not None and alone.kind == self.kind else f"compact.{self.kind}({text})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,11 +154,22 @@ class Compact(Container):
         y = self.function(scope, x)
         return y, vars(scope)["_st"]
 
-    def printed(self) -> tuple[list[str], list[str]]:
-        """The lines for what are no layers, and the lines of the body."""
-        values = [f"{name} = {_entry_text(entry)}" for name, entry in self.entries.items()]
-        values += [f"{name} = {value_text(value)}" for name, value in self.fixed.items()]
-        return values, _body(self.function)
+    def init_arguments(self):
+        """What `compact` was called with, by name."""
+        out: dict[str, Any] = {}
+        for name in self.order:
+            group = self.groups.get(name)
+            if isinstance(group, Mapping):
+                out[name] = FrozenDict({key: self.layers[child] for key, child in group.items()})
+            elif group is not None:
+                out[name] = tuple(self.layers[child] for child in group)
+            else:
+                out[name] = next(found[name] for found in (self.layers, self.entries, self.fixed) if name in found)
+        return out
+
+    def printed(self) -> tuple[list[Argument], list[str]]:
+        """The values, and the lines of the body."""
+        return [Argument(name, "", value) for name, value in self.init_arguments().items()], _body(self.function)
 
     def __reduce__(self):
         module, name = self.function.__module__, self.function.__qualname__
@@ -231,12 +249,6 @@ def _as_entry(value: Any) -> Entry | None:
         trained = not is_random_key(value) and jnp.issubdtype(value.dtype, jnp.inexact)
         return Entry(Fixed(Constant(value)), "parameter" if trained else "state")
     return None
-
-
-def _entry_text(entry: Entry) -> str:
-    if isinstance(entry.draw, Fixed):
-        return repr(entry.draw.value).removeprefix("Constant(").removesuffix(")")
-    return f"compact.{entry.kind}({value_text(entry.draw)})"
 
 
 def _body(function: Callable) -> list[str]:

@@ -6,10 +6,11 @@ from typing import Any
 import jax
 
 from .._compat import passed_through
-from ..core import Layer, Mode
+from .layer import Layer
+from .mode import Mode
 from .printing import option_text
-from .state import is_random_key
-from .summary import walk
+from .static import is_random_key
+from .walk import walk
 
 
 def updated_entries(call: Callable[[Any], Any], st: Any) -> list[str]:

@@ -14,8 +14,9 @@ import jax
 from .converters import function
 from .field import checks_itself, convert, converters_of, field
 from .parameters import parameter_tree
-from .printing import show
-from .static import FrozenDict, exact_key, fields_of, freeze, picklable
+from .pickling import picklable
+from .printing import option_text, show, show_html
+from .static import FrozenDict, exact_key, fields_of, freeze
 
 L = TypeVar("L", bound="Layer")
 
@@ -181,8 +182,21 @@ class Layer(metaclass=_LayerMeta):
     def __reduce__(self):
         return restore, (type(self), {name: picklable(value) for name, value in fields_of(self).items()})
 
+    def init_arguments(self) -> dict[str, Any]:
+        """The arguments of `__init__` by name, as the layer prints them: its fields, where `__init__` takes these.
+
+        A class whose own `__init__` takes others writes this method, for `eval(repr(layer)) == layer`.
+        """
+        return fields_of(self)
+
     def __repr__(self) -> str:
         return show(self)
+
+    def _repr_html_(self) -> str:
+        return show_html(self)
+
+    def _as_text(self, exact: bool) -> str:
+        return option_text(self, exact)
 
 
 def restore(cls: type[L], fields: Mapping[str, Any]) -> L:

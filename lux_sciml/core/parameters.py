@@ -1,12 +1,14 @@
-"""What a layer's parameters must look like, and the one place where a call checks and unravels them."""
+"""What a layer's parameters must look like, how large they and the state are, and where a call checks them."""
 
 import functools
+import math
 from typing import Any
 
 import jax
 import numpy as np
 
 from ..components import ComponentVector, Layout
+from .mode import Mode
 
 
 def parameter_layout(layer: Any) -> Layout:
@@ -24,6 +26,18 @@ def _parameter_layout(layer: Any, default_dtype: Any) -> Layout:
 
     jax.eval_shape(init, jax.random.key(0))
     return layout
+
+
+@functools.lru_cache(maxsize=4096)
+def state_size(layer: Any) -> int:
+    """How many elements a layer's state holds."""
+    return elements(jax.eval_shape(layer.init_state, jax.random.key(0)))
+
+
+def elements(st: Any) -> int:
+    """How many elements a state holds; a random key and a `Mode` count one each."""
+    leaves = jax.tree.leaves(st, is_leaf=lambda leaf: isinstance(leaf, Mode))
+    return sum(math.prod(getattr(leaf, "shape", ())) for leaf in leaves)
 
 
 @functools.lru_cache(maxsize=4096)

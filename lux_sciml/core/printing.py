@@ -1,18 +1,26 @@
-"""The printed model: valid Python, only options that are not the defaults, and parameter counts as comments."""
+"""The printed model: the Python that makes it, with parameter counts as comments, and how notebooks show it."""
 
-import dataclasses
-import functools
+import html
 import inspect
-from typing import Any
+from collections.abc import Mapping
+from keyword import iskeyword
+from typing import Any, NamedTuple
 
-from .static import exact_key, fields_of, freeze
+import numpy as np
+
+from .constant import Constant
+from .field import convert
+from .parameters import parameter_layout, state_size
+from .text import same, value_text
 
 _INDENT, _COLUMN, _COLUMN_ALONE = 4, 50, 29
+_MANY = 3  # equal neighbours, from here on, are printed once
+_LONG = 20  # lines; longer models are folded in notebooks
 
 
 def show(layer: Any) -> str:
-    """A layer as text, with the number of its parameters and of the numbers in its state."""
-    lines = _lines(layer, "", 0)
+    """A layer as the Python that makes it, with the sizes of its parameters and of its state."""
+    lines = _lines(_Member("", "", layer, ","), 0)
     count, states = _counts(layer)
     if len(lines) == 1:
         return _comment(lines[0].rstrip(","), _counted(count, states), _COLUMN_ALONE)
@@ -26,112 +34,190 @@ def show(layer: Any) -> str:
     return "\n".join(lines)
 
 
-def option_text(layer: Any) -> str:
-    """The layer on one line: `Dense(2, 3, relu)`."""
-    return f"{type(layer).__name__}({', '.join(_options(layer))})"
+def show_html(layer: Any) -> str:
+    """The printed model for notebooks; a long one is folded."""
+    text = show(layer)
+    shown = f"<pre>{html.escape(text)}</pre>"
+    if text.count("\n") < _LONG:
+        return shown
+    size = _counted(*_counts(layer))
+    return f"<details><summary><code>{type(layer).__name__}</code> {size}</summary>{shown}</details>"
 
 
-def _lines(layer: Any, name: str, depth: int) -> list[str]:
-    """The lines of one layer; the last one ends in a comma."""
-    pad, label = " " * (_INDENT * depth), f"{name} = " if name else ""
-    inside, written = _inside(layer), _written(layer)
-    if not inside and not written:
-        count, states = _counts(layer) if depth else (0, 0)
-        return [_comment(f"{pad}{label}{option_text(layer)},", _counted(count, states), _COLUMN)]
-    options, body = written or (_options(layer, skip=inside), [])
-    out = [f"{pad}{label}{'@compact' if written else type(layer).__name__}("]
-    out += [f"{pad}{' ' * _INDENT}{option}," for option in options]
-    items = list(inside.items())
-    while items:
-        run = _run_of_equals(items)
-        child, child_name = items[0][1], items[0][0]
-        if run > 1:
-            child_name = f"{_stem(child_name)}({_suffix(child_name)}-{_suffix(items[run - 1][0])})"
-        lines = _lines(child, child_name, depth + 1)
-        if run > 1 and len(lines) == 1:
-            count, states = _counts(child)
-            text = f"{pad}{' ' * _INDENT}{child_name} = {option_text(child)},"
-            lines = [_comment(text, _counted(count, states, run), _COLUMN)]
-        out += lines
-        del items[:run]
-    return [*out, f"{pad})", *(pad + line for line in body)] if written else [*out, f"{pad}),"]
+def option_text(layer: Any, exact: bool = False) -> str:
+    """The layer on one line, `Dense(2, 3, relu)`: for people, or `exact`, as the Python that makes it."""
+    texts = [a.text(layer, exact).join(_named(a.label, "=")) for a in arguments(layer)]
+    return f"{type(layer).__name__}({', '.join(texts)})"
 
 
-def _written(layer: Any) -> tuple[list[str], list[str]] | None:
-    """Of a layer that `@compact` made: the lines of its values that are no layers, and its body."""
+def brief(layer: Any) -> str:
+    """The layer on one line; only its name where it has layers inside."""
+    return type(layer).__name__ if any(_holds_layers(a.value) for a in arguments(layer)) else option_text(layer)
+
+
+class Argument(NamedTuple):
+    """An argument of the class, as it is printed."""
+
+    label: str  # empty where it stands by position
+    field: str  # whose converter it goes through; empty for an item of several
+    value: Any
+
+    def text(self, layer: Any, exact: bool) -> str:
+        """The text of the value, or of less of which the converter makes the same: `3` for `(3,)`, a list of times."""
+        given = self.value
+        if type(given) is tuple and len(given) == 1:
+            given = given[0]
+        elif exact and isinstance(given, Constant) and isinstance(given.value, np.ndarray) and given.value.ndim:
+            given = given.value.tolist()
+        if given is not self.value and self.field in type(layer)._converters and self._is(layer, given):
+            return value_text(given, exact)
+        return value_text(self.value, exact)
+
+    def _is(self, layer: Any, given: Any) -> bool:
+        """Whether the converter makes the value of `given`."""
+        try:
+            return same(convert(type(layer), self.field, given), self.value)
+        except (TypeError, ValueError):
+            return False
+
+
+def arguments(layer: Any, by_name: bool = False) -> list[Argument]:
+    """What makes the layer, without what is the default: by position as far as possible, or by name."""
+    values, out = layer.init_arguments(), []
+    signature = inspect.signature(type(layer)).parameters
+    parameters = [p for name, p in signature.items() if name in values]
+    starred = [p.name for p in parameters if p.kind is p.VAR_POSITIONAL and values[p.name]]
+    if any(p.kind is p.VAR_KEYWORD for p in signature.values()):  # children are printed with their names
+        starred = [name for name in starred if not isinstance(values[name], Mapping)]
+    needs_position, by_position = bool(starred), not by_name
+    for p in parameters:
+        value = values[p.name]
+        if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+            items = value.items() if isinstance(value, Mapping) else [("", item) for item in value]
+            out += [Argument("" if p.name in starred else name, "", item) for name, item in items]
+            needs_position = needs_position and p.name not in starred
+            continue
+        argument = Argument(p.name, p.name, value)
+        by_position = by_position and p.kind is not p.KEYWORD_ONLY
+        default = p.default is not p.empty and (argument._is(layer, p.default) or same(value, p.default))
+        if needs_position or not default:
+            out.append(argument._replace(label="" if needs_position or by_position else p.name))
+        else:
+            by_position = False
+    return out
+
+
+# --- lines --------------------------------------------------------------------------------------------------------
+
+
+class _Member(NamedTuple):
+    """What stands between the brackets of a call, a tuple or a dict: a text, or layers, between two texts."""
+
+    label: str
+    left: str
+    content: Any
+    right: str
+
+
+def _lines(member: _Member, depth: int) -> list[str]:
+    """The lines of one member, in its place."""
+    _, left, content, right = member
+    pad = " " * (_INDENT * depth)
+    if isinstance(content, str):
+        return [f"{pad}{left}{content}{right}"]
+    if not _is_layer(content):
+        named = isinstance(content, Mapping)
+        items = content.items() if named else [("", item) for item in content]
+        inside = [_Member("", f"{name!r}: " if named else "", item, ",") for name, item in items]
+        return [f"{pad}{left}{'{' if named else '('}", *_inside(inside, depth), f"{pad}{'}' if named else ')'}{right}"]
+    given, body = _written(content) or (arguments(content, by_name=True), None)
+    if body is None and not any(_holds_layers(argument.value) for argument in given):
+        text = f"{pad}{left}{option_text(content, exact=True)}{right}"
+        return [_comment(text, _counted(*_counts(content)) if depth else "", _COLUMN)]
+    inside = []
+    for argument in given:
+        before, after = _named(argument.label, " = ")
+        shown = argument.value if _holds_layers(argument.value) else argument.text(content, exact=True)
+        inside.append(_Member(argument.label, before, shown, f"{after},"))
+    if all(member.label for member in inside):  # options first
+        inside.sort(key=lambda member: not isinstance(member.content, str))
+    if body is not None:
+        return [f"{pad}{left}@compact(", *_inside(inside, depth), f"{pad})", *(pad + line for line in body)]
+    return [f"{pad}{left}{type(content).__name__}(", *_inside(inside, depth), f"{pad}){right}"]
+
+
+def _inside(members: list[_Member], depth: int) -> list[str]:
+    """The lines of members one level deeper; many equal layers in a row are written once."""
+    out, start = [], 0
+    while start < len(members):
+        first = members[start]
+        run = 1
+        while start + run < len(members) and _follows(first, members[start + run], run):
+            run += 1
+        if run < _MANY:
+            out += _lines(first, depth + 1)
+            start += 1
+            continue
+        text = option_text(first.content, exact=True)
+        if first.label:
+            stem, number = _split(first.label)
+            numbers = f"{number}, {number + run}" if number else f"{run}"
+            text = f'**{{f"{stem}{{i}}": {text} for i in range({numbers})}},'
+        else:
+            text = f"*[{text}] * {run},"
+        text = " " * (_INDENT * (depth + 1)) + text
+        out.append(_comment(text, _counted(*_counts(first.content), run), _COLUMN))
+        start += run
+    return out
+
+
+def _follows(first: _Member, other: _Member, distance: int) -> bool:
+    """Whether a member is the same layer as the first, in its place `distance` after it."""
+    if not _is_layer(first.content) or first.content != other.content or "\n" in show(first.content):
+        return False
+    if not first.label:
+        return not first.left and not other.left
+    stem, number = _split(first.label)
+    return number is not None and first.left == f"{first.label} = " and other.label == f"{stem}{number + distance}"
+
+
+def _split(label: str) -> tuple[str, int | None]:
+    """`layer_3` as `layer_` and 3."""
+    stem = label.rstrip("0123456789")
+    return stem, int(label[len(stem) :]) if stem != label else None
+
+
+def _named(label: str, sign: str) -> tuple[str, str]:
+    """What stands before and after an argument that is given by name."""
+    if not label:
+        return "", ""
+    return (f"{label}{sign}", "") if label.isidentifier() and not iskeyword(label) else (f"**{{{label!r}: ", "}")
+
+
+def _written(layer: Any) -> tuple[list[Argument], list[str]] | None:
+    """Of a layer that `@compact` made: its values, and the lines of its body."""
     printed = getattr(type(layer), "printed", None)
     return printed and printed(layer)
 
 
-def _inside(layer: Any) -> dict[str, Any]:
-    """The layers to print inside this one, by name; none where the layer made them from its options."""
-    if any(_holds(vars(layer).get(field.name), True) for field in dataclasses.fields(layer) if not field.init):
-        return {}
-    children = getattr(layer, "children", None)
-    if children is not None:
-        return dict(children)
-    return {name: value for name, value in fields_of(layer).items() if _is_layer(value)}
-
-
-def _options(layer: Any, skip: Any = ()) -> list[str]:
-    """The arguments that rebuild the layer: by position as far as possible, then by name; defaults left out."""
-    fields = {name: value for name, value in fields_of(layer).items() if not _holds(value, skip)}
-    out, by_position = [], not skip
-    for name, parameter in _signature(type(layer)).items():
-        if name not in fields:
-            continue
-        value = fields[name]
-        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:  # `*layers`, `*sizes`
-            out += map(value_text, value.values() if hasattr(value, "values") else value)
-            continue
-        by_position &= parameter.kind is not inspect.Parameter.KEYWORD_ONLY
-        if parameter.default is not inspect.Parameter.empty and _same(value, parameter.default):
-            by_position = False
-            continue
-        out.append(value_text(value) if by_position else f"{name}={value_text(value)}")
-    return [option.replace("=", " = ", 1) for option in out] if skip else out
-
-
-def _holds(value: Any, names: Any) -> bool:
-    """Whether a field holds the layers that are printed as children."""
-    if not names:
-        return False
-    items = value.values() if hasattr(value, "values") else value if isinstance(value, tuple) else [value]
-    return bool(items) and all(map(_is_layer, items))
+def _holds_layers(value: Any) -> bool:
+    """Whether a value is a layer, or a tuple or a dict with layers in it."""
+    if isinstance(value, tuple | Mapping):
+        return any(map(_holds_layers, value.values() if isinstance(value, Mapping) else value))
+    return _is_layer(value)
 
 
 def _is_layer(value: Any) -> bool:
     return hasattr(value, "init_params") and not isinstance(value, type)
 
 
-@functools.cache
-def _signature(cls: type) -> dict[str, inspect.Parameter]:
-    return dict(list(inspect.signature(cls.__init__).parameters.items())[1:])
-
-
-def _same(value: Any, default: Any) -> bool:
-    return exact_key(value, "") == exact_key(freeze(default), "")
-
-
-def value_text(value: Any) -> str:
-    """A value of a field as it prints: functions by their names."""
-    if isinstance(value, functools.partial):
-        parts = [value_text(value.func), *map(value_text, value.args)]
-        return f"partial({', '.join([*parts, *(f'{k}={value_text(v)}' for k, v in value.keywords.items())])})"
-    if _is_layer(value):
-        return option_text(value)
-    if type(value) is tuple:
-        return f"({', '.join(map(value_text, value))}{',' if len(value) == 1 else ''})"
-    name = getattr(value, "__name__", None)
-    return name if callable(value) and isinstance(name, str) else repr(value)
+# --- comments -----------------------------------------------------------------------------------------------------
 
 
 def _counts(layer: Any) -> tuple[int, int]:
-    """How many numbers parameters and state hold; none where the layer cannot say, so that it prints all the same."""
-    from .setup import parameter_length, state_length
-
+    """How many elements parameters and state hold; none where the layer cannot say, so that it prints all the same."""
     try:
-        return parameter_length(layer), state_length(layer)
+        return parameter_layout(layer).size, state_size(layer)
     except Exception:
         return 0, 0
 
@@ -148,22 +234,3 @@ def _comment(text: str, comment: str, column: int) -> str:
     if not comment:
         return text
     return f"{text.ljust(column) if len(text) < column - 1 else text + '  '}# {comment}"
-
-
-def _run_of_equals(items: list[tuple[str, Any]]) -> int:
-    """How many of the first siblings are equal and numbered in sequence."""
-    name, layer = items[0]
-    if not _suffix(name).isdigit() or _inside(layer):
-        return 1
-    run = 1
-    while run < len(items) and items[run][1] == layer and items[run][0] == f"{_stem(name)}{int(_suffix(name)) + run}":
-        run += 1
-    return run
-
-
-def _suffix(name: str) -> str:
-    return name[len(_stem(name)) :]
-
-
-def _stem(name: str) -> str:
-    return name.rstrip("0123456789")

@@ -1,6 +1,5 @@
 """Making parameters and state, and counting them."""
 
-import math
 from typing import Any
 
 import jax
@@ -8,8 +7,8 @@ import jax.numpy as jnp
 
 from ..components import ComponentVector
 from .layer import Layer, as_layer
-from .parameters import parameter_layout
-from .state import Mode, is_random_key
+from .parameters import elements, parameter_layout, state_size
+from .static import is_random_key
 
 
 def setup(key: Any, layer: Any, dtype=None, flat: bool = True) -> tuple[Any, Any]:
@@ -66,10 +65,7 @@ def state_length(x: Any) -> int:
     >>> state_length(BatchNorm(3))
     7
     """
-    if isinstance(x, Layer):
-        x = jax.eval_shape(x.init_state, jax.random.key(0))
-    leaves = jax.tree.leaves(x, is_leaf=lambda leaf: isinstance(leaf, Mode))
-    return sum(math.prod(getattr(leaf, "shape", ())) for leaf in leaves)
+    return state_size(x) if isinstance(x, Layer) else elements(x)
 
 
 def output_shape(layer: Layer, x: Any) -> Any:

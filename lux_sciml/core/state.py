@@ -1,28 +1,10 @@
-"""The state of a model: nested dicts that mirror it; the switch between training and testing."""
+"""The state of a model: nested dicts that mirror it, switched and changed at all depths."""
 
-import enum
 from typing import Any
 
 import jax
 
-
-@jax.tree_util.register_static
-class Mode(enum.Enum):
-    """Whether a layer trains or is tested. A static pytree node: switching it retraces; `jit` never sees a number."""
-
-    TRAIN = "train"
-    TEST = "test"
-
-    def __repr__(self) -> str:
-        return f"Mode.{self.name}"
-
-
-jax.export.register_pytree_node_serialization(
-    Mode,
-    serialized_name="lux_sciml.Mode",
-    serialize_auxdata=lambda mode: mode.value.encode(),
-    deserialize_auxdata=lambda data: Mode(data.decode()),
-)
+from .mode import Mode
 
 
 def _is_mode(x: Any) -> bool:
@@ -69,8 +51,3 @@ def update_state(st: Any, name: str, value: Any) -> Any:
     if not found:
         raise KeyError(f"no entry of the state is called {name!r}")
     return out
-
-
-def is_random_key(x: Any) -> bool:
-    """Whether `x` is a typed random key, or an array of them."""
-    return hasattr(x, "dtype") and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)

@@ -1,8 +1,6 @@
 """Values that may stand in a layer's field: immutable, hashable, compared exactly by type and bits."""
 
 import functools
-import importlib
-import sys
 from collections.abc import Hashable, Iterator, Mapping
 from typing import Any
 
@@ -38,74 +36,6 @@ class FrozenDict(Mapping):
         return repr(self._items)
 
 
-class Constant:
-    """A read-only constant in a layer's field, compared and hashed by content.
-
-    `value` is an array, or any pytree that holds arrays: adjacency and finite-element matrices, save times, option
-    objects of other libraries. Arrays are copied to NumPy, and so become constants of the compiled program.
-
-    Raises `TypeError` for traced arrays: what is computed, differentiated or changed from call to call belongs in the
-    layer's input.
-
-    >>> Constant([[0.0, 1.0], [1.0, 0.0]]) == Constant(np.array([[0.0, 1.0], [1.0, 0.0]]))
-    True
-    """
-
-    value: Any
-
-    def __init__(self, value: Any):
-        if isinstance(value, Constant):
-            value = value.value
-        if isinstance(value, list | tuple):
-            value = np.asarray(value)
-        value = jax.tree.map(_read_only, value)
-        leaves, treedef = jax.tree.flatten(value)
-        key = (treedef, tuple(map(_content, leaves)))
-        vars(self).update(value=value, _key=key, _hash=hash(key))
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        raise AttributeError("a Constant is immutable")
-
-    def __eq__(self, other: Any) -> bool:
-        return isinstance(other, Constant) and self._key == other._key
-
-    def __hash__(self) -> int:
-        return self._hash
-
-    def __reduce__(self):
-        return Constant, (self.value,)
-
-    def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        return np.array(self.value, dtype=dtype) if copy else np.asarray(self.value, dtype=dtype)
-
-    def __jax_array__(self) -> jax.Array:
-        return jax.numpy.asarray(self.value)
-
-    def __repr__(self) -> str:
-        if isinstance(self.value, np.ndarray):
-            return f"Constant({self.value.dtype}[{','.join(map(str, self.value.shape))}])"
-        return f"Constant({self.value})"
-
-
-def _read_only(x: Any) -> Any:
-    if is_traced(x):
-        raise TypeError("a traced array cannot be a Constant: pass it in the call, as part of the layer's input")
-    if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-        return x
-    if isinstance(x, jax.Array | np.ndarray):
-        x = np.array(x)
-        x.setflags(write=False)
-    return x
-
-
-def _content(x: Any) -> Hashable:
-    if isinstance(x, jax.Array):
-        x = np.asarray(jax.random.key_data(x))
-    if isinstance(x, np.ndarray):
-        return (np.ndarray, x.dtype, x.shape, x.tobytes())
-    return exact_key(x, "Constant")
-
-
 _DERIVED = ("_key", "_hash", "_children")  # kept beside the fields
 
 
@@ -117,6 +47,11 @@ def fields_of(layer: Any) -> dict[str, Any]:
 def is_traced(x: Any) -> bool:
     """Whether `x` is an array inside a transformation of JAX, without elements of its own."""
     return isinstance(x, jax.core.Tracer)  # pyright: ignore[reportAttributeAccessIssue]  # `jax.core` is there
+
+
+def is_random_key(x: Any) -> bool:
+    """Whether `x` is a typed random key, or an array of them."""
+    return hasattr(x, "dtype") and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 def holds_arrays(x: Any) -> bool:
@@ -177,40 +112,16 @@ def exact_key(value: Any, where: str) -> Hashable:
     return key
 
 
-# --- pickling: functions by their public import path --------------------------------------------------------------
-
-_PUBLIC = ("jax.numpy", "jax.nn", "jax.lax", "jax.scipy.special", "jax.nn.initializers", "operator", "numpy")
-
-
-class _Imported:
-    """Stands for a function in a pickle; unpickles to the function. Callable, so that `functools.partial` takes it."""
-
-    def __init__(self, module: str, name: str):
-        self.path = (module, name)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return _import(*self.path)(*args, **kwargs)
-
-    def __reduce__(self):
-        return _import, self.path
+def content_key(value: Any) -> Hashable:
+    """As `exact_key`, with arrays, at any depth of a pytree, by their elements."""
+    leaves, treedef = jax.tree.flatten(value)
+    return (treedef, tuple(map(_content, leaves)))
 
 
-def _import(module: str, name: str) -> Any:
-    return getattr(importlib.import_module(module), name)
-
-
-def picklable(value: Any) -> Any:
-    """`value` with functions such as `jnp.tanh`, which pickle cannot find where they say they live, by import path."""
-    if type(value) is tuple:
-        return tuple(map(picklable, value))
-    if isinstance(value, FrozenDict):
-        return FrozenDict({key: picklable(item) for key, item in value.items()})
-    if isinstance(value, functools.partial):
-        keywords = {name: picklable(item) for name, item in value.keywords.items()}
-        return functools.partial(picklable(value.func), *map(picklable, value.args), **keywords)
-    name = getattr(value, "__name__", None)
-    if callable(value) and name and not isinstance(value, type):
-        for module in (*_PUBLIC, getattr(value, "__module__", None)):  # the last for one's own `@jax.jit` functions
-            if getattr(sys.modules.get(module), name, None) is value:
-                return _Imported(module, name)
-    return value
+def _content(x: Any) -> Hashable:
+    if is_random_key(x):
+        return (str(x.dtype), x.shape, np.asarray(jax.random.key_data(x)).tobytes())
+    if isinstance(x, jax.Array | np.ndarray):
+        x = np.asarray(x)
+        return (np.ndarray, x.dtype, x.shape, x.tobytes())
+    return exact_key(x, "Constant")

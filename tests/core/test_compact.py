@@ -112,8 +112,13 @@ def test_drawn_and_fixed_entries(key):
 
 def test_it_prints_its_body():
     lines = repr(MODEL).splitlines()
-    assert lines[0] == "@compact(" and "    scale = float64[3]," in lines and "    activation = sin," in lines
-    assert any(line.startswith("    blocks_1 = Dense(3, 1),") and line.endswith("# 4 parameters") for line in lines)
+    assert (
+        lines[0] == "@compact("
+        and "    scale = np.array([1.0, 1.0, 1.0])," in lines
+        and "    activation = jnp.sin," in lines
+    )
+    place = lines.index("    blocks = (")
+    assert lines[place + 2].startswith("        Dense(3, 1),") and lines[place + 2].endswith("# 4 parameters")
     body = lines[lines.index(")") + 1 :]
     assert body[:2] == ["def MODEL(self, x):", "    self.calls = self.calls + 1"]
     assert body[-2:] == ["         # Total: 28 parameters,", "          #        plus 1 states."]

@@ -53,7 +53,7 @@ def test_traced_arrays_are_refused():
 
 def test_constants_print_and_pickle():
     constant = lux.Constant(np.eye(2))
-    assert repr(constant) == "Constant(float64[2,2])"
+    assert repr(constant) == "Constant([[1.0, 0.0], [0.0, 1.0]])"
     assert repr(lux.Constant({"a": 1})) == "Constant({'a': 1})"
     assert pickle.loads(pickle.dumps(constant)) == constant
 
