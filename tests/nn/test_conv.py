@@ -134,8 +134,8 @@ def test_conv_refuses_what_does_not_fit(key):
 
 def test_conv_prints_its_options():
     layer = lux.Conv(3, 8, [3, 3], jax.nn.relu, stride=2, padding="SAME", use_bias=False)
-    assert repr(layer).startswith("Conv(3, 8, (3, 3), relu, stride=2, padding='SAME', use_bias=False)")
-    assert eval(repr(layer), {"Conv": lux.Conv, "relu": jax.nn.relu}) == layer
+    assert repr(layer).startswith("Conv(3, 8, (3, 3), jax.nn.relu, stride=2, padding='SAME', use_bias=False)")
+    assert eval(repr(layer), {"Conv": lux.Conv, "jax": jax}) == layer
 
 
 LAYERS = [

@@ -21,7 +21,7 @@ def test_mlp_is_a_chain(key):
     chain = lux.Chain(lux.Dense(2, 5, jax.nn.relu), lux.Dense(5, 3, jax.nn.relu), lux.Dense(3, 1))
     assert model.layers == chain and ps.equals(lux.setup(key, chain)[0])
     assert np.array_equal(model(X, ps, st)[0], chain(X, ps, st)[0])
-    assert repr(model).startswith("MLP(2, (5, 3), 1, relu)") and "37 parameters" in repr(model)
+    assert repr(model).startswith("MLP(2, (5, 3), 1, jax.nn.relu)") and "37 parameters" in repr(model)
     assert lux.parameter_length(lux.MLP(2, (), 1)) == 3
 
 
