@@ -7,8 +7,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..core import Container, Layer, Wrapper, as_layer
+from .._tree import describe, is_inexact
+from ..components import ComponentVector
+from ..core import Container, Layer, Wrapper, as_layer, field
 from ..core.container import call_child, named_layers
+from ..core.converters import checks_itself, dict_of, optional
+
+
+@checks_itself
+def function_or_layer(value: Callable[..., Any]) -> Callable[..., Any]:
+    """The converter of what joins outputs: a function of several arguments, or a layer, which gets the tuple."""
+    if isinstance(value, type) or not callable(value):
+        raise TypeError(f"expected a function such as jnp.add, or a layer, got {value!r}")
+    return value
 
 
 class Chain(Container):
@@ -25,7 +36,7 @@ class Chain(Container):
     (8, 2)
     """
 
-    layers: Mapping[str, Layer]
+    layers: Mapping[str, Layer] = field(converter=dict_of(as_layer))
 
     def __init__(self, *layers: Any, **named: Any):
         self.layers = named_layers(layers, named)
@@ -51,10 +62,10 @@ class Parallel(Container):
     (8, 3)
     """
 
-    connection: Callable | None
-    layers: Mapping[str, Layer]
+    connection: Callable[..., Any] | None = field(converter=optional(function_or_layer))
+    layers: Mapping[str, Layer] = field(converter=dict_of(as_layer))
 
-    def __init__(self, connection: Callable | None, *layers: Any, **named: Any):
+    def __init__(self, connection: Any, *layers: Any, **named: Any):
         self.connection = connection
         self.layers = named_layers(layers, named)
 
@@ -67,7 +78,7 @@ class Parallel(Container):
 
 
 class SkipConnection(Container):
-    """A layer and a way around it: `y = connection(layer(x), x)`.
+    """A layer with a skip connection: `y = connection(layer(x), x)`.
 
     `connection` is a function of two arguments, `jnp.add` for a residual block, or a layer, which gets the tuple
     `(layer(x), x)` and is then the child `connection`.
@@ -79,12 +90,8 @@ class SkipConnection(Container):
     (8, 2)
     """
 
-    layer: Layer
-    connection: Callable
-
-    def __init__(self, layer: Any, connection: Callable):
-        self.layer = as_layer(layer)
-        self.connection = connection
+    layer: Layer = field(converter=as_layer)
+    connection: Callable[..., Any] = field(converter=function_or_layer)
 
     def forward(self, x, ps, st):
         (y,), st = self.run(ps, st, layer=x)
@@ -105,10 +112,10 @@ class BranchLayer(Container):
     [(8, 3), (8, 3)]
     """
 
-    layers: Mapping[str, Layer]
-    connection: Callable | None
+    layers: Mapping[str, Layer] = field(converter=dict_of(as_layer))
+    connection: Callable[..., Any] | None = field(converter=optional(function_or_layer))
 
-    def __init__(self, *layers: Any, connection: Callable | None = None, **named: Any):
+    def __init__(self, *layers: Any, connection: Any = None, **named: Any):
         self.layers = named_layers(layers, named)
         self.connection = connection
 
@@ -131,10 +138,10 @@ class PairwiseFusion(Container):
     (8, 4)
     """
 
-    connection: Callable
-    layers: Mapping[str, Layer]
+    connection: Callable[..., Any] = field(converter=function_or_layer)
+    layers: Mapping[str, Layer] = field(converter=dict_of(as_layer))
 
-    def __init__(self, connection: Callable, *layers: Any, **named: Any):
+    def __init__(self, connection: Any, *layers: Any, **named: Any):
         self.connection = connection
         self.layers = named_layers(layers, named)
 
@@ -152,10 +159,11 @@ class PairwiseFusion(Container):
 
 
 class Maxout(Container):
-    r"""The largest of several layers' outputs, number by number: :math:`y = \max_i \mathrm{layer}_i(x)`.
+    r"""The largest of several layers' outputs, elementwise: :math:`y = \max_i \mathrm{layer}_i(x)`.
 
-    Layers equal to each other start from different parameters: `Maxout([lux.Dense(2, 3)] * 4)`. Raises `ValueError`
-    without layers.
+    The outputs are arrays, or trees of arrays, of one structure and shape. Layers equal to each other start from
+    different parameters: `Maxout([lux.Dense(2, 3)] * 4)`. Raises `ValueError` without layers, and for outputs of
+    several shapes.
 
     Goodfellow et al., "Maxout networks", ICML 2013.
 
@@ -166,24 +174,39 @@ class Maxout(Container):
     (8, 3)
     """
 
-    layers: Mapping[str, Layer]
+    layers: Mapping[str, Layer] = field(converter=dict_of(as_layer))
 
     def __init__(self, *layers: Any, **named: Any):
         self.layers = named_layers(layers, named)
+
+    def __check_init__(self) -> None:
         if not self.layers:
             raise ValueError("Maxout needs at least one layer")
 
     def forward(self, x, ps, st):
         ys, st = self.run(ps, st, **dict.fromkeys(self.layers, x))
-        return functools.reduce(jnp.maximum, ys), st
+        kinds = {(jax.tree.structure(y), *map(jnp.shape, jax.tree.leaves(y))) for y in ys}
+        if len(kinds) > 1:
+            raise ValueError(f"Maxout compares outputs of one shape, got {', '.join(map(describe, ys))}")
+        return jax.tree.map(lambda *leaves: functools.reduce(jnp.maximum, leaves), *ys), st
+
+
+@checks_itself
+def float_type(value: Any) -> str:
+    """The converter of a real floating-point type, to its name."""
+    name = jnp.dtype(value).name
+    if not jnp.issubdtype(name, jnp.floating):
+        raise TypeError(f"AlternatePrecision needs a floating-point type, got {name}")
+    return name
 
 
 class AlternatePrecision(Wrapper):
     """A layer computed in another precision: inputs and parameters are cast to `dtype`, outputs cast back.
 
-    `dtype` is a real floating-point type, `"bfloat16"` or `jnp.bfloat16`. Outputs have the floating-point type of the
-    input (of the parameters, where the input holds none). Parameters, their gradients and the state keep their own
-    type: running statistics would lose small updates in half precision.
+    `dtype` is a real floating-point type, `"bfloat16"` or `jnp.bfloat16`. Inputs and outputs are arrays,
+    ComponentVectors or trees of them; integers stay what they are. Outputs have the floating-point type of the input
+    (of the parameters, where the input holds none; the default one, where there are none either). Parameters, their
+    gradients and the state keep their own type: running statistics would lose small updates in half precision.
 
     Raises `TypeError` for types that are not floating-point.
 
@@ -194,27 +217,26 @@ class AlternatePrecision(Wrapper):
     (dtype('float32'), dtype('float32'))
     """
 
-    layer: Layer
-    dtype: str
-
-    def __init__(self, layer: Any, dtype: Any):
-        self.layer = as_layer(layer)
-        self.dtype = jnp.dtype(dtype).name
-        if not jnp.issubdtype(self.dtype, jnp.floating):
-            raise TypeError(f"AlternatePrecision needs a floating-point type, got {self.dtype}")
+    layer: Layer = field(converter=as_layer)
+    dtype: str = field(converter=float_type)
 
     def forward(self, x, ps, st):
-        outer = [leaf.dtype for tree in (x, ps) for leaf in jax.tree.leaves(tree) if _is_real_float(leaf)]
+        given = [leaf.dtype for tree in (x, ps) for leaf in jax.tree.leaves(tree) if _is_real_float(leaf)]
         y, st = self.layer.forward(_cast(x, self.dtype), _cast(ps, self.dtype), st)
-        return (_cast(y, outer[0]) if outer else y), st
+        return _cast(y, given[0] if given else float), st
 
 
 def _is_real_float(x: Any) -> bool:
-    return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating)
+    return is_inexact(x) and jnp.issubdtype(x.dtype, jnp.floating)
 
 
 def _cast(tree: Any, dtype: Any) -> Any:
-    return jax.tree.map(lambda leaf: leaf.astype(dtype) if _is_real_float(leaf) else leaf, tree)
+    """The real floating-point arrays in another type; of a ComponentVector its record of it too."""
+
+    def is_vector(node: Any) -> bool:
+        return isinstance(node, ComponentVector)
+
+    return jax.tree.map(lambda leaf: leaf.astype(dtype) if _is_real_float(leaf) else leaf, tree, is_leaf=is_vector)
 
 
 def _connect(container: Any, ys: tuple[Any, ...], ps: Any, st: Any) -> tuple[Any, Any]:

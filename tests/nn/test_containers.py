@@ -318,6 +318,62 @@ def test_alternate_precision_computes_in_it_and_casts_back(key):
         lux.AlternatePrecision(inner, "int32")
 
 
+def test_maxout_of_trees_and_of_outputs_that_differ_in_shape(key):
+    states = [lux.ComponentVector(x=a, v=b) for a, b in ((1.0, -1.0), (-2.0, 3.0))]
+    layer = lux.Maxout(
+        [lux.Lambda(lambda x, i=i: jax.tree.map(lambda *leaves: jnp.stack(leaves)[i], *x)) for i in range(2)]
+    )
+    assert layer(states, *lux.setup(key, layer))[0].equals(lux.ComponentVector(x=1.0, v=3.0))
+    mixed = lux.Maxout(lux.Dense(2, 3), lux.Dense(2, 1))
+    with pytest.raises(ValueError, match=r"Maxout compares outputs of one shape, got f64\[5,3\], f64\[5,1\]"):
+        mixed(X, *lux.setup(key, mixed))
+
+
+def test_alternate_precision_of_vectors_trees_and_integers(key):
+    seen = []
+    watch = lux.Lambda(lambda z: seen.append(jax.tree.map(jnp.dtype, [z.x.dtype, z.v.dtype])) or z.x * z.v)
+    state = lux.ComponentVector(x=jnp.ones(2, "float32"), v=jnp.ones(2, "float32"))
+    for x in (state, {"x": state.x, "v": state.v}):
+        layer = lux.AlternatePrecision(watch if x is state else lux.Lambda(lambda z: z["x"] * z["v"]), "bfloat16")
+        assert layer(x, {}, {})[0].dtype == jnp.float32
+    assert seen == [[jnp.dtype("bfloat16")] * 2]
+    same = lux.AlternatePrecision(lux.Lambda(lambda z: z), "float16")(state, {}, {})[0]
+    assert isinstance(same, lux.ComponentVector) and same.equals(state)
+    embedding = lux.AlternatePrecision(lux.Embedding(3, 2), "bfloat16")
+    ps, st = lux.setup(key, embedding, "float32")
+    assert embedding(jnp.array([0, 2]), ps, st)[0].dtype == jnp.float32
+    assert (
+        lux.AlternatePrecision(lux.Lambda(lambda i: jnp.sin(i.astype("bfloat16"))), "bfloat16")(jnp.arange(3), {}, {})[
+            0
+        ].dtype
+        == jnp.float64
+    )
+
+
+def test_wrong_connections_and_layers_are_refused_by_name():
+    dense = lux.Dense(2, 2)
+    for make in (
+        lambda join: lux.Parallel(join, dense),
+        lambda join: lux.SkipConnection(dense, join),
+        lambda join: lux.BranchLayer(dense, connection=join),
+        lambda join: lux.PairwiseFusion(join, dense),
+    ):
+        for join in ("add", 3, jnp.ndarray):
+            with pytest.raises(TypeError, match=r"\.connection: expected a function such as jnp\.add, or a layer, got"):
+                make(join)
+    for make in (lux.SkipConnection, lux.PairwiseFusion):
+        with pytest.raises(TypeError, match=r"\.connection: expected a function"):
+            make(*((dense, None) if make is lux.SkipConnection else (None, dense)))
+    for make in (lux.Chain, lux.Maxout, lux.BranchLayer, lambda x: lux.Parallel(None, x)):
+        with pytest.raises(TypeError, match="expected a layer or a function, got 3"):
+            make(3)
+    for dtype in ("int32", jnp.complex64, bool):
+        with pytest.raises(TypeError, match=r"AlternatePrecision\.dtype: .*needs a floating-point type, got"):
+            lux.AlternatePrecision(dense, dtype)
+    with pytest.raises(TypeError, match=r"AlternatePrecision\.dtype: "):
+        lux.AlternatePrecision(dense, "half a float")
+
+
 JOINED = [
     (lux.BranchLayer(lux.Dense(2, 3, jnp.tanh), lux.Dense(2, 3), connection=PAIR), X),
     (lux.PairwiseFusion(PAIR, lux.Dense(2, 3, jnp.tanh)), (X, np.ones((5, 3)))),
