@@ -3,7 +3,7 @@
 from .check_finite import check_finite
 from .compact import compact
 from .constant import Constant
-from .container import Container, Wrapper
+from .container import Container, StatefulWrapper, Wrapper
 from .field import field
 from .layer import Lambda, Layer, as_layer
 from .mode import Mode
@@ -19,6 +19,7 @@ __all__ = [
     "Layer",
     "Mode",
     "StatefulLayer",
+    "StatefulWrapper",
     "Wrapper",
     "as_layer",
     "check_finite",

@@ -7,9 +7,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from .._tree import is_inexact
 from .container import Wrapper
 from .layer import Layer
 from .printing import option_text
+from .static import is_traced
 from .walk import instrument
 
 _CHECKS = ("both", "forward", "backward")
@@ -61,12 +63,12 @@ class _Watched(Wrapper):
 
 
 def _require_finite(tree: Any, message: str) -> Any:
-    finite = (jnp.isfinite(jax.lax.stop_gradient(leaf)) for leaf in jax.tree.leaves(tree) if _inexact(leaf))
+    finite = (jnp.isfinite(jax.lax.stop_gradient(leaf)) for leaf in jax.tree.leaves(tree) if is_inexact(leaf))
     bad = [jnp.any(~ok) for ok in finite]
     if not bad:
         return tree
     any_bad = functools.reduce(jnp.logical_or, bad)
-    if isinstance(any_bad, jax.core.Tracer):
+    if is_traced(any_bad):
         return eqx.error_if(tree, any_bad, message)
     if any_bad:
         raise FloatingPointError(message)
@@ -76,8 +78,8 @@ def _require_finite(tree: Any, message: str) -> Any:
 def _watch_gradient(message: str, tree: Any) -> Any:
     """The tree itself; where its gradient is computed, that must be finite."""
     leaves, treedef = jax.tree.flatten(tree)
-    watched = iter(_watched(message, [leaf for leaf in leaves if _inexact(leaf)]))
-    return treedef.unflatten([next(watched) if _inexact(leaf) else leaf for leaf in leaves])
+    watched = iter(_watched(message, [leaf for leaf in leaves if is_inexact(leaf)]))
+    return treedef.unflatten([next(watched) if is_inexact(leaf) else leaf for leaf in leaves])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -86,7 +88,3 @@ def _watched(message: str, leaves: list[Any]) -> list[Any]:
 
 
 _watched.defvjp(lambda message, leaves: (leaves, None), lambda message, _, g: (_require_finite(g, message),))
-
-
-def _inexact(leaf: Any) -> bool:
-    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact)

@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from .static import content_key, is_random_key, is_traced
+from .._tree import exact_key
+from .static import is_random_key, is_traced
 from .text import PLAIN_DTYPES, elements_text, value_text
 
 _LONG = 200  # elements; more are printed compressed
@@ -28,6 +29,9 @@ class Constant:
     """
 
     value: Any
+    _exact = True
+    _key: Any
+    _hash: int
 
     def __init__(self, value: Any, dtype: Any = None):
         if isinstance(value, Constant):
@@ -35,7 +39,7 @@ class Constant:
         if type(value) in (list, tuple) or dtype is not None:
             value = np.asarray(value, dtype)
         value = jax.tree.map(_read_only, value)
-        key = content_key(value)
+        key = exact_key(value)
         vars(self).update(value=value, _key=key, _hash=hash(key))
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -1,14 +1,13 @@
 """Container and Wrapper: layers made of layers."""
 
-import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 
 from ..components.vector import refuse_reserved
+from .errors import errors_of, require_pair
 from .layer import Layer, as_layer, restore
-from .printing import option_text
 from .static import FrozenDict, fields_of
 
 
@@ -17,16 +16,18 @@ class Container(Layer):
 
     A field `encoder: Layer` makes the child `encoder`; a tuple in a field `layers` makes `layer_0`, `layer_1`, ... and
     in any other field `blocks` makes `blocks_0`, `blocks_1`, ...; a dict makes children of its keys. Functions become
-    `Lambda`s in fields declared as `Layer`, or as tuples or dicts of them. Parameters and state are dicts with the
+    `Lambda`s where the field says so, by `lux.field(converter=lux.as_layer)`. Parameters and state are dicts with the
     children's names. `forward` calls them by `run`, which adds their path to the errors that they raise.
 
     Children are read by name (`model.encoder`, `model["encoder"]`), by position (`model[0]`), counted by `len`.
 
+    Raises `ValueError` for two children of one name, and for names that a ComponentVector needs.
+
     >>> import jax, jax.numpy as jnp
-    >>> from lux_sciml import Dense, setup
+    >>> from lux_sciml import Dense, field, setup
     >>> class Sum(Container):
-    ...     left: Layer
-    ...     right: Layer
+    ...     left: Layer = field(converter=as_layer)
+    ...     right: Layer = field(converter=as_layer)
     ...     def forward(self, x, ps, st):
     ...         (a, b), st = self.run(ps, st, left=x, right=x)
     ...         return a + b, st
@@ -48,7 +49,7 @@ class Container(Layer):
     @property
     def children(self) -> Mapping[str, Layer]:
         """The children by name."""
-        return self._children
+        return vars(self)["_children"]
 
     def init_params(self, key):
         return {name: c.init_params(jax.random.fold_in(key, i)) for i, (name, c) in enumerate(self.children.items())}
@@ -60,7 +61,7 @@ class Container(Layer):
         """The outputs of the named children, each for its own input, and the state with theirs renewed."""
         outputs, st = [], dict(st)
         for name, x in inputs.items():
-            y, st[name] = call_child(name, self.children[name], x, ps, st)
+            y, st[name] = call_child(name, self[name], x, ps, st)
             outputs.append(y)
         return tuple(outputs), st
 
@@ -99,6 +100,12 @@ class Container(Layer):
     def _its_children(self) -> str:
         return f"; its children: {', '.join(self.children) or 'none'}"
 
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self.children]
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return list(self.children)
+
     def __len__(self) -> int:
         return len(self.children)
 
@@ -114,7 +121,16 @@ class Wrapper(Layer):
 
     The child is the one field that holds a Layer. Raises `TypeError` where there is none or more than one. A wrapper
     that keeps the child's parameters or state in another form says by `to_child` and `from_child` how they are found in
-    its own.
+    its own; one that only adds to the state is a `StatefulWrapper`.
+
+    >>> import jax, jax.numpy as jnp, lux_sciml as lux
+    >>> class Negative(Wrapper):
+    ...     layer: Layer = lux.field(converter=lux.as_layer)
+    ...     def forward(self, x, ps, st):
+    ...         y, st = self.layer.forward(x, ps, st)
+    ...         return -y, st
+    >>> Negative(jnp.sin).child, lux.setup(jax.random.key(0), Negative(lux.Dense(2, 3)))[0].weight.shape
+    (Lambda(jnp.sin), (2, 3))
     """
 
     @property
@@ -153,28 +169,43 @@ class Wrapper(Layer):
         return restore(type(self), {**fields_of(self), self.child_field: child})
 
 
-def call_child(name: str, child: Layer, x: Any, ps: dict[str, Any], st: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+class StatefulWrapper(Wrapper):
+    """A Wrapper with entries of its own in the state, beside the child's, which stands under the name of its field.
+
+    A subclass writes `init_state(key)`, which returns both.
+
+    >>> import jax, jax.numpy as jnp, lux_sciml as lux
+    >>> class Counted(lux.core.StatefulWrapper):
+    ...     layer: Layer = lux.field(converter=lux.as_layer)
+    ...     def init_state(self, key):
+    ...         return {"layer": self.layer.init_state(key), "calls": jnp.zeros((), int)}
+    ...     def forward(self, x, ps, st):
+    ...         y, inner = self.layer.forward(x, ps, st["layer"])
+    ...         return y, {"layer": inner, "calls": st["calls"] + 1}
+    >>> layer = Counted(lux.Dense(2, 3))
+    >>> layer(jnp.ones(2), *lux.setup(jax.random.key(0), layer))[1]["calls"]
+    Array(1, dtype=int32)
+    """
+
+    def to_child(self, ps, st):
+        return ps, st[self.child_field]
+
+    def from_child(self, ps, st, whole):
+        return ps, {**whole, self.child_field: st}
+
+
+def call_child(name: str, child: Layer, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
     """The output of a child and its next state."""
     with errors_of(name, child):
-        return child.forward(x, ps[name], st[name])
+        return require_pair(child, child.forward(x, _entry(ps, name, "parameters"), _entry(st, name, "state")))
 
 
-@contextlib.contextmanager
-def errors_of(name: str, child: Layer | None = None) -> Iterator[None]:
-    """Note the layer on errors raised inside; each container on the way out puts its name for it before the path."""
-    start = "in the layer `"
+def _entry(tree: Any, name: str, of: str) -> Any:
     try:
-        yield
-    except FloatingPointError:  # of check_finite, which names the layer
-        raise
-    except Exception as error:
-        notes = getattr(error, "__notes__", [])
-        for i, note in enumerate(notes):
-            if note.startswith(start):
-                notes[i] = f"{start}{name}.{note.removeprefix(start)}"
-                raise
-        error.add_note(f"{start}{name}`" + (f", {option_text(child)}" if child else ""))
-        raise
+        return tree[name]
+    except (KeyError, TypeError, IndexError):
+        found = f"a dict of {', '.join(tree) or 'nothing'}" if isinstance(tree, dict) else f"a {type(tree).__name__}"
+        raise ValueError(f"no entry {name!r} in the {of}, got {found}: `lux.setup(key, layer)` makes both") from None
 
 
 def _children_of(field: str, value: Any) -> list[tuple[str, Layer]]:

@@ -34,11 +34,12 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, SupportsFloat, SupportsIndex, TypeVar
 
+import equinox as eqx
 import jax
 import numpy as np
 
 from .field import checks_itself
-from .static import FrozenDict, is_traced
+from .static import FrozenDict, holds_arrays, is_traced
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -65,6 +66,7 @@ def function(value: Call) -> Call:
     """A function, `jnp.tanh` say; no layer, no string."""
     if not callable(value) or (hasattr(value, "init_params") and not isinstance(value, type)):
         raise TypeError(f"expected a function such as jnp.tanh, got {_short(value)}")
+    refuse_module(value)
     return value  # pyright: ignore[reportReturnType]  # narrowed to `Call | type`
 
 
@@ -161,6 +163,18 @@ def dict_of(converter: Callable[[T], R]) -> Callable[[Mapping[str, T]], FrozenDi
         return FrozenDict({name: _item(converter, item, name) for name, item in value.items()})
 
     return convert
+
+
+def refuse_module(value: Any) -> None:
+    """Raise `TypeError` for a callable that keeps arrays of its own, as the modules of other libraries do."""
+    kinds = {cls.__name__ for cls in type(value).__mro__}
+    module = not isinstance(value, type | eqx.Module) and not kinds.isdisjoint(("Module", "Layer", "StatefulLayer"))
+    if module or holds_arrays(value):
+        name = f"{type(value).__module__.partition('.')[0]} {type(value).__name__}"
+        raise TypeError(
+            f"expected a function, got an object of its own arrays ({name}), which would not be parameters here: write "
+            "a `lux.Layer` whose `init_params` returns the arrays and whose `forward` computes with them"
+        )
 
 
 def _each(converter: Callable[[Any], int], value: Any, what: str) -> tuple[int, ...]:

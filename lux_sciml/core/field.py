@@ -5,6 +5,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from .static import TRACED, holds_traced
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -66,6 +68,8 @@ def convert(cls: Any, name: str, value: Any) -> Any:
     converter = cls._converters.get(name)
     if converter is None:
         return value
+    if holds_traced(value):
+        raise TypeError(f"{cls.__name__}.{name} {TRACED}")
     try:
         return converter(value)
     except (TypeError, ValueError) as error:

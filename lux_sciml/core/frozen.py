@@ -13,20 +13,35 @@ from .static import is_random_key
 from .walk import walk
 
 
-def updated_entries(call: Callable[[Any], Any], st: Any) -> list[str]:
-    """The paths of the array entries of `st` that `call(st)`, which returns the next state, does not pass through.
+def kept_entries(call: Callable[..., tuple[Any, Any]], *args: Any) -> tuple[Any, list[bool]]:
+    """The shapes of `y` in `y, st_next = call(*args, st)`, and which leaves of the state the call passes through.
 
-    An entry is kept where the output is the same object, or where the jaxpr of the output passes it through, also
-    through `jit`, `checkpoint` and custom derivative rules.
+    A leaf is kept where the output is the same object, or where the jaxpr of the output passes it through, also through
+    `jit`, `checkpoint` and custom derivative rules. The last one of `args` is the state; arrays may stand for their
+    shapes. Raises `ValueError` where the state that comes out has other entries.
     """
-    before = dict(jax.tree_util.tree_leaves_with_path(st))
-    paths = list(before)
-    closed, shapes = jax.make_jaxpr(call, return_shape=True)(st)
-    after = [path for path, _ in jax.tree_util.tree_leaves_with_path(shapes)]
-    if after != paths:
-        changed = set(after) ^ set(paths)
-        raise ValueError(f"the state that comes out has other entries than the one that went in: {_names(changed)}")
-    return [_name(path) for i, path in enumerate(paths) if passed_through(closed, i) != i]
+    before = [path for path, _ in jax.tree_util.tree_leaves_with_path(args[-1])]
+    same: list[bool] = []
+
+    def traced(*args):
+        y, st = call(*args)
+        after = [path for path, _ in jax.tree_util.tree_leaves_with_path(st)]
+        if after != before:
+            names = _names(set(after) ^ set(before))
+            raise ValueError(f"the state that comes out has other entries than the one that went in: {names}")
+        same[:] = [a is b for a, b in zip(jax.tree.leaves(args[-1]), jax.tree.leaves(st), strict=True)]
+        return y, st
+
+    closed, (y, _) = jax.make_jaxpr(traced, return_shape=True)(*args)
+    first_in, first_out = len(jax.tree.leaves(args)) - len(before), len(jax.tree.leaves(y))
+    return y, [kept or passed_through(closed, first_out + i) == first_in + i for i, kept in enumerate(same)]
+
+
+def updated_entries(call: Callable[[Any], Any], st: Any) -> list[str]:
+    """The paths of the array entries of `st` that `call(st)`, which returns the next state, does not pass through."""
+    kept = kept_entries(lambda st: (None, call(st)), st)[1]
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(st)]
+    return [_name(path) for path, same in zip(paths, kept, strict=True) if not same]
 
 
 def refuse_updates(layer: Layer, call: Callable[[Any], Any], st: Any, kept: Any) -> None:

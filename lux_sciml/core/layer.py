@@ -7,18 +7,23 @@ import inspect
 import re
 import typing
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar
 
 import jax
+import numpy as np
 
-from .converters import function
+from ..components import ComponentVector
+from .converters import function, refuse_module
+from .errors import note_layer, require_pair
 from .field import checks_itself, convert, converters_of, field
-from .parameters import parameter_tree
+from .parameters import fits, parameter_tree
 from .pickling import picklable
 from .printing import option_text, show, show_html
 from .static import FrozenDict, exact_key, fields_of, freeze
 
 L = TypeVar("L", bound="Layer")
+Parameters: TypeAlias = ComponentVector | Mapping[str, Any] | jax.Array | np.ndarray
+State: TypeAlias = dict[str, Any]
 
 
 @typing.dataclass_transform(field_specifiers=(field, dataclasses.field))
@@ -84,6 +89,7 @@ class Layer(metaclass=_LayerMeta):
     Array([1., 3.], dtype=float32)
     """
 
+    _exact: ClassVar[bool] = True  # compares by types and bits
     _own_init: ClassVar[bool]
     _converters: ClassVar[Mapping[str, Callable[[Any], Any]]]
 
@@ -103,13 +109,32 @@ class Layer(metaclass=_LayerMeta):
     def forward(self, x: Any, ps: dict[str, Any], st: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """The output and the next state; a pure function of its arguments."""
 
-    def __call__(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    @checks_itself
+    def __call__(self, x: Any, ps: Parameters, st: State) -> tuple[Any, State]:
         """The output for input `x`, and the next state.
 
         `ps` is unravelled once, here, and its structure is checked: `ValueError` names the first path that is missing,
-        unknown or of another shape.
+        unknown or of another shape. Errors raised inside name the layer, in a note. Raises `TypeError` for a state that
+        is no dict.
         """
-        return self.forward(x, parameter_tree(self, ps), st)
+        tree = self._tree_of(x, ps, st)
+        try:
+            return require_pair(self, self.forward(x, tree, st))
+        except Exception as error:
+            note_layer(error, self)
+            raise
+
+    def _tree_of(self, x: Any, ps: Any, st: Any) -> Any:
+        """The parameters as a nested dict; errors where the arguments are not `x`, parameters, state, in this order."""
+        call = f"call `y, st = layer(x, ps, st)` of a {type(self).__name__} with `ps, st = lux.setup(key, layer)`"
+        if not isinstance(st, dict):
+            raise TypeError(f"the state is a dict, got a {type(st).__name__}: {call}")
+        try:
+            return parameter_tree(self, ps)
+        except (TypeError, ValueError) as error:
+            if fits(self, x) or fits(self, st):
+                raise TypeError(f"the parameters are the second of the three arguments: {call}") from error
+            raise
 
     def replace(self: L, **fields: Any) -> L:
         """The same layer with some fields changed. Raises `TypeError` for unknown names."""
@@ -179,7 +204,7 @@ class Layer(metaclass=_LayerMeta):
     def __deepcopy__(self, memo) -> "Layer":
         return self
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return restore, (type(self), {name: picklable(value) for name, value in fields_of(self).items()})
 
     def init_arguments(self) -> dict[str, Any]:
@@ -248,4 +273,5 @@ def as_layer(x: Layer | Callable[..., Any], where: str = "") -> Layer:
         return x
     if isinstance(x, type) or not callable(x):
         raise TypeError(f"{where and where + ': '}expected a layer or a function, got {x!r}")
+    refuse_module(x)
     return Lambda(x)

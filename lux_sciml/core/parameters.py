@@ -18,14 +18,10 @@ def parameter_layout(layer: Any) -> Layout:
 
 @functools.lru_cache(maxsize=4096)
 def _parameter_layout(layer: Any, default_dtype: Any) -> Layout:
-    layout = None
-
-    def init(key):
-        nonlocal layout
-        layout = Layout.of(layer.init_params(key))  # here, where dicts still have their declared order
-
-    jax.eval_shape(init, jax.random.key(0))
-    return layout
+    layouts: list[Layout] = []
+    # inside, where dicts still have their declared order
+    jax.eval_shape(lambda key: layouts.append(Layout.of(layer.init_params(key))), jax.random.key(0))
+    return layouts[0]
 
 
 @functools.lru_cache(maxsize=4096)
@@ -63,3 +59,11 @@ def parameter_tree(layer: Any, ps: Any) -> Any:
         return layout.astype(vector.dtype).unravel(vector)
     _require_fit(layer, Layout.of(ps))
     return ps
+
+
+def fits(layer: Any, ps: Any) -> bool:
+    """Whether `ps` holds parameters of the layer, which has some."""
+    try:
+        return bool(parameter_layout(layer).size) and parameter_tree(layer, ps) is not None
+    except Exception:  # whatever it is
+        return False

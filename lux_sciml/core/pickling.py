@@ -20,7 +20,7 @@ def import_path(value: Any, modules: tuple[str, ...] = PUBLIC) -> tuple[str, str
     name = getattr(value, "__qualname__", None) or getattr(value, "__name__", None)
     if not isinstance(name, str):
         return None
-    for module in (*modules, getattr(value, "__module__", None)):  # the last for one's own, jitted ones too
+    for module in (*modules, str(getattr(value, "__module__", ""))):  # the last for one's own, jitted ones too
         try:
             if operator.attrgetter(name)(sys.modules.get(module)) is value:
                 return module, name

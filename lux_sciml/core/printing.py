@@ -15,6 +15,7 @@ from .text import same, value_text
 
 _INDENT, _COLUMN, _COLUMN_ALONE = 4, 50, 29
 _MANY = 3  # equal neighbours, from here on, are printed once
+_BRIEF = 100
 _LONG = 20  # lines; longer models are folded in notebooks
 
 
@@ -51,8 +52,9 @@ def option_text(layer: Any, exact: bool = False) -> str:
 
 
 def brief(layer: Any) -> str:
-    """The layer on one line; only its name where it has layers inside."""
-    return type(layer).__name__ if any(_holds_layers(a.value) for a in arguments(layer)) else option_text(layer)
+    """The layer on one line, for errors; only its name where that is long."""
+    text = option_text(layer)
+    return text if len(text) <= _BRIEF else type(layer).__name__
 
 
 class Argument(NamedTuple):
@@ -88,7 +90,7 @@ def arguments(layer: Any, by_name: bool = False) -> list[Argument]:
     parameters = [p for name, p in signature.items() if name in values]
     starred = [p.name for p in parameters if p.kind is p.VAR_POSITIONAL and values[p.name]]
     if any(p.kind is p.VAR_KEYWORD for p in signature.values()):  # children are printed with their names
-        starred = [name for name in starred if not isinstance(values[name], Mapping)]
+        starred = [name for name in starred if not _are_named(values[name], by_name)]
     needs_position, by_position = bool(starred), not by_name
     for p in parameters:
         value = values[p.name]
@@ -105,6 +107,11 @@ def arguments(layer: Any, by_name: bool = False) -> list[Argument]:
         else:
             by_position = False
     return out
+
+
+def _are_named(children: Any, by_name: bool) -> bool:
+    """Whether children stand with their names: on one line only where these are not those that positions give."""
+    return isinstance(children, Mapping) and (by_name or [*children] != [f"layer_{i}" for i in range(len(children))])
 
 
 # --- lines --------------------------------------------------------------------------------------------------------

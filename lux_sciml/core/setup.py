@@ -1,22 +1,41 @@
 """Making parameters and state, and counting them."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
 
 from ..components import ComponentVector
-from .layer import Layer, as_layer
+from .field import checks_itself
+from .layer import Layer, Parameters, State, as_layer
 from .parameters import elements, parameter_layout, state_size
+from .printing import brief
+from .stateful import StatefulLayer
 from .static import is_random_key
 
 
-def setup(key: Any, layer: Any, dtype=None, flat: bool = True) -> tuple[Any, Any]:
+@overload
+def setup(
+    key: jax.Array, layer: Layer | Callable[..., Any], dtype: Any = None, flat: Literal[True] = True
+) -> tuple[ComponentVector, State]: ...
+
+
+@overload
+def setup(
+    key: jax.Array, layer: Layer | Callable[..., Any], dtype: Any = None, *, flat: Literal[False]
+) -> tuple[dict[str, Any], State]: ...
+
+
+@checks_itself
+def setup(key: Any, layer: Any, dtype: Any = None, flat: bool = True) -> tuple[Any, State]:
     """The parameters and the state of a layer, in training mode.
 
-    `key` is a random key, `jax.random.key(0)`. Keys are handed on by position, and parameters and state draw from
+    `key` is a random key, `jax.random.key(0)`. Keys are passed on by position, and parameters and state draw from
     separate streams, so that appending a layer leaves the earlier ones as they were. `dtype` is the floating-point type
     of parameters and state (default: JAX's). With `flat` the parameters are a `ComponentVector`; without, nested dicts.
+
+    Raises `TypeError` for a key that is none, and for a layer that is neither a layer nor a function.
 
     >>> from lux_sciml import Chain, Dense
     >>> ps, st = setup(jax.random.key(0), Chain(Dense(2, 3), Dense(3, 1)))
@@ -26,6 +45,9 @@ def setup(key: Any, layer: Any, dtype=None, flat: bool = True) -> tuple[Any, Any
     key, layer = as_key(key), as_layer(layer)
     ps = layer.init_params(jax.random.fold_in(key, 0))
     st = layer.init_state(jax.random.fold_in(key, 1))
+    for name, tree in (("init_params", ps), ("init_state", st)):
+        if not isinstance(tree, dict):
+            raise TypeError(f"`{name}` of {type(layer).__name__} returns a dict, got a {type(tree).__name__}")
     if dtype is not None:
         ps, st = _cast(ps, dtype), _cast(st, dtype)
     return (ComponentVector.from_tree(ps) if flat else ps), st
@@ -33,11 +55,18 @@ def setup(key: Any, layer: Any, dtype=None, flat: bool = True) -> tuple[Any, Any
 
 def as_key(key: Any) -> jax.Array:
     """A typed random key from one, or from an old-style `PRNGKey`. Raises `TypeError` for everything else."""
-    if is_random_key(key):
-        return key
-    if getattr(key, "dtype", None) == jnp.uint32:
-        return jax.random.wrap_key_data(key)
-    raise TypeError(f"expected a random key, jax.random.key(seed), got {key!r}")
+    if isinstance(key, Layer):
+        raise TypeError(f"the key comes first, `lux.setup(jax.random.key(seed), layer)`; got the layer {brief(key)}")
+    if getattr(key, "dtype", None) == jnp.uint32 and key.shape == jax.random.key_data(jax.random.key(0)).shape:
+        key = jax.random.wrap_key_data(key)
+    if not is_random_key(key):
+        raise TypeError(f"expected a random key, jax.random.key(seed), got {key!r}")
+    if key.shape:
+        raise TypeError(
+            f"expected one random key, got keys of shape {key.shape}: for an ensemble, `jax.vmap(lambda key: "
+            "lux.setup(key, layer)[0])(keys)`"
+        )
+    return key
 
 
 def _cast(tree: Any, dtype) -> Any:
@@ -51,20 +80,33 @@ def _cast(tree: Any, dtype) -> Any:
     return jax.tree.map(cast, tree)
 
 
-def parameter_length(x: Any) -> int:
-    """How many numbers the parameters of a layer, or given parameters, hold."""
+@checks_itself
+def parameter_length(x: Layer | StatefulLayer | Parameters) -> int:
+    """How many elements the parameters of a layer, of a `StatefulLayer`, or given parameters, hold.
+
+    >>> from lux_sciml import Dense
+    >>> parameter_length(Dense(2, 3)), parameter_length({"weight": jnp.ones((2, 3))})
+    (9, 6)
+    """
+    if isinstance(x, StatefulLayer):
+        x = x.ps
     if isinstance(x, Layer):
         return parameter_layout(x).size
     return sum(jnp.size(leaf) for leaf in jax.tree.leaves(x))
 
 
-def state_length(x: Any) -> int:
-    """How many numbers the state of a layer, or a given state, holds; a random key and a `Mode` count one each.
+@checks_itself
+def state_length(x: Layer | StatefulLayer | State) -> int:
+    """How many elements the state of a layer, of a `StatefulLayer`, or a given state, holds.
+
+    A random key and a `Mode` count one each.
 
     >>> from lux_sciml import BatchNorm
     >>> state_length(BatchNorm(3))
     7
     """
+    if isinstance(x, StatefulLayer):
+        x = x.st
     return state_size(x) if isinstance(x, Layer) else elements(x)
 
 

@@ -7,9 +7,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from .. import _tree
+
 
 class FrozenDict(Mapping):
     """An immutable, hashable dict; what a layer's dict field becomes."""
+
+    _items: dict[Any, Any]
 
     def __init__(self, *args: Any, **items: Any):
         vars(self)["_items"] = dict(*args, **items)
@@ -44,14 +48,27 @@ def fields_of(layer: Any) -> dict[str, Any]:
     return {name: value for name, value in vars(layer).items() if name not in _DERIVED}
 
 
+TRACED = (
+    "is a traced array, and options of a layer are fixed: make the layer outside of the function that JAX transforms, "
+    "or pass the array in the call, as part of the layer's input"
+)
+
+
 def is_traced(x: Any) -> bool:
     """Whether `x` is an array inside a transformation of JAX, without elements of its own."""
     return isinstance(x, jax.core.Tracer)  # pyright: ignore[reportAttributeAccessIssue]  # `jax.core` is there
 
 
+def holds_traced(value: Any) -> bool:
+    """Whether a value of a field is a traced array, or has one in it."""
+    if isinstance(value, tuple | Mapping):
+        return any(map(holds_traced, value.values() if isinstance(value, Mapping) else value))
+    return any(map(is_traced, jax.tree.leaves(value)))
+
+
 def is_random_key(x: Any) -> bool:
     """Whether `x` is a typed random key, or an array of them."""
-    return hasattr(x, "dtype") and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return hasattr(x, "dtype") and jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 def holds_arrays(x: Any) -> bool:
@@ -77,51 +94,28 @@ def exact_key(value: Any, where: str) -> Hashable:
     the other's dtype. Raises `TypeError`, naming `where`, for arrays and for unhashable values.
     """
     kind = type(value)
-    if kind is float:
-        return (kind, value.hex())
-    if kind is complex:
-        return (kind, value.real.hex(), value.imag.hex())
-    if value is None or kind in (bool, int, str, bytes):
+    if getattr(kind, "_exact", False):  # layers and Constants compare in this way themselves
         return (kind, value)
-    if isinstance(value, np.generic):
-        return (kind, value.tobytes())
     if kind is tuple:
         return (kind, tuple(exact_key(item, f"{where}[{i}]") for i, item in enumerate(value)))
     if kind is FrozenDict:
-        return (kind, tuple((key, exact_key(item, f"{where}[{key!r}]")) for key, item in value.items()))
+        items = ((_tree.exact_key(key), exact_key(item, f"{where}[{key!r}]")) for key, item in value.items())
+        return (kind, tuple(items))
     if isinstance(value, functools.partial):
-        parts = (value.func, value.args, freeze(value.keywords))
-        return (kind, tuple(exact_key(part, where) for part in parts))
-    if isinstance(value, jax.Array | np.ndarray):
+        return (kind, exact_key((value.func, value.args, freeze(value.keywords)), where))
+    if holds_traced(value):
+        raise TypeError(f"{where} {TRACED}")
+    if holds_arrays(value):
         raise TypeError(
             f"{where} is an array: trainable arrays belong in `init_params`, changing ones in `init_state`, and fixed "
             "ones in a `lux.Constant(...)`"
         )
-    treedef = jax.tree.structure(value)
-    if not jax.tree_util.treedef_is_leaf(treedef):  # option objects of other libraries, and layers
-        key = (kind, treedef, tuple(exact_key(leaf, where) for leaf in jax.tree.leaves(value)))
-    else:
-        key = (kind, value)
     try:
-        hash(key)
+        if isinstance(value, set):
+            hash(value)
+        return _tree.exact_key(value)
     except TypeError:
         raise TypeError(
             f"{where} is an unhashable {kind.__name__}: fields of a layer are fixed, hashable values; "
             "wrap it in `lux.Constant(...)`, or keep it in the state"
         ) from None
-    return key
-
-
-def content_key(value: Any) -> Hashable:
-    """As `exact_key`, with arrays, at any depth of a pytree, by their elements."""
-    leaves, treedef = jax.tree.flatten(value)
-    return (treedef, tuple(map(_content, leaves)))
-
-
-def _content(x: Any) -> Hashable:
-    if is_random_key(x):
-        return (str(x.dtype), x.shape, np.asarray(jax.random.key_data(x)).tobytes())
-    if isinstance(x, jax.Array | np.ndarray):
-        x = np.asarray(x)
-        return (np.ndarray, x.dtype, x.shape, x.tobytes())
-    return exact_key(x, "Constant")

@@ -1,5 +1,6 @@
 """A table of a model for a given input: shapes, parameters and bytes, layer by layer."""
 
+import html
 from collections.abc import Callable
 from typing import Any
 
@@ -12,10 +13,27 @@ from .setup import parameter_length, setup, state_length
 from .walk import instrument, walk
 
 
-def summary(layer: Layer, x: Any, dtype=None) -> str:
-    """The model as a table: path, layer, shapes of input and output, number of parameters, bytes.
+class Summary(str):
+    """The text of a table, which notebooks show as one."""
 
-    `x` is an input, or `jax.ShapeDtypeStruct`s of one; nothing is computed. `dtype` is that of the parameters.
+    rows: list[tuple[str, ...]]
+    end: str
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        head, *rows = [[html.escape(text) for text in row] for row in self.rows]
+        lines = ["".join(f"<th>{text}</th>" for text in head)]
+        lines += ["".join(f"<td>{text}</td>" for text in row) for row in rows]
+        return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table><p>{html.escape(self.end)}</p>"
+
+
+def summary(layer: Layer, x: Any, dtype: Any = None) -> Summary:
+    """The model as a table: path, layer, types and shapes of input and output, number of parameters, bytes.
+
+    `x` is an input, or `jax.ShapeDtypeStruct`s of one; nothing is computed. `dtype` is that of the parameters. The
+    result is a string, which notebooks show as a table.
 
     >>> import jax.numpy as jnp
     >>> from lux_sciml import Chain, Dense
@@ -53,7 +71,9 @@ def summary(layer: Layer, x: Any, dtype=None) -> str:
     rule = "-" * len(lines[0])
     total, states = parameter_length(layer), state_length(layer)
     end = f"total: {total:_} parameters ({total * size:_} bytes), {states:_} states"
-    return "\n".join([lines[0], rule, *lines[1:], rule, end])
+    out = Summary("\n".join([lines[0], rule, *lines[1:], rule, end]))
+    out.rows, out.end = table, end
+    return out
 
 
 class _Recorder(Wrapper):

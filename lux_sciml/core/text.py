@@ -19,10 +19,11 @@ import equinox as eqx
 import jax
 import numpy as np
 
+from .._tree import exact_key
 from .pickling import PUBLIC, import_path
-from .static import FrozenDict, content_key, freeze, is_random_key
+from .static import FrozenDict, freeze, is_random_key
 
-_ROOT = __package__.partition(".")[0]
+_ROOT = __name__.partition(".")[0]
 PLAIN_DTYPES = [np.dtype(kind) for kind in ("float64", "int64", "complex128", "bool")]  # of Python's numbers in NumPy
 _PREFIX = {"jax.numpy": "jnp", "numpy": "np", "builtins": "", "__main__": "", _ROOT: ""}
 
@@ -139,11 +140,16 @@ def _object_text(value: Any, exact: bool) -> str:
 def _makes(cls: type, values: dict[str, Any], value: Any) -> bool:
     """Whether a class makes an equal value of the arguments."""
     try:
-        return content_key(cls(**values)) == content_key(value)
+        return exact_key(_in_numpy(cls(**values))) == exact_key(_in_numpy(value))
     except Exception:  # of its checks
         return False
 
 
 def same(value: Any, default: Any) -> bool:
     """Whether two values of an option are the same in types and bits."""
-    return content_key(freeze(value)) == content_key(freeze(default))
+    return exact_key(freeze(value)) == exact_key(freeze(default))
+
+
+def _in_numpy(tree: Any) -> Any:
+    """The tree with its arrays as a Constant keeps them."""
+    return jax.tree.map(lambda x: np.asarray(x) if isinstance(x, jax.Array) and not is_random_key(x) else x, tree)

@@ -1,5 +1,6 @@
 """@compact: layers from one function, and the stateful layer."""
 
+import copy
 import pickle
 
 import jax
@@ -200,3 +201,36 @@ def test_a_stateful_layer_under_transforms(key):
         with pytest.raises(ValueError, match="this BatchNorm renews its state, which would leak out"):
             transform(outside)(X[None])
         assert outside.st is st
+
+
+def test_functions_on_states_take_stateful_layers(key):
+    layer = lux.Chain(lux.Dense(2, 3), lux.BatchNorm(3), lux.Dropout(0.5))
+    ps, st = lux.setup(key, layer)
+    model = lux.StatefulLayer(layer, ps, st)
+    assert lux.parameter_length(model) == lux.parameter_length(layer) == 15
+    assert lux.state_length(model) == lux.state_length(layer) == 9
+
+    test = lux.testmode(model)
+    assert type(test) is lux.StatefulLayer and test.st["layer_2"]["mode"] is lux.Mode.TEST
+    assert model.st["layer_2"]["mode"] is lux.Mode.TRAIN
+    assert np.array_equal(test(X), layer(X, ps, lux.testmode(st))[0]) and np.array_equal(test(X), test(X))
+    assert lux.trainmode(test).st["layer_2"]["mode"] is lux.Mode.TRAIN
+
+    other = lux.update_state(model, "running_mean", jnp.full(3, 2.0))
+    assert other.st["layer_1"]["running_mean"].tolist() == [2, 2, 2]
+    assert model.st["layer_1"]["running_mean"].tolist() == [0, 0, 0]
+    with pytest.raises(KeyError, match="no entry of the state is called 'men'"):
+        lux.update_state(model, "men", 0)
+
+
+def test_stateful_layers_are_copied_and_pickled(key):
+    layer = lux.Chain(lux.Dense(2, 3), lux.BatchNorm(3), lux.Dropout(0.5))
+    model = lux.StatefulLayer(layer, *lux.setup(key, layer))
+    model(X)
+    copies = [copy.copy(model), copy.deepcopy(model), pickle.loads(pickle.dumps(lux.testmode(model)))]
+    expected = lux.testmode(model)(X)
+    for other in copies:
+        before = other.st
+        assert np.array_equal(lux.testmode(other)(X), expected) and other.layer == layer
+        other(X)
+        assert other.st is not before and model.st is not other.st

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from lux_sciml.core.frozen import updated_entries
+from lux_sciml.core.frozen import kept_entries, updated_entries
 
 STATE = {"a": jnp.ones(2, "float32"), "inner": {"b": jnp.zeros((), "float32")}}
 
@@ -59,3 +59,16 @@ def test_updated(call, updated):
 def test_another_structure_is_refused():
     with pytest.raises(ValueError, match="`a`"):
         updated_entries(lambda st: {"inner": st["inner"]}, STATE)
+
+
+def test_kept_entries_beside_an_output_and_other_arguments():
+    def call(x, ps, st):
+        return {"y": x * ps["w"] + st["a"]}, {"a": st["a"], "inner": {"b": st["inner"]["b"] + 1}}
+
+    x, ps = jax.ShapeDtypeStruct((3, 2), "float32"), {"w": jax.ShapeDtypeStruct((2,), "float32")}
+    y, kept = kept_entries(call, x, ps, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), STATE))
+    assert y["y"].shape == (3, 2) and kept == [True, False]
+    assert kept_entries(jax.jit(call), jnp.ones((3, 2), "float32"), {"w": jnp.ones(2, "float32")}, STATE)[1] == [
+        True,
+        False,
+    ]

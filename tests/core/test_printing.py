@@ -1,6 +1,7 @@
 """The printed model and the summary table, letter by letter."""
 
 import functools
+import html
 from collections.abc import Callable
 from typing import Any
 
@@ -185,3 +186,31 @@ def test_summary_in_double_precision_with_several_inputs():
 
 def test_summary_computes_nothing():
     assert "[1000000,1000000]" in lux.summary(lux.Dense(2, 10**6), jax.ShapeDtypeStruct((10**6, 2), jnp.float64))
+
+
+# --- notebooks and editors ----------------------------------------------------------------------------------------
+
+
+def test_children_complete():
+    model = lux.Chain(encoder=lux.Chain(lux.Dense(2, 3)), head=lux.Dense(3, 1))
+    assert {"encoder", "head", "replace", "layers"} <= set(dir(model))
+    assert model._ipython_key_completions_() == ["encoder", "head"]
+    assert dir(model.encoder).count("layer_0") == 1
+
+
+def test_models_in_notebooks():
+    model = lux.Chain(lux.Dense(2, 3), lambda x: x)
+    shown = model._repr_html_()
+    assert shown == f"<pre>{html.escape(repr(model))}</pre>" and "&lt;lambda&gt;" in shown
+    deep = lux.Chain(*(lux.Dense(2, 2, use_bias=i % 2 == 0) for i in range(30)))
+    shown = deep._repr_html_()
+    assert shown.startswith("<details><summary><code>Chain</code> 150 parameters</summary><pre>Chain(")
+    assert html.escape(repr(deep)) in shown
+
+
+def test_summaries_in_notebooks():
+    table = lux.summary(lux.Chain(lux.Dense(2, 3), lambda x: x), jnp.ones((8, 2)))
+    assert repr(table) == str(table) and isinstance(table, str)
+    shown = table._repr_html_()
+    assert shown.count("<tr>") == 4 and "<th>parameters</th>" in shown and "<td>Lambda(&lt;lambda&gt;)</td>" in shown
+    assert "total: 9 parameters (72 bytes), 0 states" in shown

@@ -1,0 +1,40 @@
+"""Errors name the layer in which they are raised, by its path, in a note."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from .printing import brief
+
+_START = "in the layer "
+
+
+@contextlib.contextmanager
+def errors_of(name: str, child: Any = None) -> Iterator[None]:
+    """Note the layer on errors raised inside; each container on the way out puts its name for it before the path."""
+    try:
+        yield
+    except FloatingPointError:  # of check_finite, which names the layer
+        raise
+    except Exception as error:
+        notes, start = getattr(error, "__notes__", []), f"{_START}`"
+        for i, note in enumerate(notes):
+            if note.startswith(start):
+                notes[i] = f"{start}{name}.{note.removeprefix(start)}"
+                raise
+        error.add_note(f"{start}{name}`" + (f", {brief(child)}" if child else ""))
+        raise
+
+
+def note_layer(error: Exception, layer: Any) -> None:
+    """Note the layer that was called on an error, unless one inside of it is noted."""
+    noted = any(note.startswith(_START) for note in getattr(error, "__notes__", []))
+    if not noted and not isinstance(error, FloatingPointError):
+        error.add_note(f"{_START}{brief(layer)}")
+
+
+def require_pair(layer: Any, out: Any) -> tuple[Any, Any]:
+    """What `forward` returns, if it is the output and the next state."""
+    if isinstance(out, tuple) and len(out) == 2:
+        return out
+    raise TypeError(f"`forward` of {brief(layer)} returns the pair (y, st), got a {type(out).__name__}")

@@ -1,0 +1,180 @@
+"""Wrong calls, each with one sentence that names the mistake and the way out."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lux_sciml as lux
+
+X = np.ones((4, 2))
+DENSE = lux.Dense(2, 3, jnp.tanh)
+MODEL = lux.Chain(DENSE, lux.BatchNorm(3))
+
+
+class Module:
+    """As those of torch and flax."""
+
+
+class Linear(Module):
+    def __call__(self, x):
+        return x
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        (eqx.nn.MLP(2, 2, 4, 1, key=jax.random.key(0)), "equinox MLP"),
+        (eqx.nn.Sequential([eqx.nn.Linear(2, 2, key=jax.random.key(0))]), "equinox Sequential"),
+        (Linear(), "test_wrong_calls Linear"),
+        (jax.tree_util.Partial(jnp.dot, jnp.ones(2)), "jax Partial"),
+        (lux.StatefulLayer(DENSE, *lux.setup(jax.random.key(0), DENSE)), "lux_sciml StatefulLayer"),
+    ],
+    ids=lambda x: type(x).__name__,
+)
+def test_objects_with_arrays_of_their_own_are_no_functions(module, name):
+    sentence = rf"expected a function, got an object of its own arrays \({name}\).*: write a `lux\.Layer` whose"
+    for make in (lambda: lux.Chain(module), lambda: lux.as_layer(module), lambda: lux.Lambda(module)):
+        with pytest.raises(TypeError, match=sentence):
+            make()
+
+
+def test_modules_without_arrays_are_functions():
+    layer = lux.Chain(eqx.nn.Identity(), eqx.nn.Lambda(jnp.sin))
+    assert jnp.allclose(layer(X, *lux.setup(jax.random.key(0), layer))[0], jnp.sin(X))
+
+
+@pytest.mark.parametrize("make", [lambda x: lux.Lambda(lux.Constant(x)), lambda x: Timed(x), lambda x: Timed([0.0, x])])
+def test_traced_options_are_refused(make):
+    with pytest.raises(TypeError, match=r"traced array.* (call, as part of|make the layer outside)"):
+        jax.jit(lambda x: make(x) and x)(jnp.array(1.0))
+
+
+class Timed(lux.Layer):
+    ts: lux.Constant = lux.field(converter=lux.Constant)
+
+    def forward(self, x, ps, st):
+        return x, st
+
+
+def test_traced_options_are_named():
+    class Plain(lux.Layer):
+        ts: object
+
+        def forward(self, x, ps, st):
+            return x, st
+
+    for cls in (Timed, Plain):
+        for value in (lambda t: t, lambda t: (0.0, t), lambda t: {"a": [t]}):
+            with pytest.raises(TypeError, match=rf"^{cls.__name__}\.ts.* is a traced array, and options of a layer"):
+                jax.jit(lambda t, cls=cls, value=value: cls(value(t)) and t)(jnp.array(1.0))
+
+
+def test_arguments_in_another_order(key):
+    ps, st = lux.setup(key, MODEL)
+    for arguments in ((ps, X, st), (X, st, ps), (st, ps, X), (ps, st, X), (st, X, ps)):
+        with pytest.raises(TypeError, match=r"call `y, st = layer\(x, ps, st\)` of a Chain with `ps, st = lux\.setup"):
+            MODEL(*arguments)
+    with pytest.raises(TypeError, match="the parameters are the second of the three arguments"):
+        MODEL(ps, X, st)
+    with pytest.raises(TypeError, match="the parameters are the second of the three arguments"):
+        DENSE(ps.layer_0.tree(), X, {})
+    for state in (None, (), ps, X):
+        with pytest.raises(TypeError, match=f"the state is a dict, got a {type(state).__name__}: call"):
+            MODEL(X, ps, state)
+    with pytest.raises(
+        ValueError, match=r"`layer_0\.weight` is missing"
+    ):  # of wrong parameters that are no other mix-up
+        MODEL(X, {"layer_0": {}, "layer_1": {}}, st)
+
+
+def test_setup_in_another_order(key):
+    with pytest.raises(TypeError, match=r"the key comes first, .*; got the layer Dense\(2, 3, tanh\)"):
+        lux.setup(DENSE, key)
+    with pytest.raises(TypeError, match=r"one random key, got keys of shape \(3,\): for an ensemble, `jax\.vmap"):
+        lux.setup(jax.random.split(key, 3), DENSE)
+    with pytest.raises(TypeError, match="expected a random key"):
+        lux.setup(np.zeros((3, 2), "uint32"), DENSE)
+
+
+def test_states_of_another_model(key):
+    ps, st = lux.setup(key, MODEL)
+    with pytest.raises(
+        ValueError, match=r"no entry 'layer_0' in the state, got a dict of nothing: `lux\.setup"
+    ) as caught:
+        MODEL(X, ps, {})
+    assert caught.value.__notes__ == ["in the layer `layer_0`, Dense(2, 3, tanh)"]
+    with pytest.raises(ValueError, match="no entry 'layer_1' in the state, got a dict of layer_0"):
+        MODEL(X, ps, {"layer_0": st["layer_0"]})
+    outer = lux.Chain(a=MODEL)
+    with pytest.raises(ValueError, match="no entry 'layer_0' in the state, got a NoneType"):
+        outer(X, outer_ps(ps), {"a": None})
+
+
+def outer_ps(ps):
+    return {"a": ps.tree()}
+
+
+class NoPair(lux.Layer):
+    def forward(self, x, ps, st):
+        return x
+
+
+class Fails(lux.Layer):
+    size: int = 1
+
+    def forward(self, x, ps, st):
+        raise ValueError("no")
+
+
+def test_forward_returns_a_pair(key):
+    for layer, where in (
+        (NoPair(), "NoPair()"),
+        (lux.Chain(NoPair()), "`layer_0`, NoPair()"),
+    ):
+        with pytest.raises(TypeError, match=r"`forward` of NoPair\(\) returns the pair \(y, st\), got a") as caught:
+            layer(X, *lux.setup(key, layer))
+        assert caught.value.__notes__ == [f"in the layer {where}"]
+
+
+def test_errors_name_the_layer_that_was_called():
+    for layer, note in (
+        (Fails(2), "in the layer Fails(2)"),
+        (lux.Chain(lux.Chain(b=Fails())), "in the layer `layer_0.b`, Fails()"),
+        (lux.Lambda(jnp.linalg.inv), "in the layer Lambda(inv)"),
+    ):
+        with pytest.raises(ValueError) as caught:
+            layer(X, *lux.setup(jax.random.key(0), layer))
+        assert caught.value.__notes__[-1] == note
+    with pytest.raises(ValueError) as caught:
+        jax.jit(lambda x: Fails(3)(x, {}, {}))(X)
+    assert "in the layer Fails(3)" in caught.value.__notes__
+
+
+def test_the_names_of_long_layers_are_short(key):
+    inside = lux.Chain(*[lux.Dense(2, 2)] * 20, lambda x: 1 / 0)
+    layer = lux.Lambda(lambda x: inside(x, *lux.setup(key, inside))[0])
+    with pytest.raises(ZeroDivisionError) as caught:
+        layer(X, {}, {})
+    assert caught.value.__notes__ == ["in the layer `layer_20`, Lambda(<lambda>)"]
+
+
+def test_parameters_and_states_are_dicts(key):
+    class Single(lux.Layer):
+        def init_params(self, key):
+            return jnp.ones(3)
+
+        def forward(self, x, ps, st):
+            return x, st
+
+    with pytest.raises(TypeError, match="`init_params` of Single returns a dict, got a"):
+        lux.setup(key, Single())
+
+
+def test_functions_on_states_refuse_layers():
+    for change in (lux.testmode, lux.trainmode, lambda layer: lux.update_state(layer, "mode", 1)):
+        with pytest.raises(
+            TypeError, match=r"expected a state, got the layer Chain: `ps, st = lux\.setup\(key, layer\)`"
+        ):
+            change(MODEL)
