@@ -19,10 +19,10 @@ of what has changed its meaning: the loop of diffrax is therefore bounded above 
 """
 
 import contextlib
-import contextvars
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import diffrax
@@ -53,34 +53,30 @@ def trace_state() -> Any:
         return None
 
 
-class _ClearedContext:
-    """As `jax.make_user_context`, for versions without it: what was traced in another context is forgotten."""
+class _ThreadValue(threading.local):
+    value: Any = None
 
-    def __init__(self, default_value: Any):
-        self._variable = contextvars.ContextVar("context", default=default_value)
+
+class JitKey:
+    """A value of each thread on which all that `jax.jit` keeps depends.
+
+    Where JAX has no such values, a change clears its caches.
+    """
+
+    def __init__(self):
+        make = getattr(jax, "make_user_context", None)
+        self._context, self._kept = make and make(None), _ThreadValue()
 
     @property
     def value(self) -> Any:
-        return self._variable.get()
+        return self._context.value if self._context else self._kept.value
 
-    @contextlib.contextmanager
-    def __call__(self, value: Any) -> Iterator[None]:
-        if value == self.value:
-            yield
-            return
-        jax.clear_caches()
-        token = self._variable.set(value)
-        try:
-            yield
-        finally:
-            self._variable.reset(token)
+    def set(self, value: Any) -> None:
+        if self._context:
+            self._context(value).__enter__()
+        elif value != self._kept.value:
             jax.clear_caches()
-
-
-def make_user_context(default_value: Any) -> Any:
-    """A value, read by `context.value` and set by `with context(value):`, on which all that `jax.jit` keeps depends."""
-    make = getattr(jax, "make_user_context", _ClearedContext)
-    return make(default_value)
+            self._kept.value = value
 
 
 def never_inlined() -> contextlib.AbstractContextManager[Any] | None:

@@ -1,17 +1,40 @@
 """Derivatives with names, and the context in which solvers choose their adjoint."""
 
 import contextlib
+import contextvars
+import inspect
+import sys
+import threading
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from ._compat import make_user_context
+from ._compat import JitKey
 from .components import ComponentMatrix, ComponentVector, Layout, layout_of
 
 _MODES = ("forward", "reverse", "both")
-_wanted = make_user_context(default_value=None)  # part of the key of every jit cache
+
+
+class _Entered:
+    """A `mode` context, from entering to leaving it."""
+
+    def __init__(self, mode: str, waits: bool):
+        self.mode, self.waits, self.left = mode, waits, False
+
+
+class _Thread(threading.local):
+    """The contexts of a thread's coroutines, which may wait inside of them."""
+
+    def __init__(self):
+        self.waiting: set[_Entered] = set()
+
+
+_thread = _Thread()
+_entered: contextvars.ContextVar[tuple[_Entered, ...]] = contextvars.ContextVar("lux_sciml_derivatives", default=())
+_jit_key = JitKey()  # the same for JAX, which keeps one for a thread
 
 
 @contextlib.contextmanager
@@ -23,20 +46,64 @@ def mode(derivatives: str) -> Iterator[None]:
     `"reverse"` inside `"forward"` is `"both"`. `lux.jacobian`, `lux.hessian` and `lux.hvp` set it. Raises `ValueError`
     for another mode.
 
+    Threads and coroutines have their own. JAX's key does not follow when coroutines take turns: as long as one of them
+    is inside of a context, what is traced in its thread serves both modes, but for what `lux.jacobian` and the others
+    call.
+
     >>> with mode("forward"):
     ...     current()
     'forward'
     """
     if derivatives not in _MODES:
         raise ValueError(f"the mode of derivatives is one of {', '.join(map(repr, _MODES))}, got {derivatives!r}")
-    outer = current()
-    with _wanted(derivatives if outer in (None, derivatives) else "both"):
+    this, waiting = _Entered(derivatives, _in_coroutine(sys._getframe(1))), _thread.waiting
+    if this.waits:
+        waiting.add(this)
+    _entered.set((*_inside(), this))
+    _tell_jax()
+    try:
         yield
+    finally:  # perhaps in another order than entered, or elsewhere: generators take turns, and are closed anywhere
+        this.left = True
+        waiting.discard(this)
+        _entered.set(_inside())
+        _tell_jax()
 
 
 def current() -> str | None:
-    """The modes asked for by the `mode` contexts around this call; `None` outside of them."""
-    return _wanted.value
+    """The modes asked for by the `mode` contexts around this call; `None` outside of them.
+
+    >>> print(current())
+    None
+    """
+    wanted = _wanted()
+    if wanted != _jit_key.value and isinstance(jnp.zeros(()), jax.core.Tracer):
+        return "both"  # this trace is kept for others too
+    return wanted
+
+
+def _inside() -> tuple[_Entered, ...]:
+    return tuple(entered for entered in _entered.get() if not entered.left)
+
+
+def _wanted() -> str | None:
+    modes = {entered.mode for entered in _inside()}
+    return modes.pop() if len(modes) == 1 else "both" if modes else None
+
+
+def _tell_jax() -> None:
+    """From here on JAX keeps traces by the mode of this place, or, where coroutines take turns, as for both."""
+    inside = _inside()
+    takes_turns = _thread.waiting and (not inside or inside[-1].waits)
+    _jit_key.set("both" if takes_turns else _wanted())
+
+
+def _in_coroutine(frame: types.FrameType | None) -> bool:
+    """Whether a frame, or the one that entered the generators and the context managers it is in, is a coroutine's."""
+    while frame and (frame.f_code.co_flags & inspect.CO_GENERATOR or frame.f_globals is vars(contextlib)):
+        frame = frame.f_back
+    waits = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR | inspect.CO_ITERABLE_COROUTINE
+    return frame is not None and bool(frame.f_code.co_flags & waits)
 
 
 _mode = mode  # where an argument hides it
@@ -89,7 +156,7 @@ def hessian(f: Callable[..., Any], *, has_aux: bool = False) -> Callable[..., An
 
     def value(x, *args):
         flat, layout = _flat(x)
-        with _mode("both"), _explained():
+        with _mode("both"), _explained(second_order=True):
             gradient = jax.grad(_scalar_function(f, x, args, has_aux), has_aux=True)
             matrix, aux = jax.jacfwd(gradient, has_aux=True)(flat)
         named = ComponentMatrix(matrix, layout, layout)
@@ -111,7 +178,7 @@ def hvp(f: Callable[..., Any]) -> Callable[..., Any]:
     def value(x, v, *args):
         flat, layout = _flat(x)
         direction = (layout.ravel(v) if layout_of(x) is None else layout.check(v)).astype(flat.dtype)
-        with _mode("both"), _explained():
+        with _mode("both"), _explained(second_order=True):
             gradient = jax.grad(_scalar_function(f, x, args, False), has_aux=True)
             return _like(x, jax.jvp(lambda flat: gradient(flat)[0], (flat,), (direction,))[1], layout)
 
@@ -161,23 +228,35 @@ def _scalar_function(f: Callable[..., Any], x: Any, args: tuple[Any, ...], has_a
     return scalar_f
 
 
+_FOLLOWS = "a solver with `adjoint='auto'`, which follows the mode"
+_EXPLAINED = {  # what JAX and diffrax say of a mode that a function lacks: why, and what to do for one and both modes
+    "forward-mode autodiff (jvp) to a custom_vjp function": (
+        "this function has a reverse mode only (a custom_vjp, as of a solver's adjoint)",
+        f"take `mode='reverse'`, or {_FOLLOWS}",
+        f"second derivatives take both, as has {_FOLLOWS}",
+    ),
+    "Reverse-mode differentiation does not work": (
+        "this function has a forward mode only (a while_loop with an open end)",
+        f"take `mode='forward'`, or {_FOLLOWS}",
+        f"second derivatives take both, as has {_FOLLOWS}",
+    ),
+    "Cannot reverse-mode autodifferentiate when using `diffeqsolve(..., max_steps=None": (
+        "this function has a forward mode only (a solve of any number of steps, `max_steps=None`)",
+        "take `mode='forward'`, or give `max_steps`",
+        "second derivatives take both: give `max_steps`",
+    ),
+}
+
+
 @contextlib.contextmanager
-def _explained() -> Iterator[None]:
-    """Turns JAX's errors about a mode that a function does not have into what to do about it."""
+def _explained(second_order: bool = False) -> Iterator[None]:
+    """Turns errors about a mode that a function does not have into what to do about it."""
     try:
         yield
-    except (TypeError, ValueError) as error:
-        text = str(error)
-        if "forward-mode autodiff (jvp) to a custom_vjp function" in text:
-            raise TypeError(
-                "this function has a reverse mode only (a custom_vjp, as of a solver's adjoint): take "
-                "`mode='reverse'`, or a solver with `adjoint='auto'`, which follows the mode"
-            ) from error
-        if "Reverse-mode differentiation does not work" in text:
-            raise TypeError(
-                "this function has a forward mode only (a while_loop with an open end): take `mode='forward'`, or a "
-                "solver with `adjoint='auto'`, which follows the mode"
-            ) from error
+    except (TypeError, ValueError, RuntimeError) as error:
+        for text, (cause, *remedies) in _EXPLAINED.items():
+            if text in str(error):
+                raise TypeError(f"{cause}: {remedies[second_order]}") from error
         raise
 
 

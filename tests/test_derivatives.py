@@ -1,5 +1,10 @@
 """Jacobians and Hessians with names, and the context that solvers read."""
 
+import asyncio
+import contextlib
+import contextvars
+import threading
+
 import diffrax
 import jax
 import jax.numpy as jnp
@@ -175,21 +180,62 @@ def test_derivatives_of_derivatives_ask_for_both(cv):
     assert seen[-1] == "both"
 
 
+@jax.custom_vjp
+def reverse_only(x):
+    return x**2
+
+
+reverse_only.defvjp(lambda x: (x**2, x), lambda x, g: (2 * x * g,))
+
+
+def forward_only(x):
+    return jax.lax.while_loop(lambda state: state[0] < 1, lambda state: (state[0] + 1, state[1] ** 2), (0, x))[1]
+
+
 def test_raw_errors_say_what_to_pass(cv):
-    @jax.custom_vjp
-    def reverse_only(x):
-        return x**2
-
-    reverse_only.defvjp(lambda x: (x**2, x), lambda x, g: (2 * x * g,))
-
-    def forward_only(cv):
+    def doubled(cv):
         return jax.lax.while_loop(lambda x: x[0] < 10, lambda x: 2 * x, cv.a)
 
     with pytest.raises(TypeError, match=r"reverse mode only.*`mode='reverse'`"):
         jacobian(lambda cv: reverse_only(cv.a), mode="forward")(cv)
     with pytest.raises(TypeError, match=r"forward mode only.*`mode='forward'`"):
-        jacobian(forward_only, mode="reverse")(cv)
-    np.testing.assert_array_equal(jacobian(forward_only, mode="forward")(cv)[:, "a"], 8 * np.eye(2))
+        jacobian(doubled, mode="reverse")(cv)
+    np.testing.assert_array_equal(jacobian(doubled, mode="forward")(cv)[:, "a"], 8 * np.eye(2))
+
+    @jax.custom_vjp
+    def solve(x):  # whose gradient is another solve
+        return x**2
+
+    solve.defvjp(lambda x: (x**2, x), lambda x, g: (g * reverse_only(x),))
+    for f, lacking in ((lambda cv: solve(cv.a).sum(), "reverse"), (lambda cv: doubled(cv).sum(), "forward")):
+        for derivative in (hessian(f), lambda cv, f=f: hvp(f)(cv, cv)):
+            with pytest.raises(TypeError, match=rf"{lacking} mode only.*second derivatives take both.*adjoint='auto'"):
+                derivative(cv)
+
+
+def test_a_solve_of_any_number_of_steps_has_a_forward_mode():
+    def decay(p):
+        term = diffrax.ODETerm(lambda t, u, p: -p.rate * u)
+        controller = diffrax.PIDController(rtol=1e-3, atol=1e-3)
+        return diffrax.diffeqsolve(
+            term,
+            diffrax.Kvaerno3(),
+            0.0,
+            1.0,
+            0.1,
+            p.u0,
+            p,
+            adjoint=diffrax.DirectAdjoint(),
+            stepsize_controller=controller,
+            max_steps=None,
+        ).ys[0]
+
+    p = ComponentVector(rate=1.0, u0=1.0)
+    np.testing.assert_allclose(jacobian(decay, mode="forward")(p)[:, "u0"], np.exp(-1), rtol=1e-2)
+    with pytest.raises(TypeError, match=r"`max_steps=None`\): take `mode='forward'`, or give `max_steps`"):
+        jacobian(decay, mode="reverse")(p)
+    with pytest.raises(TypeError, match=r"second derivatives take both: give `max_steps`"):
+        hessian(lambda p: decay(p))(p)
 
 
 def test_a_solver_can_follow_the_context():
@@ -209,3 +255,192 @@ def test_a_solver_can_follow_the_context():
         J = jacobian(decay, mode=mode)(p)
         np.testing.assert_allclose(J[:, "rate"], -ts * 3 * jnp.exp(-2 * ts), rtol=1e-3)
         np.testing.assert_allclose(J[:, "u0"], jnp.exp(-2 * ts), rtol=1e-3)
+
+
+def test_coroutines_keep_their_modes_and_leave_none_behind():
+    async def one(mode, seconds):
+        with derivatives.mode(mode):
+            await asyncio.sleep(seconds)
+            inside = derivatives.current()
+            await asyncio.sleep(seconds)
+            with derivatives.mode("forward"):
+                return inside, derivatives.current()
+
+    async def all_of_them():
+        seen = await asyncio.gather(one("forward", 0.002), one("reverse", 0.005), one("both", 0.001))
+        assert derivatives.current() is None
+        return seen
+
+    assert asyncio.run(all_of_them()) == [("forward", "forward"), ("reverse", "both"), ("both", "both")]
+    assert derivatives.current() is None and derivatives._jit_key.value is None
+
+
+def test_tasks_and_threads_made_inside_a_context_have_its_mode_until_it_is_left():
+    async def main():
+        left = asyncio.Event()
+
+        async def later():
+            first = derivatives.current()
+            await left.wait()
+            return first, derivatives.current()
+
+        with derivatives.mode("forward"):
+            task = asyncio.create_task(later())
+            await asyncio.sleep(0)
+            thread = await asyncio.to_thread(derivatives.current)
+        left.set()
+        return *(await task), thread
+
+    assert asyncio.run(main()) == ("forward", None, "forward")
+
+
+def test_threads_have_modes_of_their_own(cv):
+    seen = {}
+
+    @jax.jit
+    def f(cv):
+        seen.setdefault(threading.current_thread().name, []).append(derivatives.current())
+        return jnp.sum(cv.data**2)
+
+    def work(mode):
+        with jax.enable_x64(True), derivatives.mode(mode):
+            barrier.wait()
+            f(cv)
+            barrier.wait()
+        assert derivatives.current() is None
+
+    barrier = threading.Barrier(3)
+    threads = [threading.Thread(target=work, args=(mode,), name=mode) for mode in ("forward", "reverse", "both")]
+    with derivatives.mode("forward"):
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert seen == {mode: [mode] for mode in ("forward", "reverse", "both")}
+    f(cv)
+    assert seen[threading.current_thread().name] == [None]
+
+
+def test_generators_that_take_turns_leave_no_mode_behind():
+    def steps(mode):
+        with derivatives.mode(mode):
+            yield
+            yield
+
+    first, second = steps("forward"), steps("both")
+    next(first), next(second)
+    assert derivatives.current() == "both", "as every context entered in a generator, until it is left"
+    first.close()
+    assert derivatives.current() == "both"
+    second.close()
+    assert derivatives.current() is None and derivatives._jit_key.value is None
+
+    other = steps("reverse")
+    contextvars.copy_context().run(next, other)
+    assert derivatives.current() is None
+    context = contextvars.copy_context()
+    third = steps("reverse")
+    context.run(next, third)
+    third.close()  # here, where it was not entered
+    assert context.run(derivatives.current) is None and derivatives._jit_key.value is None
+    other.close()
+
+    async def asynchronous():
+        async def steps():
+            with derivatives.mode("forward"):
+                yield derivatives.current()
+                yield
+
+        return await anext(steps())
+
+    assert asyncio.run(asynchronous()) == "forward"
+    assert derivatives.current() is None
+
+
+@pytest.fixture
+def jitted():
+    """A jitted loss with a derivative in the mode of its trace only, and the modes it was traced in."""
+    traces = []
+
+    @jax.jit
+    def loss(cv):
+        traces.append(derivatives.current())
+        square = {None: reverse_only, "reverse": reverse_only, "forward": forward_only, "both": jnp.square}[traces[-1]]
+        return jnp.sum(square(cv.data))
+
+    return loss, traces
+
+
+def entered(mode, f):
+    def call(x):
+        with derivatives.mode(mode):
+            return f(x)
+
+    return call
+
+
+DERIVATIVES = {
+    "None": jax.grad,
+    "forward": lambda f: jacobian(f, mode="forward"),
+    "reverse": lambda f: jacobian(f, mode="reverse"),
+    "both": hessian,
+    "entered forward": lambda f: entered("forward", jax.jacfwd(f)),
+    "entered both": lambda f: entered("both", jax.grad(f)),
+}
+
+
+def check(derivative, loss, cv):
+    got = DERIVATIVES[derivative](loss)(cv).data
+    np.testing.assert_allclose(np.squeeze(got), 2 * np.eye(5) if derivative == "both" else 2 * cv.data)
+
+
+def test_one_jitted_loss_has_the_right_trace_in_every_coroutine_and_thread(jitted, cv):
+    loss, traces = jitted
+
+    async def task(derivative):
+        for _ in range(3):
+            await asyncio.sleep(0.001)
+            check(derivative, loss, cv)
+
+    def thread(derivative):
+        with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+            check(derivative, loss, cv)
+
+    async def main():
+        await asyncio.gather(*map(task, DERIVATIVES))
+        await asyncio.gather(*(asyncio.to_thread(thread, derivative) for derivative in DERIVATIVES))
+
+    asyncio.run(main())
+    assert sorted(map(str, traces)) == ["None", "both", "forward", "reverse"]
+
+
+def test_coroutines_that_wait_inside_a_context_do_not_disturb_others(jitted, cv):
+    loss, traces = jitted
+    check("None", loss, cv)
+
+    @contextlib.contextmanager
+    def wrapped(mode):
+        with derivatives.mode(mode):
+            yield
+
+    async def waiting(mode, transform):
+        for context in (derivatives.mode, wrapped):
+            with context(mode):
+                for _ in range(3):
+                    await asyncio.sleep(0)
+                    got = transform(loss)(cv)
+                    assert derivatives.current() == mode
+                np.testing.assert_allclose(np.ravel(got.data), 2 * cv.data)
+
+    async def plain():
+        for _ in range(8):
+            await asyncio.sleep(0)
+            for derivative in DERIVATIVES:
+                check(derivative, loss, cv)
+
+    async def main():
+        await asyncio.gather(waiting("forward", jax.jacfwd), plain(), waiting("reverse", jax.grad), plain())
+
+    asyncio.run(main())
+    assert sorted(map(str, traces)) == ["None", "both", "forward", "reverse"]
+    assert derivatives.current() is None and derivatives._jit_key.value is None and not derivatives._thread.waiting
