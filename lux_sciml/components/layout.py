@@ -126,12 +126,7 @@ class Layout:
         """
         found: list[tuple[Path, Path]] = []
         layout = cls._of(tree, (), found)
-        kinds = {leaf.dtype.kind == "c": leaf for leaf in layout.leaves}
-        if len(kinds) == 2:
-            raise TypeError(
-                f"`{path_string(kinds[False].path)}` is real and `{path_string(kinds[True].path)}` is complex: one "
-                "flat vector cannot hold both; store the complex one as its real and imaginary parts"
-            )
+        layout.require_one_kind()
         return layout.tie(*found, *ties)
 
     @classmethod
@@ -194,6 +189,27 @@ class Layout:
         if not self.children:
             return self
         return Layout(self.container, {key: child.astype(dtype) for key, child in self.children.items()})
+
+    def in_force(self) -> "Layout":
+        """The same layout in the precision in force: double precision as single where JAX has no 64-bit types."""
+        return self if jax.config.jax_enable_x64 else self._in_32_bits
+
+    @functools.cached_property
+    def _in_32_bits(self) -> "Layout":
+        if self.dtype is not None:
+            return Layout(self.container, {}, self.shape, stored_dtype(self.dtype, False))
+        if all(child._in_32_bits is child for child in self.children.values()):
+            return self
+        return Layout(self.container, {key: child._in_32_bits for key, child in self.children.items()})
+
+    def require_one_kind(self) -> None:
+        """Raise `TypeError` where some leaves are real and others complex."""
+        kinds = {leaf.dtype.kind == "c": leaf for leaf in self.leaves}
+        if len(kinds) == 2:
+            raise TypeError(
+                f"`{self.name(kinds[False].path)}` is real and `{self.name(kinds[True].path)}` is complex: one flat "
+                "vector cannot hold both; store the complex one as its real and imaginary parts"
+            )
 
     # --- looking up -----------------------------------------------------------------------------------------
 
@@ -589,7 +605,7 @@ def _matches(path: Path, pattern: Any) -> bool:
 
 
 def _parameter_dtype(x: Any, path: Path, in_module: bool = False) -> np.dtype:
-    dtype = _stored_dtype(x.dtype, jax.config.jax_enable_x64)
+    dtype = stored_dtype(x.dtype, jax.config.jax_enable_x64)
     if dtype is not None:
         return dtype
     problem = f"`{path_string(path)}` has dtype {x.dtype}"
@@ -602,7 +618,7 @@ def _parameter_dtype(x: Any, path: Path, in_module: bool = False) -> np.dtype:
 
 
 @functools.lru_cache
-def _stored_dtype(dtype: Any, x64: bool) -> np.dtype | None:
+def stored_dtype(dtype: Any, x64: bool) -> np.dtype | None:
     """The dtype in which JAX stores floating-point elements of the given one; `None` for every other dtype."""
     if not jnp.issubdtype(dtype, jnp.inexact):
         return None

@@ -49,7 +49,10 @@ class ComponentVector(NamedArray):
     def __init__(self, *args: Any, **components: Any):
         if len(args) == 2 and not components:
             data, layout = args
+            layout = layout.in_force()
             data = layout.check_kind(jnp.asarray(data))
+            if data.dtype.itemsize > 4:  # in the precision in force
+                data = data.astype(jax.dtypes.canonicalize_dtype(data.dtype))
             if data.ndim == 0 or data.shape[-1] != layout.size:
                 raise ValueError(
                     f"expected data of shape (..., {layout.size}), got {data.shape}; the layout has {layout.summary()}"
