@@ -34,8 +34,8 @@ def plan():
 # --- lux_sciml ----------------------------------------------------------------------------------------------------
 
 
-def conv(features, out, window=3, stride=1):
-    return lux.Conv(features, out, (window, window), stride=stride, padding=window // 2, use_bias=False)
+def conv(features, out, size=3, stride=1):
+    return lux.Conv(features, out, (size, size), stride=stride, padding=size // 2, use_bias=False)
 
 
 def block(features, out, stride):
@@ -59,8 +59,8 @@ def resnet18():
 
 
 class FlaxConvNorm(nnx.Module):
-    def __init__(self, features, out, window, stride, rngs):
-        self.conv = nnx.Conv(features, out, (window, window), stride, padding=window // 2, use_bias=False, rngs=rngs)
+    def __init__(self, features, out, size, stride, rngs):
+        self.conv = nnx.Conv(features, out, (size, size), stride, padding=size // 2, use_bias=False, rngs=rngs)
         self.norm = nnx.BatchNorm(out, momentum=0.9, use_running_average=False, rngs=rngs)
 
     def __call__(self, x):
@@ -98,8 +98,8 @@ class EquinoxConvNorm(eqx.Module):
     conv: eqx.nn.Conv2d
     norm: eqx.nn.BatchNorm
 
-    def __init__(self, features, out, window, stride):
-        self.conv = eqx.nn.Conv2d(features, out, window, stride, window // 2, use_bias=False, key=KEY)
+    def __init__(self, features, out, size, stride):
+        self.conv = eqx.nn.Conv2d(features, out, size, stride, size // 2, use_bias=False, key=KEY)
         self.norm = eqx.nn.BatchNorm(out, "batch", momentum=0.9, mode="batch")
 
     def __call__(self, x, state):

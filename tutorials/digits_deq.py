@@ -45,13 +45,13 @@ def dense(**options):
     return lux.Chain(inject=inject, deq=deq, dropout=lux.Dropout(0.2), head=lux.Dense(WIDTH, 10))
 
 
-def conv(inputs, outputs, window=3, **options):
-    return lux.Conv(inputs, outputs, (window, window), padding="SAME", init_weight=SMALL, **options)
+def conv(inputs, outputs, size=3, **options):
+    return lux.Conv(inputs, outputs, (size, size), padding="SAME", init_weight=SMALL, **options)
 
 
 def multiscale(**options):
     """Two scales, 8 x 8 with 8 features and 4 x 4 with 16, that find their equilibrium together."""
-    down, up = conv(8, 16, stride=2), lux.Chain(conv(16, 8, window=1), lux.Upsample("nearest", scale=2))
+    down, up = conv(8, 16, stride=2), lux.Chain(conv(16, 8, size=1), lux.Upsample("nearest", scale=2))
     cell = lux.MultiScaleCell(
         branches=(lux.Parallel(jnp.add, conv(8, 8), same), conv(16, 16)),
         fusion=((same, up), (down, same)),

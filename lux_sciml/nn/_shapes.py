@@ -1,8 +1,71 @@
-"""Shapes that layers ask for."""
+"""What layers ask of sizes, inputs and masks."""
 
-from typing import Any
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, SupportsIndex, TypeVar
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._tree import floating
+from ..core.converters import checks_itself, count, integer, number, tuple_of
 from ..core.printing import option_text
+from ..core.static import is_traced
+
+T = TypeVar("T")
+
+
+@checks_itself
+def natural(value: SupportsIndex) -> int:
+    """A whole number, zero or more."""
+    n = integer(value)
+    if n < 0:
+        raise ValueError(f"expected a whole number of at least 0, got {n}")
+    return n
+
+
+@checks_itself
+def even(value: SupportsIndex) -> int:
+    """An even whole number, two or more: of features that make pairs."""
+    n = count(value)
+    if n % 2:
+        raise ValueError(f"expected an even number of features, which make pairs, got {n}")
+    return n
+
+
+def one_or_each(converter: Callable[[Any], T]) -> Callable[[Any], T | tuple[T, ...]]:
+    """The converter of one value for all axes, or of a sequence with one for each."""
+    each = tuple_of(converter)
+
+    @checks_itself
+    def convert(value: Any) -> T | tuple[T, ...]:
+        if isinstance(value, np.ndarray | jax.Array) and not is_traced(value):
+            value = value.tolist()
+        return each(list(value)) if isinstance(value, Sequence) and not isinstance(value, str) else converter(value)
+
+    return convert
+
+
+size_or_sizes = one_or_each(count)
+
+
+@checks_itself
+def positive(value: float) -> float:
+    """A finite number above zero."""
+    x = number(value)
+    if not 0 < x < math.inf:
+        raise ValueError(f"expected a finite number above 0, got {value}")
+    return x
+
+
+@checks_itself
+def rate(value: float) -> float:
+    """A number from 0 to 1."""
+    p = number(value)
+    if not 0 <= p <= 1:
+        raise ValueError(f"expected a rate between 0 and 1, got {value}")
+    return p
 
 
 def as_tuple(sizes: int | tuple[int, ...]) -> tuple[int, ...]:
@@ -10,11 +73,23 @@ def as_tuple(sizes: int | tuple[int, ...]) -> tuple[int, ...]:
     return sizes if isinstance(sizes, tuple) else (sizes,)
 
 
-def require_last(layer: Any, x: Any, shape: tuple[int, ...]) -> None:
-    """Raise `ValueError` unless the last axes of `x` have this shape, `TypeError` where it is no array."""
+def require_last(layer: Any, x: Any, shape: tuple[int, ...]) -> jax.Array:
+    """`x` in floating point. Raises `ValueError` unless its last axes have this shape, `TypeError` for no array."""
     if not hasattr(x, "ndim"):
         got = f"a tuple of {len(x)}" if isinstance(x, tuple) else type(x).__name__
         raise TypeError(f"{option_text(layer)} takes an array, got {got}")
     if x.ndim < len(shape) or x.shape[x.ndim - len(shape) :] != shape:
         sizes = ", ".join(map(str, shape))
         raise ValueError(f"{option_text(layer)} expects inputs of shape (..., {sizes}), got {x.shape}")
+    return floating(x)
+
+
+def as_mask(mask: Any) -> jax.Array:
+    """A mask as booleans. Raises `TypeError` unless it holds booleans or integers."""
+    mask = jnp.asarray(mask)
+    if not (mask.dtype == bool or jnp.issubdtype(mask.dtype, jnp.integer)):
+        raise TypeError(
+            f"a mask holds booleans or integers, True where something counts, got {mask.dtype}; what is added to the "
+            "logits of attention is its `bias=`"
+        )
+    return mask.astype(bool)

@@ -1,78 +1,133 @@
-"""Windows that slide over space: their strides and padding, written once for convolutions and pooling."""
+"""Windows that slide over spatial axes: their options, their padding, written once for convolutions and pools."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, SupportsIndex
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
+from ..core import Layer, field
+from ..core.converters import checks_itself, choice, optional
 from ..core.printing import option_text
+from ._shapes import natural, one_or_each, size_or_sizes
 
-Sizes = int | Sequence[int]  # for all axes of space, or for each
-Padding = str | int | Sequence[int | Sequence[int]]  # "SAME", "VALID", 1, (1, 2), ((0, 1), (1, 1))
+Sizes = int | tuple[int, ...]  # for all spatial axes, or for each
+Pads = int | tuple[int | tuple[int, int], ...]  # for all spatial axes, or for each: before and after, or a pair
 
-
-def check_window(layer: Any) -> None:
-    """Raise `ValueError` unless window, stride, dilation and padding of a layer fit together."""
-    name, n = type(layer).__name__, len(layer.window)
-    if n == 0:
-        raise ValueError(f"{name} needs a window of one size for each axis of space, got ()")
-    for option, sizes in (
-        ("window", layer.window),
-        ("stride", strides(layer)),
-        ("dilation", per_axis(layer.dilation, n)),
-    ):
-        if len(sizes) != n:
-            raise ValueError(f"{name} with a window of {n} axes got a {option} of {len(sizes)}: {sizes}")
-        if min(sizes) < 1:
-            raise ValueError(f"{name} needs a {option} of 1 or more, got {sizes}")
-    if isinstance(layer.padding, str) and layer.padding not in ("SAME", "VALID"):
-        raise ValueError(f'{name} knows the paddings "SAME" and "VALID", got {layer.padding!r}')
-    if len(per_axis(layer.padding, n)) != n:
-        raise ValueError(f"{name} with a window of {n} axes got a padding for {len(layer.padding)}: {layer.padding}")
+_MODES = {"circular": "wrap", "reflect": "reflect", "replicate": "edge"}  # names of PyTorch and of NumPy
+padding_mode = choice("zeros", *_MODES)
 
 
-def per_axis(value: Any, n: int) -> tuple[Any, ...]:
-    """One value for each of `n` axes, from such a tuple or from one value for all."""
-    return tuple(value) if isinstance(value, list | tuple) else (value,) * n
+@checks_itself
+def _pad(value: SupportsIndex | Sequence[SupportsIndex]) -> int | tuple[int, int]:
+    """How much to pad an axis: a whole number of at least 0, or a pair `(before, after)` of them."""
+    pair = one_or_each(natural)(value)
+    if isinstance(pair, int):
+        return pair
+    if len(pair) != 2:
+        raise ValueError(f"expected for each axis a whole number or a pair (before, after), got {pair}")
+    return pair
 
 
-def strides(layer: Any) -> tuple[int, ...]:
-    """The step of the window along each axis; the window itself where none is given."""
-    return per_axis(layer.window if layer.stride is None else layer.stride, len(layer.window))
+@checks_itself
+def padding(value: str | SupportsIndex | Sequence[Any] | np.ndarray) -> str | Pads:
+    """`"SAME"`, `"VALID"`, or how much to pad all axes, or each."""
+    if isinstance(value, str) and value not in ("SAME", "VALID"):
+        raise ValueError(f'expected "SAME", "VALID" or whole numbers, got {value!r}')
+    return value if isinstance(value, str) else one_or_each(_pad)(value)
 
 
-def extent(layer: Any) -> tuple[int, ...]:
-    """How far the dilated window of a layer reaches along each axis."""
-    dilation = per_axis(layer.dilation, len(layer.window))
-    return tuple(d * (size - 1) + 1 for d, size in zip(dilation, layer.window, strict=True))
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """A window that slides over spatial axes: one value of each option for each axis."""
+
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    padding: str | tuple[tuple[int, int], ...]  # "SAME", or before and after
+    mode: str
+
+    @property
+    def extent(self) -> tuple[int, ...]:
+        """How far the dilated window reaches along each axis."""
+        return tuple(d * (size - 1) + 1 for d, size in zip(self.dilation, self.size, strict=True))
+
+    def pads(self, layer: Layer, space: tuple[int, ...]) -> list[tuple[int, int]]:
+        """How many elements to put before and after each of the axes `space`. Raises where the window does not fit."""
+        if isinstance(self.padding, str):
+            out = lax.padtype_to_pads(space, self.extent, self.stride, self.padding)
+        else:
+            out = list(self.padding)
+        padded = tuple(size + sum(pad) for size, pad in zip(space, out, strict=True))
+        if any(reach > size for reach, size in zip(self.extent, padded, strict=True)):
+            raise ValueError(f"{option_text(layer)}: a window that reaches {self.extent} does not fit into {padded}")
+        return out
+
+    def pad(self, layer: Layer, x: jax.Array) -> tuple[jax.Array, list[tuple[int, int]]]:
+        """`(batch, *space, features)`, padded unless by zeros, and the padding by zeros that is left to do."""
+        space = x.shape[1:-1]
+        pads = self.pads(layer, space)
+        if self.mode == "zeros" or not any(map(any, pads)):
+            return x, pads
+        for size, pad in zip(space, pads, strict=True):
+            if max(pad) and size <= (max(pad) if self.mode == "reflect" else 0):
+                says = "reflected padding is narrower than the axis" if size else "an empty axis has nothing to repeat"
+                raise ValueError(f"{option_text(layer)} cannot pad an axis of {size} elements by {pad}: {says}")
+        return jnp.pad(x, [(0, 0), *pads, (0, 0)], mode=_MODES[self.mode]), [(0, 0)] * len(pads)
 
 
-def as_pairs(padding: Padding, n: int) -> list[tuple[int, int]]:
-    """Numbers before and after each of `n` axes, from any padding but "SAME"."""
-    padding = 0 if padding == "VALID" else padding
-    return [(pad, pad) if isinstance(pad, int) else tuple(pad) for pad in per_axis(padding, n)]
+class Sliding(Layer, kw_only=True):
+    """The options of a layer with a window; a subclass declares `kernel_size`, one size for each spatial axis."""
+
+    stride: Sizes | None = field(default=1, converter=optional(size_or_sizes))
+    padding: str | Pads = field(default=0, converter=padding)
+    padding_mode: str = field(default="zeros", converter=padding_mode)
+    dilation: Sizes = field(default=1, converter=size_or_sizes)
+    window: Window = field(init=False)
+
+    def __post_init__(self):
+        size = vars(self)["kernel_size"]
+        if not size:
+            raise ValueError(f"{type(self).__name__} needs a kernel_size of one size for each spatial axis, got ()")
+        stride = size if self.stride is None else self._each("stride", self.stride)
+        dilation = self._each("dilation", self.dilation)
+        if self.padding == "SAME":
+            pads = self.padding
+        else:
+            given = self._each("padding", 0 if self.padding == "VALID" else self.padding)
+            pads = tuple((pad, pad) if isinstance(pad, int) else pad for pad in given)
+            self.padding = _short(tuple(before if before == after else (before, after) for before, after in pads))
+        self.window = Window(size, stride, dilation, pads, self.padding_mode)
+        self.stride, self.dilation = None if self.stride is None else _short(stride), _short(dilation)
+
+    def _each(self, option: str, value: Any) -> tuple[Any, ...]:
+        """One value of an option for each axis."""
+        n = len(vars(self)["kernel_size"])
+        values = value if isinstance(value, tuple) else (value,) * n
+        if len(values) != n:
+            name = type(self).__name__
+            raise ValueError(f"{name} with a kernel of {n} axes got a {option} for {len(values)}: {values}")
+        return values
+
+    def batched(self, x: Any, features: int | None = None) -> tuple[jax.Array, tuple[int, ...]]:
+        """`(..., *space, features)` in floating point with the first axes as one, and these axes.
+
+        Raises `ValueError` for other inputs.
+        """
+        n = len(self.window.size)
+        if x.ndim <= n or features not in (None, x.shape[-1]):
+            space = ", ".join(("depth", "height", "width")[-n:] if n <= 3 else ["space"] * n)
+            last = "features" if features is None else features
+            raise ValueError(f"{option_text(self)} expects inputs of shape (..., {space}, {last}), got {x.shape}")
+        lead = x.shape[: x.ndim - n - 1]
+        return jnp.reshape(x, (math.prod(lead), *x.shape[x.ndim - n - 1 :])), lead
 
 
-def pads(layer: Any, space: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Numbers before and after each axis for a window that slides over `space`. Raises where it does not fit."""
-    n = len(layer.window)
-    if layer.padding == "SAME":
-        out = lax.padtype_to_pads(space, extent(layer), strides(layer), "SAME")
-    else:
-        out = as_pairs(layer.padding, n)
-    padded = tuple(size + sum(pad) for size, pad in zip(space, out, strict=True))
-    if any(reach > size for reach, size in zip(extent(layer), padded, strict=True)):
-        raise ValueError(f"{option_text(layer)}: a window that reaches {extent(layer)} does not fit into {padded}")
-    return out
-
-
-def as_batch(layer: Any, x: Any, features: int | None = None) -> tuple[Any, tuple[int, ...]]:
-    """`(..., *space, features)` with the first axes as one, and these axes. Raises `ValueError` for other inputs."""
-    n = len(layer.window)
-    if x.ndim <= n or features not in (None, x.shape[-1]):
-        space = ", ".join(("depth", "height", "width")[-n:] if n <= 3 else ["space"] * n)
-        last = "features" if features is None else features
-        raise ValueError(f"{option_text(layer)} expects inputs of shape (..., {space}, {last}), got {x.shape}")
-    lead = x.shape[: x.ndim - n - 1]
-    return x.reshape(math.prod(lead), *x.shape[x.ndim - n - 1 :]), lead
+def _short(values: tuple[Any, ...]) -> Any:
+    """The one value of all axes where it is one whole number, else the values of all: options are equal if they mean
+    the same."""
+    return values[0] if isinstance(values[0], int) and set(values) == {values[0]} else values

@@ -2,61 +2,53 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import field
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
+from .._tree import floating
 from ..activations import gain, identity
-from ..core import Layer
+from ..core import field
+from ..core.converters import choice, count, flag, function, optional, sizes
 from ..initializers import KaimingUniform, Uniform
-from ._windows import Padding, Sizes, as_batch, as_pairs, check_window, extent, pads, per_axis, strides
+from ._affine import weight_and_bias
+from ._shapes import natural, one_or_each
+from ._windows import Sizes, Sliding
 
 
-class _Convolution(Layer):
+class _Convolution(Sliding):
     """What Conv and ConvTranspose share: options, checks, parameters."""
 
-    in_features: int
-    out_features: int
-    window: Sizes
-    activation: Callable = identity
-    stride: Sizes = field(default=1, kw_only=True)
-    padding: Padding = field(default=0, kw_only=True)
-    dilation: Sizes = field(default=1, kw_only=True)
-    groups: int = field(default=1, kw_only=True)
-    use_bias: bool = field(default=True, kw_only=True)
-    init_weight: Callable | None = field(default=None, kw_only=True)
-    init_bias: Callable | None = field(default=None, kw_only=True)
+    in_features: int = field(converter=count)
+    out_features: int = field(converter=count)
+    kernel_size: tuple[int, ...] = field(converter=sizes)
+    activation: Callable = field(default=identity, converter=function)
+    groups: int = field(default=1, converter=count, kw_only=True)
+    use_bias: bool = field(default=True, converter=flag, kw_only=True)
+    init_weight: Callable | None = field(default=None, converter=optional(function), kw_only=True)
+    init_bias: Callable | None = field(default=None, converter=optional(function), kw_only=True)
 
-    def __post_init__(self):
-        self.window = per_axis(self.window, 1)
-        check_window(self)
-        if self.groups < 1 or self.in_features % self.groups or self.out_features % self.groups:
+    def __check_init__(self):
+        if self.in_features % self.groups or self.out_features % self.groups:
             raise ValueError(
                 f"{type(self).__name__}: {self.groups} groups must divide the features, "
                 f"got {self.in_features} in and {self.out_features} out"
             )
 
     def init_params(self, key):
-        key_weight, key_bias = jax.random.split(key)
-        shape = (*self.window, self.in_features // self.groups, self.out_features)
+        shape = (*self.kernel_size, self.in_features // self.groups, self.out_features)
         init_weight = self.init_weight or KaimingUniform(gain(self.activation))
-        init_bias = self.init_bias or Uniform(1 / math.sqrt(max(math.prod(shape[:-1]), 1)))
-        dtype = jax.dtypes.canonicalize_dtype(float)
-        ps = {"weight": init_weight(key_weight, shape, dtype)}
-        if self.use_bias:
-            ps["bias"] = init_bias(key_bias, shape[-1:], dtype)
-        return ps
+        init_bias = self.init_bias or Uniform(1 / math.sqrt(math.prod(shape[:-1])))
+        return weight_and_bias(key, shape, init_weight, shape[-1:], init_bias if self.use_bias else None)
 
     def _convolve(self, x, ps, weight, lead, **options):
-        n = len(self.window)
+        n = len(self.kernel_size)
         channels_last = (0, n + 1, *range(1, n + 1))
         dtype = jnp.result_type(x, weight)
         y = lax.conv_general_dilated(
             x.astype(dtype),
             weight.astype(dtype),
-            rhs_dilation=per_axis(self.dilation, n),
+            rhs_dilation=self.window.dilation,
             dimension_numbers=lax.ConvDimensionNumbers(channels_last, (n + 1, n, *range(n)), channels_last),
             feature_group_count=self.groups,
             **options,
@@ -67,22 +59,33 @@ class _Convolution(Layer):
 
 
 class Conv(_Convolution):
-    r"""A convolution over space, then an activation: each output sees a window of the input.
+    r"""A convolution over the spatial axes, then an activation: each output sees a window of the input.
 
     .. math:: y_{p,o} = \sigma\Big(\sum_{k,i} x_{s p + d k,\,i}\, W_{k,i,o} + b_o\Big)
 
-    with stride s and dilation d, as all Python libraries define it (a cross-correlation: the window is not flipped).
-    Input `(..., *space, in_features)`, `N H W C` for images; output `(..., *space, out_features)`. `window` has a size
-    for each axis of space; a number is a window in one dimension. `stride` and `dilation` are a number or one for each
-    axis. `padding` is `"VALID"`, `"SAME"` (output size ceil(input / stride), as in XLA), a number, or, for each axis, a
-    number or a pair `(before, after)`. With `groups`, inputs and outputs are split into as many groups that do not see
-    each other; as many groups as input features make a depthwise convolution.
+    with stride s and dilation d, as all Python libraries define it (a cross-correlation: the kernel is not flipped).
 
-    Parameters: `weight` `(*window, in_features / groups, out_features)` and, with `use_bias`, `bias`, drawn as in
-    `Dense`, with fan_in the size of the window times `in_features / groups`.
+    * `in_features`, `out_features`: the sizes of the last axis.
+    * `kernel_size`: one size for each spatial axis; a number is a kernel in one dimension.
+    * `activation`: a function of an array (default: the identity).
+    * `stride`, `dilation`: a number, or one for each axis.
+    * `padding`: `"VALID"` (none, the default), `"SAME"` (the size of the output is ceil(input / stride), as in XLA), a
+      number, or, for each axis, a number or a pair `(before, after)`.
+    * `padding_mode`: what the padding holds: `"zeros"`; `"circular"`, the other end of the axis, for functions on
+      periodic domains; `"reflect"`, the elements next to the border in reverse, without the border itself;
+      `"replicate"`, the border. The names are PyTorch's.
+    * `groups`: inputs and outputs are split into as many groups that do not see each other; as many groups as input
+      features make a depthwise convolution.
+    * `use_bias`: whether there is a bias b.
+    * `init_weight`, `init_bias`: initializers; by default as in `Dense`, with fan_in the size of the kernel times
+      `in_features / groups`.
+
+    Input `(..., *space, in_features)`, `N H W C` for images; output `(..., *space, out_features)`. Parameters: `weight`
+    `(*kernel_size, in_features / groups, out_features)` and, with `use_bias`, `bias` `(out_features,)`.
 
     Raises `ValueError` for another number of features or too few axes, groups that do not divide the features, a window
-    that does not fit, and options that do not have one value for each axis.
+    that does not fit, reflected padding that is not narrower than the axis, and options that do not have one value for
+    each axis.
 
     >>> import jax, jax.numpy as jnp, lux_sciml as lux
     >>> layer = lux.Conv(3, 8, (3, 3), jax.nn.relu, stride=2, padding="SAME")
@@ -92,21 +95,24 @@ class Conv(_Convolution):
     """
 
     def forward(self, x, ps, st):
-        x, lead = as_batch(self, x, self.in_features)
-        options = {"window_strides": strides(self), "padding": pads(self, x.shape[1:-1])}
-        return self._convolve(x, ps, ps["weight"], lead, **options), st
+        x, lead = self.batched(floating(x), self.in_features)
+        x, pads = self.window.pad(self, x)
+        return self._convolve(x, ps, ps["weight"], lead, window_strides=self.window.stride, padding=pads), st
 
 
 class ConvTranspose(_Convolution):
-    r"""The transpose of a convolution over space, then an activation: each input is spread over a window of the output.
+    r"""The transpose of a convolution, then an activation: each input is spread over a window of the output.
 
     .. math:: y_{p,o} = \sigma\Big(\sum_{s q + d k = p,\,i} x_{q,i}\, W_{k,i,o} + b_o\Big)
 
     It is the gradient of the `Conv` from output to input with the same options. The size of the output along an axis is
-    `(size - 1) * stride + dilation * (window - 1) + 1 - before - after + output_padding`, where `padding` removes
-    numbers before and after; `"SAME"` makes it `size * stride + output_padding`. `output_padding`, smaller than stride
-    or dilation, tells apart the inputs that a `Conv` with a stride maps to one size. Shapes, other options, parameters
-    and errors are those of `Conv`.
+    `(size - 1) * stride + dilation * (kernel_size - 1) + 1 - before - after + output_padding`, where `padding` removes
+    elements before and after; `"SAME"` makes it `size * stride + output_padding`.
+
+    * `output_padding`: a number, or one for each axis, smaller than stride or dilation; it tells apart the inputs that
+      a `Conv` with a stride maps to one size.
+    * `padding_mode` is `"zeros"`, as in PyTorch.
+    * All other options, shapes, parameters and errors are those of `Conv`.
 
     >>> import jax, jax.numpy as jnp, lux_sciml as lux
     >>> layer = lux.ConvTranspose(8, 3, (3, 3), stride=2, padding="SAME")
@@ -115,35 +121,35 @@ class ConvTranspose(_Convolution):
     (4, 32, 32, 3)
     """
 
-    output_padding: Sizes = field(default=0, kw_only=True)
+    padding_mode: str = field(default="zeros", converter=choice("zeros"), kw_only=True)
+    output_padding: Sizes = field(default=0, converter=one_or_each(natural), kw_only=True)
 
-    def __post_init__(self):
-        super().__post_init__()
-        n = len(self.window)
-        extra = per_axis(self.output_padding, n)
-        largest = tuple(map(max, strides(self), per_axis(self.dilation, n)))
-        if len(extra) != n or not all(0 <= a < b for a, b in zip(extra, largest, strict=True)):
+    def __check_init__(self):
+        extra = self._each("output_padding", self.output_padding)
+        largest = tuple(map(max, self.window.stride, self.window.dilation))
+        if not all(a < b for a, b in zip(extra, largest, strict=True)):
             raise ValueError(
                 f"ConvTranspose needs an output_padding from 0 to below stride or dilation {largest}, got {extra}"
             )
 
     def forward(self, x, ps, st):
-        x, lead = as_batch(self, x, self.in_features)
-        n = len(self.window)
+        x, lead = self.batched(floating(x), self.in_features)
+        n = len(self.kernel_size)
         flipped = jnp.flip(ps["weight"], range(n))
-        options = {"window_strides": (1,) * n, "lhs_dilation": strides(self), "padding": self._pads()}
+        options = {"window_strides": (1,) * n, "lhs_dilation": self.window.stride, "padding": self._pads()}
         return self._convolve(x, ps, flipped, lead, **options), st
 
     def _pads(self):
         """What to pad the input with, which the stride has spread out."""
-        n = len(self.window)
-        extra = per_axis(self.output_padding, n)
-        if self.padding == "SAME":
-            excess = [reach - step for reach, step in zip(extent(self), strides(self), strict=True)]
+        window = self.window
+        if isinstance(window.padding, str):
+            excess = [reach - step for reach, step in zip(window.extent, window.stride, strict=True)]
             removed = [(max(more, 0) // 2, more - max(more, 0) // 2) for more in excess]
         else:
-            removed = as_pairs(self.padding, n)
+            removed = window.padding
         return [
             (reach - 1 - before, reach - 1 - after + more)
-            for reach, (before, after), more in zip(extent(self), removed, extra, strict=True)
+            for reach, (before, after), more in zip(
+                window.extent, removed, self._each("output_padding", self.output_padding), strict=True
+            )
         ]

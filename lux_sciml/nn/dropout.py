@@ -1,22 +1,31 @@
-"""Dropout: random zeros in training."""
+"""Random layers: dropout of several kinds, and an activation with random slopes."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from ..core import Layer, Mode
+from .._tree import floating, is_inexact
+from ..core import Layer, Mode, field
+from ..core.converters import integers, number, optional
+from ._shapes import rate
 
 
-class _Dropout(Layer):
-    """What all dropouts share: a rate, and a random key in the state."""
-
-    rate: float
-
-    def __post_init__(self):
-        if not 0 <= self.rate <= 1:
-            raise ValueError(f"{type(self).__name__} needs a rate between 0 and 1, got {self.rate}")
+class _Random(Layer):
+    """What all share: a random key in the state, and an output in floating point in both modes."""
 
     def init_state(self, key):
         return {"key": key, "mode": Mode.TRAIN}
+
+    def _floating(self, x: Any) -> Any:
+        """`x` in floating point; the object itself where it is."""
+        return x if is_inexact(x) else floating(x)
+
+
+class _Dropout(_Random):
+    """What all dropouts share: a rate."""
+
+    rate: float = field(converter=rate)
 
     def _keeps_all(self, st):
         return st["mode"] is Mode.TEST or self.rate == 0
@@ -29,13 +38,15 @@ class _Dropout(Layer):
 
 
 class Dropout(_Dropout):
-    r"""In training, sets each number to zero with probability `rate` and divides the others by `1 - rate`.
+    r"""In training, sets each element to zero with probability `rate` and divides the others by `1 - rate`.
 
-    With `axes`, the mask varies along these axes only and is shared along the rest: `axes=(0, -1)` on `N H W C` drops
-    whole feature maps. In test mode, or with `rate` 0, the layer is the identity. State: `key`, a random key, used in
-    each call and renewed by it, and `mode`; the same state gives the same output.
+    With `axes`, one or several, the mask varies along these axes only and is shared along the rest: `axes=(0, -1)` on
+    `N H W C` drops whole feature maps. In test mode, or with `rate` 0, the layer is the identity; integers become
+    floating point in both modes. State: `key`, a random key, used in each call and renewed by it, and `mode`; the same
+    state gives the same output.
 
-    Srivastava et al., "Dropout", JMLR 15, 2014. Raises `ValueError` for a rate outside [0, 1].
+    Srivastava et al., "Dropout", JMLR 15, 2014. Raises `ValueError` for a rate outside [0, 1], and for axes that the
+    input does not have.
 
     >>> import jax, jax.numpy as jnp, lux_sciml as lux
     >>> layer = lux.Dropout(0.5)
@@ -44,24 +55,20 @@ class Dropout(_Dropout):
     (Array(0., dtype=float32), Array(1., dtype=float32))
     """
 
-    axes: int | tuple[int, ...] | None = None
-
-    def __post_init__(self):
-        if isinstance(self.axes, int):
-            self.axes = (self.axes,)
-        super().__post_init__()
+    axes: tuple[int, ...] | None = field(default=None, converter=optional(integers))
 
     def forward(self, x, ps, st):
+        x = self._floating(x)
         if self._keeps_all(st):
             return x, st
         key, next_key = jax.random.split(st["key"])
-        shape = x.shape if self.axes is None else self._mask_shape(x)
+        shape = x.shape if self.axes is None else self._mask_shape(x, self.axes)
         return self._dropped(key, x, shape), {**st, "key": next_key}
 
-    def _mask_shape(self, x):
-        axes = {axis % x.ndim for axis in self.axes if -x.ndim <= axis < x.ndim}
-        if len(axes) < len(self.axes):
-            raise ValueError(f"Dropout with axes {self.axes} got an input of shape {x.shape}")
+    def _mask_shape(self, x, given):
+        axes = {axis % x.ndim for axis in given if -x.ndim <= axis < x.ndim}
+        if len(axes) < len(given):
+            raise ValueError(f"Dropout with axes {given} got an input of shape {x.shape}")
         return tuple(size if axis in axes else 1 for axis, size in enumerate(x.shape))
 
 
@@ -89,6 +96,7 @@ class VariationalHiddenDropout(_Dropout):
         return {"key": key, "update_mask": jnp.array(False), "mode": Mode.TRAIN}
 
     def forward(self, x, ps, st):
+        x = self._floating(x)
         if self._keeps_all(st):
             return x, st
         key = jnp.where(st["update_mask"], jax.random.split(st["key"], 1)[0], st["key"])
@@ -98,7 +106,7 @@ class VariationalHiddenDropout(_Dropout):
 class AlphaDropout(_Dropout):
     r"""Dropout for `jax.nn.selu` networks: keeps mean zero and variance one.
 
-    In training each number becomes :math:`\alpha' = -1.7581`, the limit of selu, with probability p, the `rate`, and
+    In training each element becomes :math:`\alpha' = -1.7581`, the limit of selu, with probability p, the `rate`, and
     then all are mapped by :math:`a x + b`, where :math:`a = ((1 - p)(1 + p \alpha'^2))^{-1/2}` and
     :math:`b = -a p \alpha'`. With `rate` 1 all are zero. In test mode, or with `rate` 0, the layer is the identity.
     State and errors are those of `Dropout`.
@@ -113,6 +121,7 @@ class AlphaDropout(_Dropout):
     """
 
     def forward(self, x, ps, st):
+        x = self._floating(x)
         if self._keeps_all(st):
             return x, st
         key, next_key = jax.random.split(st["key"])
@@ -127,33 +136,31 @@ class AlphaDropout(_Dropout):
 _SELU_LIMIT = -1.7580993408473766  # of selu at minus infinity: -scale * alpha
 
 
-class RReLU(Layer):
+class RReLU(_Random):
     r"""Randomized leaky relu: :math:`y = x` where x is positive, elsewhere :math:`y = a x`.
 
-    In training each number has its own slope a, uniform in `[lower, upper]`; in test mode all have the mean of the two.
-    State: `key`, a random key, used in each call and renewed by it, and `mode`.
+    In training each element has its own slope a, uniform in `[lower, upper]`; in test mode all have the mean of the
+    two. State: `key`, a random key, used in each call and renewed by it, and `mode`.
 
     Xu et al., "Empirical evaluation of rectified activations in convolutional network", 2015. Raises `ValueError` for
     bounds in the wrong order.
 
-    >>> import lux_sciml as lux
+    >>> import jax, jax.numpy as jnp, lux_sciml as lux
     >>> layer = lux.RReLU(0.1, 0.3)
     >>> ps, st = lux.setup(jax.random.key(0), layer)
     >>> layer(-jnp.ones(1), ps, lux.testmode(st))[0]
     Array([-0.2], dtype=float32)
     """
 
-    lower: float = 1 / 8
-    upper: float = 1 / 3
+    lower: float = field(default=1 / 8, converter=number)
+    upper: float = field(default=1 / 3, converter=number)
 
-    def __post_init__(self):
+    def __check_init__(self):
         if not self.lower <= self.upper:
             raise ValueError(f"RReLU needs lower <= upper, got {self.lower} and {self.upper}")
 
-    def init_state(self, key):
-        return {"key": key, "mode": Mode.TRAIN}
-
     def forward(self, x, ps, st):
+        x = floating(x)
         if st["mode"] is Mode.TEST:
             return jnp.where(x >= 0, x, (self.lower + self.upper) / 2 * x), st
         key, next_key = jax.random.split(st["key"])

@@ -1,14 +1,25 @@
-"""Inputs as sines and cosines: periodic embedding and random Fourier features."""
+"""Inputs as sines and cosines: periodic embedding and random Fourier features.
+
+Angles are computed in float32 at least, and sines and cosines rounded to the precision of the input.
+"""
 
 import math
-from dataclasses import field
 
 import jax
 import jax.numpy as jnp
 
-from ..core import Layer
+from .._tree import floating, widened
+from ..core import Layer, field
+from ..core.converters import checks_itself, count, flag, integers, number
 from ..core.printing import option_text
-from ._shapes import require_last
+from ._shapes import even, one_or_each, positive, require_last
+
+
+@checks_itself
+def _periods(value: float | tuple[float, ...]) -> tuple[float, ...]:
+    """A tuple of finite numbers above zero."""
+    periods = one_or_each(positive)(value)
+    return periods if isinstance(periods, tuple) else (periods,)
 
 
 class PeriodicEmbedding(Layer):
@@ -26,10 +37,10 @@ class PeriodicEmbedding(Layer):
     Array([ 7.,  1., -0.], dtype=float32)
     """
 
-    indices: tuple[int, ...]
-    periods: tuple[float, ...]
+    indices: tuple[int, ...] = field(converter=integers)
+    periods: tuple[float, ...] = field(converter=_periods)
 
-    def __post_init__(self):
+    def __check_init__(self):
         if len(self.indices) != len(self.periods) or len(set(self.indices)) < len(self.indices):
             raise ValueError(
                 f"PeriodicEmbedding needs one period for each of several different indices, got {self.indices} and "
@@ -37,20 +48,25 @@ class PeriodicEmbedding(Layer):
             )
 
     def forward(self, x, ps, st):
-        n = x.shape[-1]
+        x, n = floating(x), x.shape[-1]
         if not all(0 <= index < n for index in self.indices):
             raise ValueError(f"{option_text(self)} got an input with the features 0 to {n - 1}: {x.shape}")
         others = [index for index in range(n) if index not in self.indices]
-        angles = x[..., list(self.indices)] * (2 * math.pi / jnp.asarray(self.periods, x.dtype))
-        return jnp.concatenate([x[..., others], jnp.sin(angles), jnp.cos(angles)], -1), st
+        periodic = widened(x[..., self.indices])
+        angles = periodic * (2 * math.pi / jnp.asarray(self.periods, periodic.dtype))
+        waves = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1).astype(x.dtype)
+        return jnp.concatenate([x[..., others], waves], -1), st
 
 
 class FourierFeatures(Layer):
     r"""Random sines and cosines, :math:`y = (\sin 2\pi x B, \cos 2\pi x B)`, by which networks learn high frequencies.
 
-    Input `(..., in_features)`, output `(..., out_features)`, sines before cosines. The frequencies `B`, from
-    N(0, scale^2), are in the state and are not trained; with `trainable` they are parameters. Both are called
-    `frequencies`, `(in_features, out_features / 2)`.
+    * `in_features`, `out_features`: sizes of the last axis of input and output; the latter is even.
+    * `scale`: the standard deviation of the frequencies `B`, from N(0, scale^2).
+    * `trainable`: whether the frequencies are parameters; by default they are in the state.
+
+    Input `(..., in_features)`, output `(..., out_features)`, sines before cosines. Parameter or state: `frequencies`
+    `(in_features, out_features / 2)`.
 
     Tancik et al., "Fourier features let networks learn high frequency functions in low dimensional domains", NeurIPS
     2020. Raises `ValueError` for an odd number of output features, and for other inputs.
@@ -62,14 +78,10 @@ class FourierFeatures(Layer):
     (8, 16)
     """
 
-    in_features: int
-    out_features: int
-    scale: float = field(default=1.0, kw_only=True)
-    trainable: bool = field(default=False, kw_only=True)
-
-    def __post_init__(self):
-        if self.out_features < 2 or self.out_features % 2:
-            raise ValueError(f"FourierFeatures makes pairs: out_features must be even, got {self.out_features}")
+    in_features: int = field(converter=count)
+    out_features: int = field(converter=even)
+    scale: float = field(default=1.0, converter=number, kw_only=True)
+    trainable: bool = field(default=False, converter=flag, kw_only=True)
 
     def _frequencies(self, key):
         shape = (self.in_features, self.out_features // 2)
@@ -82,7 +94,11 @@ class FourierFeatures(Layer):
         return {} if self.trainable else self._frequencies(key)
 
     def forward(self, x, ps, st):
-        require_last(self, x, (self.in_features,))
-        frequencies = ps["frequencies"] if self.trainable else st["frequencies"].astype(x.dtype)
-        angles = 2 * math.pi * (x @ frequencies)
-        return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1), st
+        x = require_last(self, x, (self.in_features,))
+        wide = widened(x)
+        if self.trainable:
+            frequencies, dtype = widened(ps["frequencies"]), jnp.result_type(x, ps["frequencies"])
+        else:
+            frequencies, dtype = st["frequencies"].astype(wide.dtype), x.dtype
+        angles = 2 * math.pi * (wide @ frequencies)
+        return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1).astype(dtype), st

@@ -2,14 +2,15 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import field
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from .._tree import floating, widened
 from ..activations import identity
-from ..core import Container, Layer
+from ..core import Container, Layer, field
+from ..core.converters import count, function, sizes
 from ..core.printing import option_text
 from ..initializers import Uniform
 from .linear import Dense
@@ -17,14 +18,14 @@ from .mlp import MLP
 
 
 class SpectralConv(Layer):
-    r"""A convolution over the whole periodic space, as a matrix at each low frequency: :math:`\hat y_k = \hat x_k W_k`.
+    r"""A convolution over a whole periodic domain, as a matrix at each low frequency: :math:`\hat y_k = \hat x_k W_k`.
 
-    Input `(..., *space, in_features)`, output `(..., *space, out_features)`, on 1 to 3 axes of space, as many as
-    `modes` has numbers. Along the last axis of space the frequencies 0 to `modes - 1` are kept, along the others also
-    the negative ones, 2 `modes` in all; the others become zero. The Fourier coefficients are those of the function, not
-    of its samples, so that the same parameters serve grids of every resolution. Parameter: `weight`
-    `(2, *kept, in_features, out_features)`, the real and the imaginary parts, which at first keep the variance of each
-    frequency.
+    Input `(..., *space, in_features)`, output `(..., *space, out_features)`, on 1 to 3 spatial axes, as many as
+    `modes` has numbers (a number is one axis). Along the last spatial axis the frequencies 0 to `modes - 1` are kept,
+    along the others also the negative ones, 2 `modes` in all; the others become zero. The Fourier coefficients are
+    those of the function, not of its samples, so that the same parameters serve grids of every resolution; they are
+    computed in float32 at least. Parameter: `weight` `(2, *kept, in_features, out_features)`, the real and the
+    imaginary parts, which at first keep the variance of each frequency.
 
     Li et al., "Fourier neural operator for parametric partial differential equations", ICLR 2021. Raises `ValueError`
     for grids too coarse for the modes, and for another number of features.
@@ -36,50 +37,58 @@ class SpectralConv(Layer):
     ((8, 16, 16, 2), (2, 8, 3, 1, 2))
     """
 
-    in_features: int
-    out_features: int
-    modes: int | tuple[int, ...]
+    in_features: int = field(converter=count)
+    out_features: int = field(converter=count)
+    modes: tuple[int, ...] = field(converter=sizes)
 
-    def __post_init__(self):
-        if isinstance(self.modes, int):
-            self.modes = (self.modes,)
-        if not 1 <= len(self.modes) <= 3 or min(self.modes) < 1:
+    def __check_init__(self):
+        if not 1 <= len(self.modes) <= 3:
             raise ValueError(f"SpectralConv takes 1 to 3 positive numbers of modes, got {self.modes}")
 
     def init_params(self, key):
         kept = (*(2 * m for m in self.modes[:-1]), self.modes[-1])
-        init = Uniform(math.sqrt(3 / (2 * max(self.in_features, 1))))
+        init = Uniform(math.sqrt(3 / (2 * self.in_features)))
         shape = (2, *kept, self.in_features, self.out_features)
-        return {"weight": init(key, shape, jax.dtypes.canonicalize_dtype(float))}
+        return {"weight": init(key, shape, float)}
 
     def forward(self, x, ps, st):
-        n = len(self.modes)
+        n, x = len(self.modes), floating(x)
         space = x.shape[-n - 1 : -1]
         if x.ndim < n + 1 or x.shape[-1] != self.in_features or any(
             size < 2 * m for size, m in zip(space, self.modes, strict=True)
         ):  # fmt: skip
             raise ValueError(
                 f"{option_text(self)} expects inputs (..., *space, {self.in_features}) with at least "
-                f"{tuple(2 * m for m in self.modes)} points of space, got {x.shape}"
+                f"{tuple(2 * m for m in self.modes)} points along the spatial axes, got {x.shape}"
             )
         axes = tuple(range(-n - 1, -1))
-        coefficients = jnp.fft.rfftn(x, axes=axes, norm="forward")
+        coefficients = jnp.fft.rfftn(widened(x), axes=axes, norm="forward")
         shape = coefficients.shape
         for axis, m in zip(axes, self.modes, strict=True):
             coefficients = _low(coefficients, axis, m)
-        weight = lax.complex(ps["weight"][0], ps["weight"][1])
+        weight = lax.complex(*widened((ps["weight"][0], ps["weight"][1])))
         mixed = jnp.einsum("...i,...io->...o", coefficients, weight)
         for axis, m in zip(axes, self.modes, strict=True):
             mixed = _widen(mixed, axis, m, shape[axis])
-        return jnp.fft.irfftn(mixed, s=space, axes=axes, norm="forward"), st
+        y = jnp.fft.irfftn(mixed, s=space, axes=axes, norm="forward")
+        return y.astype(jnp.result_type(x, ps["weight"])), st
 
 
 class FourierBlock(Container):
-    """A layer of an FNO: `activation(SpectralConv(x) + Dense(x))`. Children: `spectral` and `pointwise`."""
+    """A layer of an FNO: `activation(SpectralConv(x) + Dense(x))`, from `features` to `features`.
 
-    features: int
-    modes: int | tuple[int, ...]
-    activation: Callable = jax.nn.gelu
+    `modes` are those of `SpectralConv`. Children: `spectral` and `pointwise`.
+
+    >>> import jax, jax.numpy as jnp, lux_sciml as lux
+    >>> block = lux.FourierBlock(3, modes=4)
+    >>> ps, st = lux.setup(jax.random.key(0), block)
+    >>> block(jnp.ones((8, 32, 3)), ps, st)[0].shape
+    (8, 32, 3)
+    """
+
+    features: int = field(converter=count)
+    modes: tuple[int, ...] = field(converter=sizes)
+    activation: Callable = field(default=jax.nn.gelu, converter=function)
     spectral: Layer = field(init=False)
     pointwise: Layer = field(init=False)
 
@@ -95,10 +104,15 @@ class FourierBlock(Container):
 class FNO(Container):
     r"""A Fourier neural operator, from functions to functions on a periodic grid of 1 to 3 dimensions.
 
-    Input `(..., *space, in_features)`, output `(..., *space, out_features)`. At each point a `Dense` layer lifts to
-    `width` features, `depth` blocks :math:`\sigma(\mathrm{SpectralConv}(v) + v W + b)` follow, the last without
-    activation, and a network with one hidden layer of `2 width` projects to the output. Children: `lift`, `blocks_0`,
-    ..., `project`. Trained on one grid it can be applied on finer ones.
+    * `in_features`, `out_features`: sizes of the last axis of input and output.
+    * `width`: the features inside. At each point a `Dense` layer lifts to them, and a network with one hidden layer of
+      `2 width` projects to the output.
+    * `modes`: the frequencies that are kept along each spatial axis; see `SpectralConv`.
+    * `depth`: the number of blocks :math:`\sigma(\mathrm{SpectralConv}(v) + v W + b)`, the last without activation.
+    * `activation`: a function of an array.
+
+    Input `(..., *space, in_features)`, output `(..., *space, out_features)`. Children: `lift`, `blocks_0`, ...,
+    `project`. Trained on one grid it can be applied on finer ones.
 
     Li et al., "Fourier neural operator for parametric partial differential equations", ICLR 2021. Raises `ValueError`
     for grids too coarse for the modes.
@@ -110,12 +124,12 @@ class FNO(Container):
     ((8, 32, 1), (8, 64, 1))
     """
 
-    in_features: int
-    out_features: int
-    width: int = field(kw_only=True)
-    modes: int | tuple[int, ...] = field(kw_only=True)
-    depth: int = field(default=4, kw_only=True)
-    activation: Callable = field(default=jax.nn.gelu, kw_only=True)
+    in_features: int = field(converter=count)
+    out_features: int = field(converter=count)
+    width: int = field(converter=count, kw_only=True)
+    modes: tuple[int, ...] = field(converter=sizes, kw_only=True)
+    depth: int = field(default=4, converter=count, kw_only=True)
+    activation: Callable = field(default=jax.nn.gelu, converter=function, kw_only=True)
     lift: Layer = field(init=False)
     blocks: tuple[Layer, ...] = field(init=False)
     project: Layer = field(init=False)
@@ -133,7 +147,7 @@ class FNO(Container):
 
 
 def _low(x, axis, m):
-    """The frequencies 0 to m - 1 along an axis and, but for the last axis of space, -m to -1."""
+    """The frequencies 0 to m - 1 along an axis and, but for the last spatial axis, -m to -1."""
     parts = [lax.slice_in_dim(x, 0, m, axis=axis)]
     if axis != -2:
         parts.append(lax.slice_in_dim(x, x.shape[axis] - m, None, axis=axis))

@@ -1,29 +1,34 @@
-"""Affine maps: of features, of each number by itself, of two inputs; and tables of vectors."""
+"""Affine maps: of features, elementwise, of two inputs; and tables of vectors."""
 
 import math
 from collections.abc import Callable
-from dataclasses import field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
+from .._tree import floating
 from ..activations import gain, identity
-from ..core import Layer
+from ..core import Layer, field
+from ..core.converters import count, flag, function, optional
 from ..core.printing import option_text
 from ..initializers import KaimingUniform, Normal, Uniform, ones, zeros
-from ._shapes import as_tuple, require_last
+from ._affine import weight_and_bias
+from ._shapes import as_tuple, natural, require_last, size_or_sizes
 
 
 class Dense(Layer):
     r"""An affine map of the last axis, then an activation: :math:`y = \sigma(x W + b)`.
 
-    Input `(..., in_features)`, output `(..., out_features)`. Parameters: `weight` `(in_features, out_features)` and,
-    with `use_bias`, `bias` `(out_features,)`. By default the weight is drawn from `KaimingUniform` with the gain of the
-    activation, the bias from U(-1/sqrt(in), 1/sqrt(in)). `init_weight` and `init_bias` take any initializer of
-    `lux.initializers` or `jax.nn.initializers`.
+    * `in_features`, `out_features`: sizes of the last axis of input and output.
+    * `activation`: a function of an array, elementwise as a rule (default: the identity).
+    * `use_bias`: whether there is a bias b.
+    * `init_weight`, `init_bias`: any initializer of `lux.initializers` or `jax.nn.initializers`. By default the weight
+      is drawn from `KaimingUniform` with the gain of the activation, the bias from U(-1/sqrt(in), 1/sqrt(in)).
 
-    Raises `ValueError` for an input with another number of features.
+    Input `(..., in_features)`, output `(..., out_features)`. Parameters: `weight` `(in_features, out_features)` and,
+    with `use_bias`, `bias` `(out_features,)`. Raises `ValueError` for an input with another number of features.
 
     >>> import jax, jax.numpy as jnp, lux_sciml as lux
     >>> layer = lux.Dense(2, 3, jnp.tanh)
@@ -32,26 +37,21 @@ class Dense(Layer):
     (8, 3)
     """
 
-    in_features: int
-    out_features: int
-    activation: Callable = identity
-    use_bias: bool = field(default=True, kw_only=True)
-    init_weight: Callable | None = field(default=None, kw_only=True)
-    init_bias: Callable | None = field(default=None, kw_only=True)
+    in_features: int = field(converter=natural)
+    out_features: int = field(converter=count)
+    activation: Callable = field(default=identity, converter=function)
+    use_bias: bool = field(default=True, converter=flag, kw_only=True)
+    init_weight: Callable | None = field(default=None, converter=optional(function), kw_only=True)
+    init_bias: Callable | None = field(default=None, converter=optional(function), kw_only=True)
 
     def init_params(self, key):
-        key_weight, key_bias = jax.random.split(key)
         init_weight = self.init_weight or KaimingUniform(gain(self.activation))
         init_bias = self.init_bias or Uniform(1 / math.sqrt(max(self.in_features, 1)))
-        dtype = jax.dtypes.canonicalize_dtype(float)
-        ps = {"weight": init_weight(key_weight, (self.in_features, self.out_features), dtype)}
-        if self.use_bias:
-            ps["bias"] = init_bias(key_bias, (self.out_features,), dtype)
-        return ps
+        shape = (self.in_features, self.out_features)
+        return weight_and_bias(key, shape, init_weight, shape[-1:], init_bias if self.use_bias else None)
 
     def forward(self, x, ps, st):
-        require_last(self, x, (self.in_features,))
-        y = _product(x, ps["weight"])
+        y = _product(require_last(self, x, (self.in_features,)), ps["weight"])
         if self.use_bias:
             y = y + ps["bias"]
         return self.activation(y), st
@@ -62,19 +62,26 @@ def _product(x: Any, weight: Any) -> jax.Array:
 
     Not elsewhere: it would gather inputs that are spread over devices along another axis than the first one.
     """
-    if x.ndim < 3 or jax.default_backend() != "cpu":
+    if x.ndim < 3:
         return x @ weight
+    return lax.platform_dependent(x, weight, cpu=_product_of_matrices, default=jnp.matmul)
+
+
+def _product_of_matrices(x: jax.Array, weight: jax.Array) -> jax.Array:
     *batch, features = x.shape
     return (x.reshape(math.prod(batch), features) @ weight).reshape(*batch, weight.shape[-1])
 
 
 class Scale(Layer):
-    r"""An affine map of each number by itself, then an activation: :math:`y = \sigma(w \odot x + b)`.
+    r"""An elementwise affine map, then an activation: :math:`y = \sigma(w \odot x + b)`.
 
-    Input and output `(..., *shape)`, where `shape` is a number of features or a tuple of sizes. Parameters: `weight`,
-    ones at first, and with `use_bias` `bias`, zeros at first, both of that shape.
+    * `shape`: a number of features or a tuple of sizes.
+    * `activation`: a function of an array (default: the identity).
+    * `use_bias`: whether there is a bias b.
+    * `init_weight`, `init_bias`: initializers; by default ones and zeros.
 
-    Raises `ValueError` for inputs of another shape.
+    Input and output `(..., *shape)`. Parameters: `weight` and, with `use_bias`, `bias`, both of that shape. Raises
+    `ValueError` for inputs of another shape.
 
     >>> import jax, jax.numpy as jnp, lux_sciml as lux
     >>> layer = lux.Scale(3)
@@ -83,23 +90,18 @@ class Scale(Layer):
     Array([2., 2., 2.], dtype=float32)
     """
 
-    shape: int | tuple[int, ...]
-    activation: Callable = identity
-    use_bias: bool = field(default=True, kw_only=True)
-    init_weight: Callable = field(default=ones, kw_only=True)
-    init_bias: Callable = field(default=zeros, kw_only=True)
+    shape: int | tuple[int, ...] = field(converter=size_or_sizes)
+    activation: Callable = field(default=identity, converter=function)
+    use_bias: bool = field(default=True, converter=flag, kw_only=True)
+    init_weight: Callable = field(default=ones, converter=function, kw_only=True)
+    init_bias: Callable = field(default=zeros, converter=function, kw_only=True)
 
     def init_params(self, key):
-        key_weight, key_bias = jax.random.split(key)
-        dtype, shape = jax.dtypes.canonicalize_dtype(float), as_tuple(self.shape)
-        ps = {"weight": self.init_weight(key_weight, shape, dtype)}
-        if self.use_bias:
-            ps["bias"] = self.init_bias(key_bias, shape, dtype)
-        return ps
+        shape = as_tuple(self.shape)
+        return weight_and_bias(key, shape, self.init_weight, shape, self.init_bias if self.use_bias else None)
 
     def forward(self, x, ps, st):
-        require_last(self, x, as_tuple(self.shape))
-        y = x * ps["weight"]
+        y = require_last(self, x, as_tuple(self.shape)) * ps["weight"]
         if self.use_bias:
             y = y + ps["bias"]
         return self.activation(y), st
@@ -108,11 +110,14 @@ class Scale(Layer):
 class Bilinear(Layer):
     r"""A bilinear map of two inputs, then an activation: :math:`y_o = \sigma(x_1^T W_o x_2 + b_o)`.
 
+    * `in1_features`, `in2_features`, `out_features`: sizes of the last axis of the two inputs and of the output.
+    * `activation`: a function of an array (default: the identity).
+    * `use_bias`: whether there is a bias b.
+    * `init_weight`, `init_bias`: initializers; by default both are U(-1/sqrt(in1), 1/sqrt(in1)).
+
     Input: a pair of arrays `(..., in1_features)` and `(..., in2_features)`, or one array, which then is both; output
     `(..., out_features)`. Parameters: `weight` `(in1_features, in2_features, out_features)` and, with `use_bias`,
-    `bias` `(out_features,)`, both drawn from U(-1/sqrt(in1), 1/sqrt(in1)) by default.
-
-    Raises `ValueError` for inputs with other numbers of features.
+    `bias` `(out_features,)`. Raises `ValueError` for inputs with other numbers of features.
 
     >>> import jax, jax.numpy as jnp, lux_sciml as lux
     >>> layer = lux.Bilinear(2, 3, 4)
@@ -121,30 +126,29 @@ class Bilinear(Layer):
     (8, 4)
     """
 
-    in1_features: int
-    in2_features: int
-    out_features: int
-    activation: Callable = identity
-    use_bias: bool = field(default=True, kw_only=True)
-    init_weight: Callable | None = field(default=None, kw_only=True)
-    init_bias: Callable | None = field(default=None, kw_only=True)
+    in1_features: int = field(converter=natural)
+    in2_features: int = field(converter=natural)
+    out_features: int = field(converter=count)
+    activation: Callable = field(default=identity, converter=function)
+    use_bias: bool = field(default=True, converter=flag, kw_only=True)
+    init_weight: Callable | None = field(default=None, converter=optional(function), kw_only=True)
+    init_bias: Callable | None = field(default=None, converter=optional(function), kw_only=True)
 
     def init_params(self, key):
-        key_weight, key_bias = jax.random.split(key)
-        default, dtype = Uniform(1 / math.sqrt(max(self.in1_features, 1))), jax.dtypes.canonicalize_dtype(float)
+        default = Uniform(1 / math.sqrt(max(self.in1_features, 1)))
         shape = (self.in1_features, self.in2_features, self.out_features)
-        ps = {"weight": (self.init_weight or default)(key_weight, shape, dtype)}
-        if self.use_bias:
-            ps["bias"] = (self.init_bias or default)(key_bias, shape[-1:], dtype)
-        return ps
+        init_bias = (self.init_bias or default) if self.use_bias else None
+        return weight_and_bias(key, shape, self.init_weight or default, shape[-1:], init_bias)
 
     def forward(self, x, ps, st):
-        x1, x2 = x if isinstance(x, tuple) else (x, x)
-        if x1.shape[-1:] != (self.in1_features,) or x2.shape[-1:] != (self.in2_features,):
+        pair = floating(x) if isinstance(x, tuple) else (floating(x),) * 2
+        ends = [(self.in1_features,), (self.in2_features,)]
+        if [one.shape[-1:] for one in pair] != ends:
             raise ValueError(
                 f"{option_text(self)} expects inputs of shapes (..., {self.in1_features}) and "
-                f"(..., {self.in2_features}), got {x1.shape} and {x2.shape}"
+                f"(..., {self.in2_features}), got {' and '.join(str(one.shape) for one in pair)}"
             )
+        x1, x2 = pair
         y = jnp.einsum("...i,ijo,...j->...o", x1, ps["weight"], x2)
         if self.use_bias:
             y = y + ps["bias"]
@@ -155,8 +159,9 @@ class Embedding(Layer):
     """A table of vectors, read by index: `y = weight[x]`.
 
     Input: integers `(...)` from 0 to `num_embeddings - 1`; output `(..., features)`. With a tuple of sizes, as for the
-    axes of a grid, the input is a tuple of as many integer arrays. An index outside its range gives NaNs, not another
-    row. Parameter: `weight` `(num_embeddings, features)`, or `(*num_embeddings, features)`, drawn from N(0, 1).
+    axes of a grid, the input is a tuple of as many arrays of integers. An index outside its range gives NaNs, not
+    another row. Parameter: `weight` `(num_embeddings, features)`, or `(*num_embeddings, features)`, drawn by
+    `init_weight`, by default from N(0, 1).
 
     Raises `ValueError` for another number of index arrays and `TypeError` for indices that are not integers.
 
@@ -167,18 +172,18 @@ class Embedding(Layer):
     (2, 3, 4)
     """
 
-    num_embeddings: int | tuple[int, ...]
-    features: int
-    init_weight: Callable = field(default=Normal(), kw_only=True)
+    num_embeddings: int | tuple[int, ...] = field(converter=size_or_sizes)
+    features: int = field(converter=count)
+    init_weight: Callable = field(default=Normal(), converter=function, kw_only=True)
 
     def init_params(self, key):
-        shape = (*as_tuple(self.num_embeddings), self.features)
-        return {"weight": self.init_weight(key, shape, jax.dtypes.canonicalize_dtype(float))}
+        return {"weight": self.init_weight(key, (*as_tuple(self.num_embeddings), self.features), float)}
 
     def forward(self, x, ps, st):
         indices, sizes = x if isinstance(x, tuple) else (x,), as_tuple(self.num_embeddings)
         if len(indices) != len(sizes):
             raise ValueError(f"{option_text(self)} expects {len(sizes)} arrays of indices, got {len(indices)}")
+        indices = tuple(map(jnp.asarray, indices))
         for index in indices:
             if not jnp.issubdtype(index.dtype, jnp.integer):
                 raise TypeError(f"{option_text(self)} expects integers, got {index.dtype}")

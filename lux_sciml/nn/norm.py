@@ -1,37 +1,47 @@
-"""Normalizations: over the batch, over groups of features, over space, over the features of a sample."""
+"""Normalizations: over the batch, over groups of features, over the spatial axes, over the features of a sample."""
 
 import abc
 import math
 from collections.abc import Callable
-from dataclasses import field
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
+from .._tree import floating, widened
 from ..activations import identity
-from ..core import Layer, Mode
+from ..core import Layer, Mode, field
+from ..core.converters import checks_itself, count, flag, function, number
 from ..core.printing import option_text
-from ._shapes import as_tuple, require_last
+from ._shapes import as_tuple, rate, require_last, size_or_sizes
 
-_HALF = (jnp.float16, jnp.bfloat16)
+
+@checks_itself
+def _from_zero(value: float) -> float:
+    """A number, zero or more."""
+    x = number(value)
+    if not 0 <= x < math.inf:
+        raise ValueError(f"expected a finite number of at least 0, got {value}")
+    return x
 
 
 class _Norm(Layer):
-    """What all normalizations share. Statistics are computed in float32 at least."""
+    """What all normalizations share. Statistics are computed in float32 at least, and the output is rounded once."""
 
-    affine: bool = field(default=True, kw_only=True)
-    epsilon: float = field(default=1e-5, kw_only=True)
+    affine: bool = field(default=True, converter=flag, kw_only=True)
+    epsilon: float = field(default=1e-5, converter=_from_zero, kw_only=True)
 
     def _init_affine(self, shape):
         return {"scale": jnp.ones(shape), "bias": jnp.zeros(shape)} if self.affine else {}
 
-    def _standard(self, x, mean, var):
-        """(x - mean) / sqrt(var + epsilon), in the precision of x."""
-        wide = _wide(x)
-        return _as_narrow((wide - mean.astype(wide.dtype)) * lax.rsqrt(var.astype(wide.dtype) + self.epsilon), x)
-
-    def _activated(self, y, ps):
-        return self.activation(y * ps["scale"] + ps["bias"] if self.affine else y)
+    def _affine(self, x, standard, ps):
+        """The standardized elements, scaled and shifted, in the precision of the input x and the parameters."""
+        if not ps:
+            return standard.astype(x.dtype)
+        y = standard * widened(ps["scale"])
+        if "bias" in ps:
+            y = y + widened(ps["bias"])
+        return y.astype(jnp.result_type(x, ps["scale"]))
 
     def _require_features(self, x, before=1):
         """Raise unless x has `features` last and at least `before` axes in front of them, the batch first."""
@@ -42,13 +52,20 @@ class _Norm(Layer):
             )
 
 
+def _standardized(x: jax.Array, axes: tuple[int, ...], epsilon: float) -> jax.Array:
+    """(x - mean) / sqrt(variance + epsilon) over the axes, in float32 at least."""
+    x = widened(x)
+    mean, var = jnp.mean(x, axes, keepdims=True), jnp.var(x, axes, keepdims=True)
+    return (x - mean) * lax.rsqrt(var + epsilon)
+
+
 class _TrackingNorm(_Norm):
     """A normalization of each feature that may keep running statistics for the test mode."""
 
-    features: int
-    activation: Callable = identity
-    track_stats: bool = field(default=True, kw_only=True)
-    momentum: float = field(default=0.1, kw_only=True)
+    features: int = field(converter=count)
+    activation: Callable = field(default=identity, converter=function)
+    track_stats: bool = field(default=True, converter=flag, kw_only=True)
+    momentum: float = field(default=0.1, converter=rate, kw_only=True)
 
     def init_params(self, key):
         return self._init_affine(self.features)
@@ -64,27 +81,29 @@ class _TrackingNorm(_Norm):
         """The axes to take the statistics over."""
 
     def forward(self, x, ps, st):
-        axes = self._axes(x)
+        axes, x = self._axes(x), floating(x)
         if self.track_stats and st["mode"] is Mode.TEST:
             mean, var = st["running_mean"], st["running_var"]
+        elif x.size == 0:  # no sample: nothing to normalize, and the running statistics stay
+            mean, var = jnp.zeros((), widened(x).dtype), jnp.ones((), widened(x).dtype)
         else:
             count = math.prod(x.shape[axis] for axis in axes)
             if count < 2:
                 raise ValueError(f"{option_text(self)} needs more than one value a feature, got shape {x.shape}")
-            mean, var = jnp.mean(_wide(x), axes, keepdims=True), jnp.var(_wide(x), axes, keepdims=True)
+            mean, var = jnp.mean(widened(x), axes, keepdims=True), jnp.var(widened(x), axes, keepdims=True)
             if self.track_stats:
                 st = {**st, **self._moved(st, mean, var * (count / (count - 1)))}
         return self.activation(self._rescaled(x, mean, var, ps)), st
 
     def _rescaled(self, x, mean, var, ps):
         """The normalized x as one scale and one shift for each feature: fewer passes over x, also in the gradient."""
-        wide, dtype = _wide(x), x.dtype
+        wide, dtype = widened(x), x.dtype
         scale = lax.rsqrt(var.astype(wide.dtype) + self.epsilon)
         shift = -mean.astype(wide.dtype) * scale
         if self.affine:
             dtype = jnp.result_type(x, ps["scale"])
-            scale, shift = (_wide(ps["scale"]) * part for part in (scale, shift))
-            shift = shift + _wide(ps["bias"])
+            scale, shift = (widened(ps["scale"]) * part for part in (scale, shift))
+            shift = shift + widened(ps["bias"])
         return (wide * scale + shift).astype(dtype)
 
     def _moved(self, st, mean, var):
@@ -98,11 +117,19 @@ class _TrackingNorm(_Norm):
 class BatchNorm(_TrackingNorm):
     r"""Normalizes each feature over all other axes: :math:`y = \sigma(\gamma (x - \mu) / \sqrt{v + \epsilon} + \beta)`.
 
-    Input and output `(batch, ..., features)`. In training, mean and (biased) variance are those of the batch, and the
-    running ones in the state move towards them, the variance unbiased: `running = (1 - momentum) * running + momentum *
-    new`. In test mode the running ones are used. With `track_stats=False` it is always the batch's. Parameters, with
-    `affine`: `scale` and `bias`, both `(features,)`. State, with
-    `track_stats`: `running_mean`, `running_var`, `mode`.
+    In training, mean and (biased) variance are those of the batch, and the running ones in the state move toward them,
+    the variance unbiased: `running = (1 - momentum) * running + momentum * new`. In test mode the running ones are
+    used. A batch without samples gives an output without samples, and leaves the running statistics as they are.
+
+    * `features`: the size of the last axis.
+    * `activation`: a function of an array (default: the identity).
+    * `affine`: whether there are parameters `scale` :math:`\gamma` and `bias` :math:`\beta`, both `(features,)`.
+    * `epsilon`: what is added to the variance.
+    * `track_stats`: whether there are running statistics; without, those of the batch are used in test mode too.
+    * `momentum`: the weight of the new statistics.
+
+    Input and output `(batch, ..., features)`. State, with `track_stats`: `running_mean`, `running_var`, both
+    `(features,)` and never narrower than float32 (`lux.setup`), and `mode`.
 
     Ioffe and Szegedy, "Batch normalization", ICML 2015. Raises `ValueError` for another number of features, and where
     the statistics are those of a batch with a single value a feature.
@@ -121,16 +148,17 @@ class BatchNorm(_TrackingNorm):
 
 
 class InstanceNorm(_TrackingNorm):
-    r"""Normalizes each feature of each sample over space.
+    r"""Normalizes each feature of each sample over the spatial axes.
 
     .. math:: y = \sigma(\gamma (x - \mu) / \sqrt{v + \epsilon} + \beta)
 
-    Input and output `(batch, *space, features)`. By default there are no parameters (`affine=True` makes `scale` and
-    `bias`, both `(features,)`) and no running statistics; `track_stats=True` keeps their means over the batch, as
-    `BatchNorm` does, and uses them in test mode. State, if tracked: as BatchNorm's.
+    Input and output `(batch, *space, features)`. The options are those of `BatchNorm`, but by default there are no
+    parameters (`affine=True` makes `scale` and `bias`, both `(features,)`) and no running statistics;
+    `track_stats=True` keeps their means over the batch, as `BatchNorm` does, and uses them in test mode. State, if
+    tracked: as BatchNorm's.
 
     Ulyanov, Vedaldi and Lempitsky, "Instance normalization", arXiv:1607.08022. Raises `ValueError` for another number
-    of features, for inputs without an axis of space, and for a single point of space.
+    of features, for inputs without a spatial axis, and for a single point of space.
 
     >>> import jax, jax.numpy as jnp, lux_sciml as lux
     >>> layer = lux.InstanceNorm(3)
@@ -148,12 +176,17 @@ class InstanceNorm(_TrackingNorm):
 
 
 class GroupNorm(_Norm):
-    r"""Normalizes groups of features of each sample, together and over space.
+    r"""Normalizes groups of features of each sample, together and over the spatial axes.
 
     .. math:: y = \sigma(\gamma (x - \mu) / \sqrt{v + \epsilon} + \beta)
 
-    Input and output `(batch, ..., features)`; the features are split into `groups` of neighbors. Parameters, with
-    `affine`: `scale` and `bias`, both `(features,)`. No state; training and testing are the same.
+    * `features`: the size of the last axis.
+    * `groups`: into how many groups of neighbors the features are split.
+    * `activation`: a function of an array (default: the identity).
+    * `affine`: whether there are parameters `scale` :math:`\gamma` and `bias` :math:`\beta`, both `(features,)`.
+    * `epsilon`: what is added to the variance.
+
+    Input and output `(batch, ..., features)`. No state; training and testing are the same.
 
     Wu and He, "Group normalization", ECCV 2018. Raises `ValueError` for another number of features, and for groups that
     do not divide it.
@@ -165,12 +198,12 @@ class GroupNorm(_Norm):
     (8, 5, 5, 6)
     """
 
-    features: int
-    groups: int
-    activation: Callable = identity
+    features: int = field(converter=count)
+    groups: int = field(converter=count)
+    activation: Callable = field(default=identity, converter=function)
 
-    def __post_init__(self):
-        if self.groups < 1 or self.features % self.groups:
+    def __check_init__(self):
+        if self.features % self.groups:
             raise ValueError(f"GroupNorm cannot split {self.features} features into {self.groups} equal groups")
 
     def init_params(self, key):
@@ -178,17 +211,21 @@ class GroupNorm(_Norm):
 
     def forward(self, x, ps, st):
         self._require_features(x)
-        grouped = x.reshape(x.shape[0], -1, self.groups, self.features // self.groups)
-        wide = _wide(grouped)
-        mean, var = jnp.mean(wide, (1, 3), keepdims=True), jnp.var(wide, (1, 3), keepdims=True)
-        return self._activated(self._standard(grouped, mean, var).reshape(x.shape), ps), st
+        x = floating(x)
+        grouped = (x.shape[0], math.prod(x.shape[1:-1]), self.groups, self.features // self.groups)
+        standard = _standardized(x.reshape(grouped), (1, 3), self.epsilon).reshape(x.shape)
+        return self.activation(self._affine(x, standard, ps)), st
 
 
 class LayerNorm(_Norm):
     r"""Normalizes each sample over its last axes: :math:`y = \sigma(\gamma (x - \mu) / \sqrt{v + \epsilon} + \beta)`.
 
-    Input and output `(..., *shape)`, where `shape` is the number of features or a tuple of sizes; mean and variance are
-    taken over these axes. Parameters, with `affine`: `scale` and `bias`, both of that shape. No state.
+    * `shape`: the number of features or a tuple of sizes; mean and variance are taken over these axes.
+    * `activation`: a function of an array (default: the identity).
+    * `affine`: whether there are parameters `scale` :math:`\gamma` and `bias` :math:`\beta`, both of that shape.
+    * `epsilon`: what is added to the variance.
+
+    Input and output `(..., *shape)`. No state.
 
     Ba, Kiros and Hinton, "Layer normalization", arXiv:1607.06450. Raises `ValueError` for inputs of another shape.
 
@@ -199,18 +236,17 @@ class LayerNorm(_Norm):
     True
     """
 
-    shape: int | tuple[int, ...]
-    activation: Callable = identity
+    shape: int | tuple[int, ...] = field(converter=size_or_sizes)
+    activation: Callable = field(default=identity, converter=function)
 
     def init_params(self, key):
         return self._init_affine(self.shape)
 
     def forward(self, x, ps, st):
         shape = as_tuple(self.shape)
-        require_last(self, x, shape)
-        axes = tuple(range(-len(shape), 0))
-        mean, var = jnp.mean(_wide(x), axes, keepdims=True), jnp.var(_wide(x), axes, keepdims=True)
-        return self._activated(self._standard(x, mean, var), ps), st
+        x = require_last(self, x, shape)
+        standard = _standardized(x, tuple(range(-len(shape), 0)), self.epsilon)
+        return self.activation(self._affine(x, standard, ps)), st
 
 
 class RMSNorm(_Norm):
@@ -231,24 +267,14 @@ class RMSNorm(_Norm):
     Array([0.84852815, 1.1313709 ], dtype=float32)
     """
 
-    shape: int | tuple[int, ...]
+    shape: int | tuple[int, ...] = field(converter=size_or_sizes)
 
     def init_params(self, key):
         return {"scale": jnp.ones(self.shape)} if self.affine else {}
 
     def forward(self, x, ps, st):
         shape = as_tuple(self.shape)
-        require_last(self, x, shape)
-        mean_square = jnp.mean(jnp.square(_wide(x)), tuple(range(-len(shape), 0)), keepdims=True)
-        y = _as_narrow(_wide(x) * lax.rsqrt(mean_square + self.epsilon), x)
-        return (y * ps["scale"] if self.affine else y), st
-
-
-def _wide(x):
-    """In float32 at least: sums of many half-precision numbers lose digits, and squares overflow."""
-    return x.astype(jnp.float32) if x.dtype in _HALF else x
-
-
-def _as_narrow(y, x):
-    """`y` as narrow as `x`, if that was widened."""
-    return y.astype(x.dtype) if x.dtype in _HALF else y
+        x = require_last(self, x, shape)
+        wide = widened(x)
+        mean_square = jnp.mean(jnp.square(wide), tuple(range(-len(shape), 0)), keepdims=True)
+        return self._affine(x, wide * lax.rsqrt(mean_square + self.epsilon), ps), st

@@ -1,10 +1,9 @@
-"""Pooling: the largest number, the mean or the p-norm of a window, of a share or of the whole of space."""
+"""Pooling: the maximum, the mean or the p-norm over a window, over bins of the spatial axes, or over all of them."""
 
 import abc
 import functools
 import itertools
 import math
-from dataclasses import field
 from typing import Any
 
 import jax
@@ -12,20 +11,35 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ..core import Layer
+from .._tree import floating, widened
+from ..core import Layer, field
+from ..core.converters import flag, sizes
 from ..core.printing import option_text
-from ._windows import Padding, Sizes, as_batch, check_window, extent, pads, per_axis, strides
+from ._shapes import positive, size_or_sizes
+from ._windows import Sizes, Sliding
 
 
 class _Reduction(Layer):
-    """One number for many."""
+    """One element for many."""
+
+    def forward(self, x, ps, st):
+        """Sums of half precision are in float32, and rounded at the end."""
+        x = floating(x)
+        return self._pooled(widened(x)).astype(x.dtype), st
 
     @abc.abstractmethod
-    def _reduce(self, x, axes):
-        """One number for all along the axes, which stay with size one."""
+    def _pooled(self, x: jax.Array) -> jax.Array:
+        """The output for `(batch, *space, features)`."""
+
+    @abc.abstractmethod
+    def _reduce(self, x: jax.Array, axes: Any) -> jax.Array:
+        """One element for all along the axes, which stay with size one."""
 
 
 class _Max(_Reduction):
+    def forward(self, x, ps, st):
+        return self._pooled(jnp.asarray(x)), st
+
     def _reduce(self, x, axes):
         return jnp.max(x, axes, keepdims=True)
 
@@ -36,17 +50,17 @@ class _Mean(_Reduction):
 
 
 class _LP(_Reduction):
-    p: float = field(default=2.0, kw_only=True)
-
-    def __post_init__(self):
-        if not 0 < self.p < math.inf:
-            raise ValueError(f"{type(self).__name__} needs a finite p above 0, got {self.p}")
+    p: float = field(default=2.0, converter=positive, kw_only=True)
 
     def _reduce(self, x, axes):
         return self._root(jnp.sum(self._powers(x), axes, keepdims=True))
 
     def _powers(self, x):
-        return jnp.square(x) if self.p == 2 else jnp.abs(x) ** self.p
+        """The p-th powers, with a gradient of zero at zero."""
+        if self.p == 2:
+            return jnp.square(x)
+        zero = x == 0
+        return jnp.where(zero, 0, jnp.abs(jnp.where(zero, 1, x)) ** self.p)
 
     def _root(self, total):
         """The p-th root, with a gradient of zero at zero."""
@@ -57,130 +71,145 @@ class _LP(_Reduction):
 # --- sliding windows ------------------------------------------------------------------------------------------------
 
 
-class _Pool(Layer):
-    """The options of pooling by a window that slides over space."""
+class _Pool(_Reduction, Sliding):
+    """Pooling by a window that slides over the spatial axes."""
 
-    window: Sizes
+    kernel_size: tuple[int, ...] = field(converter=sizes)
     stride: Sizes | None = field(default=None, kw_only=True)
-    padding: Padding = field(default=0, kw_only=True)
-    dilation: Sizes = field(default=1, kw_only=True)
 
-    def __post_init__(self):
-        self.window = per_axis(self.window, 1)
-        check_window(self)
-
-    def forward(self, x, ps, st):
-        x, lead = as_batch(self, x)
-        y = self._pool(x, pads(self, x.shape[1:-1]))
-        return y.reshape(*lead, *y.shape[1:]), st
+    def _pooled(self, x):
+        x, lead = self.batched(x)
+        y = self._slid(*self.window.pad(self, x), x.shape[1:-1])
+        return y.reshape(*lead, *y.shape[1:])
 
     @abc.abstractmethod
-    def _pool(self, x, padding):
-        """The pooled `(batch, *space, features)`."""
+    def _slid(self, x, pads, space):
+        """The pooled `(batch, *space, features)`, for what is padded already and the padding that is left to do."""
 
-    def _slide(self, x, start, combine, padding):
+    def _slide(self, x, start, combine, pads):
+        window = self.window
         return lax.reduce_window(
             x,
             np.asarray(start, x.dtype),
             combine,
-            (1, *self.window, 1),
-            (1, *strides(self), 1),
-            ((0, 0), *padding, (0, 0)),
+            (1, *window.size, 1),
+            (1, *window.stride, 1),
+            ((0, 0), *pads, (0, 0)),
             None,
-            (1, *per_axis(self.dilation, len(self.window)), 1),
+            (1, *window.dilation, 1),
         )
 
+    def _counts(self, pads, space):
+        """How many elements that are no padding each window holds, `(*windows,)`. Raises where one holds none."""
+        along = []
+        for k, s, d, reach, (before, after), n in zip(
+            self.window.size, self.window.stride, self.window.dilation, self.window.extent, pads, space, strict=True
+        ):
+            places = np.arange(0, before + n + after - reach + 1, s)[:, None] + d * np.arange(k) - before
+            along.append(np.sum((places >= 0) & (places < n), 1))
+        counts = functools.reduce(np.multiply.outer, along)
+        if not counts.all():
+            raise ValueError(f"{option_text(self)}: with padding by {pads}, a window on {space} holds nothing else")
+        return counts
 
-class MaxPool(_Pool):
-    """The largest number of each window.
 
-    Input `(..., *space, features)`, output of the same form. `window` has a size for each axis of space; a number is a
-    window in one dimension. `stride` (by default the window), `padding` and `dilation` are as in `Conv`; padding never
-    is the largest number.
+class MaxPool(_Max, _Pool):
+    """The maximum of each window.
 
-    Raises `ValueError` for too few axes, for a window that does not fit, and for options that do not have one value for
-    each axis.
+    * `kernel_size`: a size for each spatial axis; a number is a window in one dimension.
+    * `stride`: a number, or one for each axis (default: the kernel size).
+    * `padding`, `dilation`: as in `Conv`.
+    * `padding_mode`: as in `Conv`; with `"zeros"` the padding does not count: it never is the maximum.
+
+    Input `(..., *space, features)`, output of the same form and type: integers stay integers.
+
+    Raises `ValueError` for too few axes, for a window that does not fit or that holds nothing but padding, and for
+    options that do not have one value for each axis.
 
     >>> import jax.numpy as jnp, lux_sciml as lux
     >>> lux.MaxPool(2)(jnp.array([[1.0], [4.0], [2.0], [3.0]]), {}, {})[0].ravel()
     Array([4., 3.], dtype=float32)
     """
 
-    def _pool(self, x, padding):
-        least = -jnp.inf if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.iinfo(x.dtype).min
-        if per_axis(self.dilation, len(self.window)) == (1,) * len(self.window):
-            return self._slide(x, least, lax.max, padding)
+    def _slid(self, x, pads, space):
+        window = self.window
+        self._counts(pads, x.shape[1:-1])
+        if x.dtype == bool:
+            least = False
+        else:
+            least = -jnp.inf if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.iinfo(x.dtype).min
+        if set(window.dilation) == {1}:
+            return self._slide(x, least, lax.max, pads)
         # JAX has no gradient of a dilated maximum: one slice of the input for each place in the window.
-        x = lax.pad(x, np.asarray(least, x.dtype), [(0, 0, 0), *((*pad, 0) for pad in padding), (0, 0, 0)])
-        axes = zip(
-            self.window,
-            per_axis(self.dilation, len(self.window)),
-            strides(self),
-            extent(self),
-            x.shape[1:-1],
-            strict=True,
-        )
+        x = lax.pad(x, np.asarray(least, x.dtype), [(0, 0, 0), *((*pad, 0) for pad in pads), (0, 0, 0)])
+        axes = zip(window.size, window.dilation, window.stride, window.extent, x.shape[1:-1], strict=True)
         places = [
             [slice(d * i, size - reach + d * i + 1, s) for i in range(count)] for count, d, s, reach, size in axes
         ]
         return functools.reduce(jnp.maximum, (x[:, *place] for place in itertools.product(*places)))
 
 
-class MeanPool(_Pool):
+class MeanPool(_Mean, _Pool):
     """The mean of each window.
 
-    Shapes, options and errors are those of `MaxPool`. Padding counts as zeros; with `count_padding=False` it does not
-    count.
+    * `count_padding`: whether padding by zeros counts as zeros (default), or not at all.
+    * Shapes, all other options and errors are those of `MaxPool`; with `"zeros"` the padding is zero.
+
+    Half-precision elements are added up in float32.
 
     >>> import jax.numpy as jnp, lux_sciml as lux
     >>> lux.MeanPool(2)(jnp.array([[1.0], [4.0], [2.0], [3.0]]), {}, {})[0].ravel()
     Array([2.5, 2.5], dtype=float32)
     """
 
-    count_padding: bool = field(default=True, kw_only=True)
+    count_padding: bool = field(default=True, converter=flag, kw_only=True)
 
-    def _pool(self, x, padding):
-        total = self._slide(x, 0, lax.add, padding)
-        if self.count_padding:
-            return total / math.prod(self.window)
-        return total / self._slide(jnp.ones((1, *x.shape[1:-1], 1), total.dtype), 0, lax.add, padding)
+    def __check_init__(self):
+        if not self.count_padding and self.padding_mode != "zeros":
+            raise ValueError(
+                f'{type(self).__name__}: count_padding=False is for padding_mode="zeros"; the elements that '
+                f"{self.padding_mode!r} repeats always count"
+            )
+
+    def _slid(self, x, pads, space):
+        counts = math.prod(self.window.size) if self.count_padding else self._counts(pads, space)[..., None]
+        return self._slide(x, 0, lax.add, pads) / jnp.asarray(counts, x.dtype)
 
 
 class LPPool(_LP, _Pool):
     r"""The p-norm of each window: :math:`y = (\sum |x|^p)^{1/p}`.
 
-    Shapes, options and errors are those of `MaxPool`; `p` is a finite number above zero. The gradient at a window of
-    zeros is zero.
+    * `p`: a finite number above zero (default: 2).
+    * Shapes, all other options and errors are those of `MaxPool`; with `"zeros"` the padding is zero.
+
+    The gradient at elements that are zero, and at a window of zeros, is zero.
 
     >>> import jax.numpy as jnp, lux_sciml as lux
     >>> lux.LPPool(2)(jnp.array([[3.0], [4.0], [0.0], [-2.0]]), {}, {})[0].ravel()
     Array([5., 2.], dtype=float32)
     """
 
-    def __post_init__(self):
-        _Pool.__post_init__(self)
-        _LP.__post_init__(self)
-
-    def _pool(self, x, padding):
-        return self._root(self._slide(self._powers(x), 0, lax.add, padding))
+    def _slid(self, x, pads, space):
+        return self._root(self._slide(self._powers(x), 0, lax.add, pads))
 
 
 # --- all of space ---------------------------------------------------------------------------------------------------
 
 
 class _GlobalPool(_Reduction):
-    keepdims: bool = field(default=False, kw_only=True)
+    keepdims: bool = field(default=False, converter=flag, kw_only=True)
 
-    def forward(self, x, ps, st):
+    def _pooled(self, x):
         axes = _space(self, x)
         y = self._reduce(x, axes)
-        return (y if self.keepdims else jnp.squeeze(y, axes)), st
+        return y if self.keepdims else jnp.squeeze(y, axes)
 
 
 class GlobalMaxPool(_Max, _GlobalPool):
-    """The largest number of each feature over space: `(batch, *space, features)` to `(batch, features)`.
+    """The maximum of each feature over the spatial axes: `(batch, *space, features)` to `(batch, features)`.
 
-    With `keepdims` the axes of space stay, with size one. Raises `ValueError` for inputs without an axis of space.
+    With `keepdims` the spatial axes stay, with size one. Raises `ValueError` for inputs without a spatial axis, or with
+    an empty one.
 
     >>> import jax.numpy as jnp, lux_sciml as lux
     >>> lux.GlobalMaxPool()(jnp.arange(12.0).reshape(1, 2, 3, 2), {}, {})[0]
@@ -189,7 +218,9 @@ class GlobalMaxPool(_Max, _GlobalPool):
 
 
 class GlobalMeanPool(_Mean, _GlobalPool):
-    """The mean of each feature over space: `(batch, *space, features)` to `(batch, features)`; see `GlobalMaxPool`.
+    """The mean of each feature over the spatial axes: `(batch, *space, features)` to `(batch, features)`.
+
+    Options and errors are those of `GlobalMaxPool`.
 
     >>> import jax.numpy as jnp, lux_sciml as lux
     >>> lux.GlobalMeanPool()(jnp.arange(12.0).reshape(1, 2, 3, 2), {}, {})[0]
@@ -198,7 +229,9 @@ class GlobalMeanPool(_Mean, _GlobalPool):
 
 
 class GlobalLPPool(_LP, _GlobalPool):
-    """The p-norm of each feature over space: `(batch, *space, features)` to `(batch, features)`; see `GlobalMaxPool`.
+    """The p-norm of each feature over the spatial axes: `(batch, *space, features)` to `(batch, features)`.
+
+    `p` is that of `LPPool`; options and errors are those of `GlobalMaxPool`.
 
     >>> import jax.numpy as jnp, lux_sciml as lux
     >>> lux.GlobalLPPool(p=1)(jnp.arange(12.0).reshape(1, 2, 3, 2), {}, {})[0]
@@ -206,28 +239,28 @@ class GlobalLPPool(_LP, _GlobalPool):
     """
 
 
-# --- shares of space ------------------------------------------------------------------------------------------------
+# --- bins -----------------------------------------------------------------------------------------------------------
 
 
 class _AdaptivePool(_Reduction):
-    size: Sizes
+    size: Sizes = field(converter=size_or_sizes)
 
-    def forward(self, x, ps, st):
+    def _pooled(self, x):
         space = _space(self, x)
-        sizes = per_axis(self.size, len(space))
-        if len(sizes) > len(space) or min(sizes) < 1:
-            raise ValueError(f"{option_text(self)} cannot pool the space of an input of shape {x.shape}")
+        sizes = self.size if isinstance(self.size, tuple) else (self.size,) * len(space)
+        if len(sizes) > len(space):
+            raise ValueError(f"{option_text(self)} cannot pool the spatial axes of an input of shape {x.shape}")
         for axis, size in zip(space[len(space) - len(sizes) :], sizes, strict=True):  # maxima of maxima, and so on
-            x = jnp.concatenate([self._reduce(part, axis) for part in _shares(x, axis, size)], axis)
-        return x, st
+            x = jnp.concatenate([self._reduce(part, axis) for part in _bins(x, axis, size)], axis)
+        return x
 
 
 class AdaptiveMaxPool(_Max, _AdaptivePool):
-    """The largest number of each share of space, so that the output has a given size.
+    """The maximum of each of several bins, so that the output has a given size.
 
-    Input `(batch, *space, features)`. `size` is one number for all axes of space, or a tuple for the last ones. Share i
-    of n along an axis of m numbers goes from floor(i m / n) to ceil((i + 1) m / n): shares overlap where n does not
-    divide m. Raises `ValueError` for inputs with too few axes and sizes below 1.
+    Input `(batch, *space, features)`. `size` is one number for all spatial axes, or a tuple for the last ones. Bin i of
+    n along an axis of m elements goes from floor(i m / n) to ceil((i + 1) m / n): bins overlap where n does not divide
+    m. Raises `ValueError` for inputs with too few axes or with an empty one.
 
     >>> import jax.numpy as jnp, lux_sciml as lux
     >>> lux.AdaptiveMaxPool(2)(jnp.arange(5.0).reshape(1, 5, 1), {}, {})[0].ravel()
@@ -236,7 +269,7 @@ class AdaptiveMaxPool(_Max, _AdaptivePool):
 
 
 class AdaptiveMeanPool(_Mean, _AdaptivePool):
-    """The mean of each share of space, so that the output has a given size; see `AdaptiveMaxPool`.
+    """The mean of each of several bins, so that the output has a given size; see `AdaptiveMaxPool`.
 
     >>> import jax.numpy as jnp, lux_sciml as lux
     >>> lux.AdaptiveMeanPool(2)(jnp.arange(5.0).reshape(1, 5, 1), {}, {})[0].ravel()
@@ -245,7 +278,7 @@ class AdaptiveMeanPool(_Mean, _AdaptivePool):
 
 
 class AdaptiveLPPool(_LP, _AdaptivePool):
-    """The p-norm of each share of space, so that the output has a given size; see `AdaptiveMaxPool`.
+    """The p-norm of each of several bins, so that the output has a given size; see `AdaptiveMaxPool` and `LPPool`.
 
     >>> import jax.numpy as jnp, lux_sciml as lux
     >>> lux.AdaptiveLPPool(2, p=1)(jnp.arange(5.0).reshape(1, 5, 1), {}, {})[0].ravel()
@@ -253,13 +286,16 @@ class AdaptiveLPPool(_LP, _AdaptivePool):
     """
 
 
-def _shares(x: Any, axis: int, count: int) -> list[jax.Array]:
+def _bins(x: jax.Array, axis: int, count: int) -> list[jax.Array]:
     size = x.shape[axis]
     return [lax.slice_in_dim(x, i * size // count, -(-(i + 1) * size // count), axis=axis) for i in range(count)]
 
 
 def _space(layer: Layer, x: Any) -> tuple[int, ...]:
-    """The axes between the first and the last."""
-    if x.ndim < 3:
-        raise ValueError(f"{option_text(layer)} expects inputs of shape (batch, *space, features), got {x.shape}")
+    """The axes between the first and the last, none of them empty."""
+    if x.ndim < 3 or 0 in x.shape[1:-1]:
+        raise ValueError(
+            f"{option_text(layer)} expects inputs of shape (batch, *space, features), no spatial axis empty, "
+            f"got {x.shape}"
+        )
     return tuple(range(1, x.ndim - 1))

@@ -1,25 +1,32 @@
-"""Where a token stands: sinusoidal and rotary embeddings of positions."""
+"""Where a token stands: sinusoidal, rotary and learned embeddings of positions.
+
+Positions and angles are computed in float32 at least; what is made of them is rounded at the end.
+"""
 
 import math
 from collections.abc import Callable
-from dataclasses import field
 from typing import Any
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Inexact
 
-from ..core import Layer
+from .._tree import floating, widened
+from ..core import Layer, field
+from ..core.converters import count, flag, function, number, optional
 from ..core.printing import option_text
 from ..initializers import Normal
-from ._shapes import require_last
+from ._shapes import even, positive, require_last
 
 
 class SinusoidalPositionalEmbedding(Layer):
     r"""Positions as sines and cosines: :math:`y = s\, (\sin(x \omega), \cos(x \omega))`.
 
-    Input: positions, of any shape `(...)`, integers or not; output `(..., features)`, sines before cosines. The
-    features/2 frequencies fall geometrically from `max_freq` to `min_freq`; with `full_turns` they count turns, not
-    radians. `scale` is sqrt(2 / features) by default, so that the embedding has length 1.
+    * `features`: an even number, the size of the last axis of the output.
+    * `min_freq`, `max_freq`: the ends of the features/2 frequencies :math:`\omega`, which fall geometrically.
+    * `scale`: s, by default sqrt(2 / features), so that the embedding has length 1.
+    * `full_turns`: whether the frequencies count turns, not radians.
+
+    Input: positions, of any shape `(...)`, integers or not; output `(..., features)`, sines before cosines.
 
     Vaswani et al., "Attention is all you need", NeurIPS 2017, section 3.5. Raises `ValueError` for an odd number of
     features.
@@ -30,22 +37,20 @@ class SinusoidalPositionalEmbedding(Layer):
     (5, 16)
     """
 
-    features: int
-    min_freq: float = field(default=1e-4, kw_only=True)
-    max_freq: float = field(default=1.0, kw_only=True)
-    scale: float | None = field(default=None, kw_only=True)
-    full_turns: bool = field(default=False, kw_only=True)
-
-    def __post_init__(self):
-        _require_even(self)
+    features: int = field(converter=even)
+    min_freq: float = field(default=1e-4, converter=positive, kw_only=True)
+    max_freq: float = field(default=1.0, converter=positive, kw_only=True)
+    scale: float | None = field(default=None, converter=optional(number), kw_only=True)
+    full_turns: bool = field(default=False, converter=flag, kw_only=True)
 
     def forward(self, x, ps, st):
-        x = _as_float(x)
+        x = floating(x)
+        positions = widened(x)
         low, high = math.log(self.min_freq), math.log(self.max_freq)
-        frequencies = jnp.exp(jnp.linspace(high, low, self.features // 2, dtype=x.dtype))
-        angles = x[..., None] * frequencies * (2 * math.pi if self.full_turns else 1.0)
+        frequencies = jnp.exp(jnp.linspace(high, low, self.features // 2, dtype=positions.dtype))
+        angles = positions[..., None] * frequencies * (2 * math.pi if self.full_turns else 1.0)
         scale = math.sqrt(2 / self.features) if self.scale is None else self.scale
-        return scale * jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1), st
+        return (scale * jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)).astype(x.dtype), st
 
 
 class RotaryPositionalEmbedding(Layer):
@@ -64,11 +69,8 @@ class RotaryPositionalEmbedding(Layer):
     (8, 5, 4, 16)
     """
 
-    features: int
-    base: float = field(default=10_000.0, kw_only=True)
-
-    def __post_init__(self):
-        _require_even(self)
+    features: int = field(converter=even)
+    base: float = field(default=10_000.0, converter=positive, kw_only=True)
 
     def forward(self, x, ps, st):
         x, positions = x if isinstance(x, tuple) else (x, None)
@@ -77,11 +79,11 @@ class RotaryPositionalEmbedding(Layer):
                 f"{option_text(self)} expects inputs of shape (..., tokens, heads, {self.features}), got {x.shape}"
             )
         positions = jnp.arange(x.shape[-3]) if positions is None else positions
-        return apply_rotary(x, rotary_angles(positions, self.features, base=self.base, dtype=x.dtype)), st
+        return apply_rotary(x, rotary_angles(positions, self.features, base=self.base)), st
 
 
 class LearnedPositionalEmbedding(Layer):
-    """Adds a trained vector to each token: `y = x + embedding`.
+    """Adds a learned vector to each token: `y = x + embedding`.
 
     Input and output `(..., tokens, features)`. Parameter: `embedding` `(tokens, features)`, drawn by `init`, by default
     from N(0, 0.02^2). Dosovitskiy et al., "An image is worth 16x16 words", ICLR 2021. Raises `ValueError` for inputs of
@@ -94,45 +96,46 @@ class LearnedPositionalEmbedding(Layer):
     (8, 5, 16)
     """
 
-    tokens: int
-    features: int
-    init: Callable = field(default=Normal(0.02), kw_only=True)
+    tokens: int = field(converter=count)
+    features: int = field(converter=count)
+    init: Callable = field(default=Normal(0.02), converter=function, kw_only=True)
 
     def init_params(self, key):
-        return {"embedding": self.init(key, (self.tokens, self.features), jax.dtypes.canonicalize_dtype(float))}
+        return {"embedding": self.init(key, (self.tokens, self.features), float)}
 
     def forward(self, x, ps, st):
-        require_last(self, x, (self.tokens, self.features))
-        return x + ps["embedding"], st
+        return require_last(self, x, (self.tokens, self.features)) + ps["embedding"], st
 
 
-def rotary_angles(positions: Any, features: int, *, base: float = 10_000.0, dtype: Any = None) -> jax.Array:
+def rotary_angles(
+    positions: Any, features: int, *, base: float = 10_000.0, dtype: Any = None
+) -> Float[Array, "... half"]:
     """The angles `positions * base**(-2 i / features)`, `(..., features / 2)`, of `RotaryPositionalEmbedding`.
+
+    In `dtype`, by default the floating-point type of the positions, but in float32 at least: half precision knows no
+    position above 256.
 
     >>> rotary_angles(jnp.arange(3), 4, base=100.0).shape
     (3, 2)
     """
-    dtype = jax.dtypes.canonicalize_dtype(float) if dtype is None else dtype
-    rates = base ** (-jnp.arange(0, features, 2, dtype=dtype) / features)
-    return jnp.asarray(positions)[..., None].astype(dtype) * rates
+    positions = widened(positions)
+    if dtype is not None:
+        positions = positions.astype(widened(jnp.zeros((), dtype)).dtype)
+    rates = base ** (-jnp.arange(0, features, 2, dtype=positions.dtype) / features)
+    return positions[..., None] * rates
 
 
-def apply_rotary(x: Any, angles: Any) -> jax.Array:
+def apply_rotary(x: Any, angles: Any) -> Inexact[Array, "..."]:
     """`x` `(..., tokens, heads, features)` with its pairs of features turned by `angles` `(..., tokens, features / 2)`.
+
+    Feature i and feature i + features/2 are a pair. Sines, cosines and products are in float32 at least, the output in
+    the precision of `x`.
 
     >>> x = jnp.array([1.0, 0.0]).reshape(1, 1, 2)
     >>> jnp.round(apply_rotary(x, jnp.array([[jnp.pi / 2]])), 5).ravel()
     Array([-0.,  1.], dtype=float32)
     """
-    cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
-    first, second = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
-
-
-def _as_float(x: Any) -> Any:
-    return x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(jax.dtypes.canonicalize_dtype(float))
-
-
-def _require_even(layer: Layer) -> None:
-    if layer.features < 2 or layer.features % 2:
-        raise ValueError(f"{type(layer).__name__} pairs its features: it needs an even number, got {layer.features}")
+    x, angles = floating(x), widened(angles)
+    first, second = jnp.split(widened(x), 2, axis=-1)
+    cos, sin = (wave(angles)[..., None, :].astype(first.dtype) for wave in (jnp.cos, jnp.sin))
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x.dtype)

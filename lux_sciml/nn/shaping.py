@@ -1,11 +1,14 @@
 """Layers that only rearrange: Flatten, Reshape, SelectDim, NoOp."""
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import SupportsIndex
 
 import jax.numpy as jnp
+import numpy as np
 
-from ..core import Layer
+from ..core import Layer, field
+from ..core.converters import checks_itself, count, integer, integers, optional
 from ..core.printing import option_text
 
 
@@ -31,41 +34,44 @@ class Flatten(Layer):
     ((8, 12), (8, 5, 12))
     """
 
-    axes: int | None = None
-
-    def __post_init__(self):
-        if self.axes is not None and self.axes < 1:
-            raise ValueError(f"Flatten joins at least one axis, got {self.axes}")
+    axes: int | None = field(default=None, converter=optional(count))
 
     def forward(self, x, ps, st):
         kept = 1 if self.axes is None else x.ndim - self.axes
         if not 0 <= kept <= x.ndim:
             raise ValueError(f"{option_text(self)} needs an input of {self.axes or 1} axes or more, got {x.shape}")
-        return x.reshape(*x.shape[:kept], math.prod(x.shape[kept:])), st
+        return jnp.reshape(x, (*x.shape[:kept], math.prod(x.shape[kept:]))), st
+
+
+@checks_itself
+def _shape(value: SupportsIndex | Sequence[SupportsIndex]) -> tuple[int, ...]:
+    """A tuple of whole numbers of at least 0; one of them may be -1."""
+    sizes = integers(value)
+    if min(sizes, default=0) < -1 or sizes.count(-1) > 1:
+        raise ValueError(f"expected sizes, of which one may be -1, to be worked out, got {sizes}")
+    return sizes
 
 
 class Reshape(Layer):
     """Gives each sample the shape `shape`; the first axis, the batch, stays. One size may be -1.
 
-    Raises `ValueError` where the numbers do not fit.
+    `Reshape(2, 3)` or `Reshape((2, 3))`. Raises `ValueError` where the elements do not fit.
 
     >>> import jax.numpy as jnp, lux_sciml as lux
     >>> lux.Reshape(2, -1)(jnp.ones((8, 12)), {}, {})[0].shape
     (8, 2, 6)
     """
 
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] = field(converter=_shape)
 
-    def __init__(self, *shape: Any):
-        self.shape = shape[0] if len(shape) == 1 and isinstance(shape[0], list | tuple) else shape
-        if sum(size == -1 for size in self.shape) > 1:
-            raise ValueError(f"Reshape can work out one size only, got {self.shape}")
+    def __init__(self, *shape: SupportsIndex | Sequence[SupportsIndex] | np.ndarray):
+        self.shape = shape[0] if len(shape) == 1 else shape
 
     def forward(self, x, ps, st):
         known, size = math.prod(size for size in self.shape if size != -1), math.prod(x.shape[1:])
         free = -1 in self.shape
         if x.ndim == 0 or (size != known if not free else known == 0 or size % known):
-            raise ValueError(f"{option_text(self)} cannot take samples of {size} numbers, of an input {x.shape}")
+            raise ValueError(f"{option_text(self)} cannot take samples of {size} elements, of an input {x.shape}")
         return x.reshape(x.shape[0], *(size // known if n == -1 else n for n in self.shape)), st
 
 
@@ -79,8 +85,8 @@ class SelectDim(Layer):
     (8, 3)
     """
 
-    axis: int
-    index: int
+    axis: int = field(converter=integer)
+    index: int = field(converter=integer)
 
     def forward(self, x, ps, st):
         if not -x.ndim <= self.axis < x.ndim or not -x.shape[self.axis] <= self.index < x.shape[self.axis]:

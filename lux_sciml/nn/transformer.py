@@ -1,17 +1,20 @@
 """What transformers are made of, beside attention: patches, class tokens, an encoder block."""
 
 import math
-from collections.abc import Callable
-from dataclasses import field
+from collections.abc import Callable, Sequence
+from typing import SupportsIndex
 
 import jax
 import jax.numpy as jnp
 
-from ..core import Container, Layer
+from .._tree import floating
+from ..core import Container, Layer, field
+from ..core.converters import checks_itself, count, flag, function
 from ..core.printing import option_text
 from ..initializers import KaimingUniform, Uniform, zeros
-from ._shapes import require_last
-from .attention import MultiHeadAttention
+from ._affine import weight_and_bias
+from ._shapes import rate, require_last, size_or_sizes
+from .attention import MultiHeadAttention, visible, without_hidden
 from .containers import Chain
 from .dropout import Dropout
 from .linear import Dense
@@ -20,7 +23,7 @@ from .shaping import NoOp
 
 
 class ClassTokens(Layer):
-    """Puts a trained token before the others: `(..., tokens, features)` to `(..., 1 + tokens, features)`.
+    """Prepends a learnable token: `(..., tokens, features)` to `(..., 1 + tokens, features)`.
 
     Parameter: `token` `(features,)`, drawn by `init` (default: zeros). Dosovitskiy et al., "An image is worth 16x16
     words", ICLR 2021. Raises `ValueError` for another number of features.
@@ -32,23 +35,42 @@ class ClassTokens(Layer):
     (8, 6, 16)
     """
 
-    features: int
-    init: Callable = field(default=zeros, kw_only=True)
+    features: int = field(converter=count)
+    init: Callable = field(default=zeros, converter=function, kw_only=True)
 
     def init_params(self, key):
-        return {"token": self.init(key, (self.features,), jax.dtypes.canonicalize_dtype(float))}
+        return {"token": self.init(key, (self.features,), float)}
 
     def forward(self, x, ps, st):
-        require_last(self, x, (self.features,))
-        token = jnp.broadcast_to(ps["token"].astype(x.dtype), (*x.shape[:-2], 1, self.features))
-        return jnp.concatenate([token, x], -2), st
+        x = require_last(self, x, (self.features,))
+        if x.ndim < 2:
+            raise ValueError(
+                f"{option_text(self)} expects inputs of shape (..., tokens, {self.features}), got {x.shape}"
+            )
+        dtype = jnp.result_type(x, ps["token"])
+        token = jnp.broadcast_to(ps["token"].astype(dtype), (*x.shape[:-2], 1, self.features))
+        return jnp.concatenate([token, x.astype(dtype)], -2), st
+
+
+@checks_itself
+def _patch(value: SupportsIndex | Sequence[SupportsIndex]) -> tuple[int, ...]:
+    """A size for height and width, or a tuple with one for each spatial axis."""
+    found = size_or_sizes(value)
+    if found == ():
+        raise ValueError("expected a size for each spatial axis, got ()")
+    return found if isinstance(found, tuple) else (found, found)
 
 
 class PatchEmbedding(Layer):
     r"""Cuts images into patches and maps each to a token: `N H W C` to `(N, patches, features)`, row by row.
 
-    A convolution whose stride is its window. `patch_size` is one size for height and width, or a tuple with one for
-    each axis of space. Parameters: `weight` `(*patch_size, in_features, features)` and, with `use_bias`, `bias`.
+    A convolution whose stride is its kernel size.
+
+    * `patch_size`: one size for height and width, or a tuple with one for each spatial axis.
+    * `in_features`, `features`: sizes of the last axis of input and output.
+    * `use_bias`: whether there is a bias.
+
+    Parameters: `weight` `(*patch_size, in_features, features)` and, with `use_bias`, `bias`.
 
     Dosovitskiy et al., "An image is worth 16x16 words", ICLR 2021. Raises `ValueError` for images that the patches do
     not fill.
@@ -60,31 +82,23 @@ class PatchEmbedding(Layer):
     (8, 64, 16)
     """
 
-    patch_size: int | tuple[int, ...]
-    in_features: int
-    features: int
-    use_bias: bool = field(default=True, kw_only=True)
-
-    def __post_init__(self):
-        if isinstance(self.patch_size, int):
-            self.patch_size = (self.patch_size, self.patch_size)
+    patch_size: tuple[int, ...] = field(converter=_patch)
+    in_features: int = field(converter=count)
+    features: int = field(converter=count)
+    use_bias: bool = field(default=True, converter=flag, kw_only=True)
 
     def init_params(self, key):
-        key_weight, key_bias = jax.random.split(key)
-        dtype = jax.dtypes.canonicalize_dtype(float)
-        ps = {"weight": KaimingUniform()(key_weight, (*self.patch_size, self.in_features, self.features), dtype)}
-        if self.use_bias:
-            bound = 1 / math.sqrt(math.prod(self.patch_size) * self.in_features)
-            ps["bias"] = Uniform(bound)(key_bias, (self.features,), dtype)
-        return ps
+        shape = (*self.patch_size, self.in_features, self.features)
+        init_bias = Uniform(1 / math.sqrt(math.prod(shape[:-1])))
+        return weight_and_bias(key, shape, KaimingUniform(), shape[-1:], init_bias if self.use_bias else None)
 
     def forward(self, x, ps, st):
-        n = len(self.patch_size)
+        n, x = len(self.patch_size), floating(x)
         space = x.shape[-n - 1 : -1]
         if x.ndim < n + 1 or x.shape[-1] != self.in_features or any(map(lambda a, b: a % b, space, self.patch_size)):
             raise ValueError(
-                f"{option_text(self)} expects {self.in_features} features on a space that patches {self.patch_size} "
-                f"fill, got {x.shape}"
+                f"{option_text(self)} expects {self.in_features} features on spatial axes that patches "
+                f"{self.patch_size} fill, got {x.shape}"
             )
         batch = x.shape[: -n - 1]
         counts = [size // patch for size, patch in zip(space, self.patch_size, strict=True)]
@@ -92,20 +106,30 @@ class PatchEmbedding(Layer):
         b = len(batch)
         order = [*range(b), *range(b, b + 2 * n, 2), *range(b + 1, b + 2 * n, 2), b + 2 * n]
         patches = x.reshape(*batch, *split, self.in_features).transpose(order)
-        flat = patches.reshape(*batch, math.prod(counts), -1)
-        y = flat @ ps["weight"].reshape(-1, self.features)
+        length = math.prod(self.patch_size) * self.in_features
+        y = patches.reshape(*batch, math.prod(counts), length) @ ps["weight"].reshape(length, self.features)
         return (y + ps["bias"] if self.use_bias else y), st
 
 
 class TransformerEncoderBlock(Container):
-    r"""Self-attention and a small network at each token, each with a normalization and a way around it.
+    r"""Self-attention and a small network at each token, each with a normalization and a skip connection.
 
     .. math:: x' = x + A(N_1(x)), \quad y = x' + F(N_2(x'))
 
-    With `norm_first=False` :math:`x' = N_1(x + A(x)), y = N_2(x' + F(x'))`, which needs a warm-up in training. Input
-    `(..., tokens, features)`, or a tuple of it and a mask (`True` = keep) that broadcasts to `(batch, heads, tokens,
-    tokens)`; output of the same shape. `F` is `Dense(features, hidden_features, activation)`, dropout and
-    `Dense(hidden_features, features)`. Children: `norm_1`, `attention`, `norm_2`, `mlp`, `dropout_1`, `dropout_2`.
+    With `norm_first=False` :math:`x' = N_1(x + A(x)), y = N_2(x' + F(x'))`, which needs a warm-up in training.
+
+    * `features`: the size of the last axis.
+    * `num_heads`: the number of heads of the attention A, a divisor of `features`.
+    * `hidden_features`, `activation`: F is `Dense(features, hidden_features, activation)`, dropout and
+      `Dense(hidden_features, features)`.
+    * `norm_first`: where the normalizations are.
+    * `dropout_rate`: the rate of all dropouts.
+    * `is_causal`: token i sees the tokens 0 to i.
+
+    Input `(..., tokens, features)`, or a tuple of it and a mask (true where a token sees another) that broadcasts to
+    `(batch, heads, tokens, tokens)`; output of the shape of the tokens. Tokens that the mask hides from all, such as
+    padding, count as zeros from the start: what they hold, NaN too, changes no other token and no gradient. Children:
+    `norm_1`, `attention`, `norm_2`, `mlp`, `dropout_1`, `dropout_2`.
 
     Vaswani et al., "Attention is all you need", NeurIPS 2017; Xiong et al., "On layer normalization in the transformer
     architecture", ICML 2020. Raises `ValueError` for heads that do not divide the features.
@@ -117,13 +141,13 @@ class TransformerEncoderBlock(Container):
     (8, 5, 16)
     """
 
-    features: int
-    heads: int
-    hidden_features: int
-    activation: Callable = jax.nn.gelu
-    norm_first: bool = field(default=True, kw_only=True)
-    dropout_rate: float = field(default=0.0, kw_only=True)
-    is_causal: bool = field(default=False, kw_only=True)
+    features: int = field(converter=count)
+    num_heads: int = field(converter=count)
+    hidden_features: int = field(converter=count)
+    activation: Callable = field(default=jax.nn.gelu, converter=function)
+    norm_first: bool = field(default=True, converter=flag, kw_only=True)
+    dropout_rate: float = field(default=0.0, converter=rate, kw_only=True)
+    is_causal: bool = field(default=False, converter=flag, kw_only=True)
     norm_1: Layer = field(init=False)
     attention: Layer = field(init=False)
     norm_2: Layer = field(init=False)
@@ -136,7 +160,7 @@ class TransformerEncoderBlock(Container):
         self.norm_1 = self.norm_2 = LayerNorm(self.features)
         self.dropout_1 = self.dropout_2 = dropout
         self.attention = MultiHeadAttention(
-            self.features, self.heads, dropout_rate=self.dropout_rate, is_causal=self.is_causal
+            self.features, self.num_heads, dropout_rate=self.dropout_rate, is_causal=self.is_causal
         )
         self.mlp = Chain(
             Dense(self.features, self.hidden_features, self.activation),
@@ -146,6 +170,9 @@ class TransformerEncoderBlock(Container):
 
     def forward(self, x, ps, st):
         x, mask = x if isinstance(x, tuple) else (x, None)
+        x = require_last(self, x, (self.features,))
+        if mask is not None:
+            x = without_hidden(x, visible(mask, self.is_causal, x.shape[-2], x.shape[-2]), 1)
 
         def attention(x, st):
             (y,), st = self.run(ps, st, attention=(x, x, x, mask))

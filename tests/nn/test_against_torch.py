@@ -94,14 +94,20 @@ CONVOLUTIONS = [
     (2, (6, 5), (3, 2), {"stride": (1, 2), "padding": (1, 0), "dilation": (2, 1)}),
     (2, (4, 5), (3, 3), {"padding": 1, "groups": 4, "bias": False}),
     (3, (3, 4, 3), (2, 3, 1), {"padding": (0, 1, 2)}),
+    (1, (7,), 4, {"padding": 3, "padding_mode": "circular", "stride": 2}),
+    (1, (7,), 3, {"padding": "same", "padding_mode": "circular"}),
+    (2, (6, 5), (3, 2), {"padding": (4, 1), "padding_mode": "reflect", "groups": 2}),
+    (2, (4, 5), (3, 4), {"padding": "same", "padding_mode": "replicate"}),
+    (3, (3, 4, 3), (2, 3, 2), {"padding": (2, 1, 2), "padding_mode": "circular", "dilation": (1, 2, 1)}),
+    (3, (3, 4, 3), (2, 3, 1), {"padding": (1, 2, 0), "padding_mode": "replicate"}),
 ]
 
 
-@pytest.mark.parametrize(("n", "space", "window", "options"), CONVOLUTIONS, ids=str)
-def test_conv(n, space, window, options):
-    theirs = getattr(nn, f"Conv{n}d")(4, 8, window, dtype=torch.float64, **options)
+@pytest.mark.parametrize(("n", "space", "kernel_size", "options"), CONVOLUTIONS, ids=str)
+def test_conv(n, space, kernel_size, options):
+    theirs = getattr(nn, f"Conv{n}d")(4, 8, kernel_size, dtype=torch.float64, **options)
     weights = [("weight", theirs.weight, lambda w: np.moveaxis(w, (0, 1), (-1, -2))), ("bias", theirs.bias, np.asarray)]
-    check_convolution(lux.Conv, theirs, n, space, window, options, weights)
+    check_convolution(lux.Conv, theirs, n, space, kernel_size, options, weights)
 
 
 TRANSPOSES = [
@@ -111,24 +117,26 @@ TRANSPOSES = [
 ]
 
 
-@pytest.mark.parametrize(("n", "space", "window", "options"), TRANSPOSES, ids=str)
-def test_conv_transpose(n, space, window, options):
-    theirs = getattr(nn, f"ConvTranspose{n}d")(4, 8, window, dtype=torch.float64, **options)
+@pytest.mark.parametrize(("n", "space", "kernel_size", "options"), TRANSPOSES, ids=str)
+def test_conv_transpose(n, space, kernel_size, options):
+    theirs = getattr(nn, f"ConvTranspose{n}d")(4, 8, kernel_size, dtype=torch.float64, **options)
     groups = options.get("groups", 1)
 
-    def convert(w):  # (in, out / groups, *window)
+    def convert(w):  # (in, out / groups, *kernel_size)
         w = np.moveaxis(w.reshape(groups, 4 // groups, 8 // groups, *w.shape[2:]), (1, 0, 2), (-3, -2, -1))
         return w.reshape(*w.shape[:-2], 8)
 
     weights = [("weight", theirs.weight, convert), ("bias", theirs.bias, np.asarray)]
-    check_convolution(lux.ConvTranspose, theirs, n, space, window, options, weights)
+    check_convolution(lux.ConvTranspose, theirs, n, space, kernel_size, options, weights)
 
 
-def check_convolution(kind, theirs, n, space, window, options, weights):
+def check_convolution(kind, theirs, n, space, kernel_size, options, weights):
     options = dict(options)
     use_bias = options.pop("bias", True)
-    window = window if isinstance(window, tuple) else (window,) * n
-    ours = kind(4, 8, window, use_bias=use_bias, **options)
+    if options.get("padding") == "same":
+        options["padding"] = "SAME"
+    kernel_size = kernel_size if isinstance(kernel_size, tuple) else (kernel_size,) * n
+    ours = kind(4, 8, kernel_size, use_bias=use_bias, **options)
     check(ours, theirs, RNG.normal(size=(2, *space, 4)), weights if use_bias else weights[:1])
 
 
@@ -141,6 +149,14 @@ def test_rrelu_in_testing():
 POSITIVE = RNG.uniform(0.1, 2.0, size=(2, 5, 7, 3))  # PyTorch's LPPool takes powers without absolute values
 SPACE = {
     "max pool": (lux.MaxPool((3, 2), stride=(2, 1), padding=1), nn.MaxPool2d((3, 2), (2, 1), 1)),
+    "padded max pool": (
+        lux.MaxPool(3, padding=2, stride=2, padding_mode="circular"),
+        lambda x: F.max_pool1d(F.pad(x, (2, 2), mode="circular"), 3, 2),
+    ),
+    "padded mean pool": (
+        lux.MeanPool((3, 2), padding=((2, 1), (0, 1)), padding_mode="reflect"),
+        lambda x: F.avg_pool2d(F.pad(x, (0, 1, 2, 1), mode="reflect"), (3, 2)),
+    ),
     "dilated max pool": (lux.MaxPool((2, 3), stride=1, dilation=2), nn.MaxPool2d((2, 3), 1, dilation=2)),
     "mean pool": (lux.MeanPool((3, 2), padding=1), nn.AvgPool2d((3, 2), padding=1)),
     "mean pool without padding": (
@@ -170,7 +186,12 @@ SPACE = {
 @pytest.mark.parametrize(("ours", "theirs"), SPACE.values(), ids=SPACE)
 def test_space(request, ours, theirs):
     name = request.node.callspec.id
-    x = {"a line": POSITIVE[:, 0], "a volume": POSITIVE[..., None], "pixels": POSITIVE.reshape(1, 5, 7, 6)[..., :4]}
+    x = {
+        "a line": POSITIVE[:, 0],
+        "padded max pool": POSITIVE[:, 0],
+        "a volume": POSITIVE[..., None],
+        "pixels": POSITIVE.reshape(1, 5, 7, 6)[..., :4],
+    }
     check(ours, theirs, x.get(name, POSITIVE))
 
 

@@ -83,6 +83,73 @@ def test_masks_and_causality():
     assert not np.any(gradient)
 
 
+def test_masks_hold_booleans_or_integers():
+    q, k, v = qkv(2, 2)
+    keep = RNG.random((3, 1, 5, 6)) < 0.7
+    expected = lux.nn.scaled_dot_product_attention(q, k, v, mask=keep, is_causal=True)
+    for mask in (keep.astype("int32"), keep.astype("uint8"), keep.tolist()):
+        assert np.array_equal(lux.nn.scaled_dot_product_attention(q, k, v, mask=mask, is_causal=True), expected)
+    additive = np.where(keep, 0.0, -np.inf)
+    with pytest.raises(TypeError, match=r"a mask holds .* True where .* counts, got float64; .* `bias=`"):
+        lux.nn.attention_weights(q, k, mask=additive)
+    layer = lux.MultiHeadAttention(4, 2)
+    with pytest.raises(TypeError, match="a mask holds"):
+        layer((X, X, X, np.zeros((5, 5))), *lux.setup(jax.random.key(0), layer))
+
+
+def nan_where(hidden, x):
+    return np.where(hidden.reshape(*hidden.shape, *(1,) * (x.ndim - hidden.ndim)), np.nan, x)
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("heads_differ", [False, True])
+def test_what_is_masked_does_not_matter(is_causal, heads_differ):
+    """NaN in keys, values and queries that the mask hides changes neither the others' values nor gradients."""
+    q, k, v = qkv(4, 2)
+    lengths, queries = np.array([6, 2, 0]), np.array([5, 3, 4])
+    hidden, blind = np.arange(6) >= lengths[:, None], np.arange(5) >= queries[:, None]
+    mask = ~hidden[:, None, None, :] & ~blind[:, None, :, None]
+    if heads_differ:
+        mask = mask & (np.arange(4) < 3)[:, None, None]  # the last head sees nothing
+    counts = jnp.asarray(~blind[..., None, None])
+
+    def loss(q, k, v):
+        y = lux.nn.scaled_dot_product_attention(q, k, v, mask=mask, is_causal=is_causal)
+        return jnp.sum(jnp.where(counts, y, 0) ** 2)
+
+    results = [
+        jax.value_and_grad(loss, (0, 1, 2))(*map(jnp.asarray, inputs))
+        for inputs in ((q, k, v), (nan_where(blind, q), nan_where(hidden, k), nan_where(hidden, v)))
+    ]
+    for a, b in zip(*map(jax.tree.leaves, results), strict=True):
+        assert np.isfinite(b).all() and np.allclose(a, b, atol=1e-13)
+
+
+@pytest.mark.parametrize("shape", [(6,), (1, 6), (1, 1, 6)], ids=str)
+def test_a_mask_of_keys_alone(shape):
+    q, k, v = qkv(2, 2)
+    keep = np.arange(6) < 4
+    nans = nan_where(np.broadcast_to(~keep, (3, 6)), k), nan_where(np.broadcast_to(~keep, (3, 6)), v)
+    y = lux.nn.scaled_dot_product_attention(q, *nans, mask=keep.reshape(shape))
+    assert np.allclose(y, lux.nn.scaled_dot_product_attention(q, k[:, :4], v[:, :4]))
+
+
+def test_keys_shared_by_samples_with_masks_of_their_own():
+    q, k, v = qkv(2, 2)
+    keep = np.array([[1, 1, 0, 0, 0, 0], [0, 1, 1, 0, 0, 0], [1, 1, 1, 1, 0, 0]], bool)[:, None, None]
+    k, v = (nan_where(np.arange(6) > 3, x[0]) for x in (k, v))
+    y = lux.nn.scaled_dot_product_attention(q, k[None], v[None], mask=keep)
+    for one in range(3):
+        seen = keep[one].ravel()
+        assert np.allclose(y[one], lux.nn.scaled_dot_product_attention(q[one], k[seen], v[seen]))
+
+
+def test_attention_to_no_keys_and_of_no_queries():
+    q, k, v = qkv(2, 2)
+    assert not np.any(lux.nn.scaled_dot_product_attention(q, k[:, :0], v[:, :0]))
+    assert lux.nn.scaled_dot_product_attention(q[:, :0], k, v, is_causal=True).shape == (3, 0, 2, 4)
+
+
 def test_functions_refuse_what_does_not_fit():
     q, k, v = qkv(3, 2)
     with pytest.raises(ValueError, match="3 query heads do not split into groups for 2 key heads"):
@@ -110,7 +177,7 @@ def test_self_attention_is_cross_attention_with_itself(key):
 
 def test_cross_attention_with_sizes_of_its_own(key):
     layer = lux.MultiHeadAttention(
-        4, 4, key_features=2, qk_features=8, v_features=12, out_features=5, kv_heads=2, return_weights=True
+        4, 4, key_features=2, qk_features=8, v_features=12, out_features=5, num_kv_heads=2, return_weights=True
     )
     ps, st = lux.setup(key, layer)
     (y, weights), _ = layer((X, MEMORY), ps, st)
@@ -135,6 +202,31 @@ def test_padding_mask_hides_keys(key):
     assert np.allclose(y[1], layer((X[1], MEMORY[1, :4]), ps, st)[0])
 
 
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_nan_in_padding_has_no_effect_on_the_gradients_of_layers(key, norm_first):
+    """As keys and values of attention, and in all places of a block."""
+    lengths = np.array([5, 2, 3])
+    hidden = np.arange(5) >= lengths[:, None]
+    mask = ~hidden[:, None, None]
+    attention = lux.MultiHeadAttention(4, 2, is_causal=True)
+    block = lux.TransformerEncoderBlock(4, 2, 3, norm_first=norm_first)
+
+    def attend(x):
+        return X, x, x, mask
+
+    for layer, inputs in ((attention, attend), (lux.Chain(block), lambda x: (x, mask))):
+        ps, st = lux.setup(key, layer)
+
+        def loss(ps, x, layer=layer, inputs=inputs, st=st):
+            y = layer(inputs(x), ps, st)[0]
+            return jnp.sum(jnp.where(hidden[..., None], 0, y) ** 2)
+
+        results = [jax.value_and_grad(loss, (0, 1))(ps, jnp.asarray(x)) for x in (X, nan_where(hidden, X))]
+        for a, b in zip(*map(jax.tree.leaves, results), strict=True):
+            assert np.isfinite(b).all() and np.allclose(a, b, atol=1e-12)
+        assert not np.any(results[1][1][1][hidden])
+
+
 def test_dropout_acts_on_the_weights(key):
     layer = lux.MultiHeadAttention(4, 2, dropout_rate=0.5, return_weights=True)
     ps, st = lux.setup(key, layer)
@@ -149,14 +241,32 @@ def test_dropout_acts_on_the_weights(key):
 
 def test_layers_refuse_numbers_that_do_not_divide():
     for arguments, says in (
-        ({"heads": 3}, "4 features into 3 heads"),
-        ({"heads": 2, "v_features": 5}, "5 value features into 2 heads"),
-        ({"heads": 4, "kv_heads": 3}, "4 heads into 3 groups of kv_heads"),
+        ({"num_heads": 3}, "4 features into 3 heads"),
+        ({"num_heads": 2, "v_features": 5}, "5 value features into 2 heads"),
+        ({"num_heads": 4, "num_kv_heads": 3}, "4 heads into 3 groups of num_kv_heads"),
     ):
         with pytest.raises(ValueError, match=f"MultiHeadAttention cannot split {says}"):
             lux.MultiHeadAttention(4, **arguments)
     with pytest.raises(ValueError, match="got a tuple of 5"):
         lux.MultiHeadAttention(4)((X,) * 5, *lux.setup(jax.random.key(0), lux.MultiHeadAttention(4)))
+
+
+def test_options_that_are_wrong_are_refused_by_name():
+    for make, says in (
+        (lambda: lux.MultiHeadAttention(4, 0), r"MultiHeadAttention\.num_heads: expected .* at least 1, got 0"),
+        (lambda: lux.MultiHeadAttention(4, num_kv_heads=1.0), r"num_kv_heads: expected a whole number, got 1\.0"),
+        (lambda: lux.MultiHeadAttention(4, dropout_rate=2), r"dropout_rate: expected a rate between 0 and 1, got 2"),
+        (lambda: lux.TransformerEncoderBlock(4, 2, 3, "gelu"), r"TransformerEncoderBlock\.activation: expected a func"),
+        (lambda: lux.PatchEmbedding((2, 0), 1, 1), r"PatchEmbedding\.patch_size\[1\]: expected .* at least 1, got 0"),
+        (lambda: lux.RotaryPositionalEmbedding(3), r"features: expected an even number of features, .* got 3"),
+        (
+            lambda: lux.SinusoidalPositionalEmbedding(4, min_freq=0),
+            r"min_freq: expected .* above 0, got 0",
+        ),
+        (lambda: lux.ClassTokens(-1), r"ClassTokens\.features: expected a whole number of at least 1, got -1"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=says):
+            make()
 
 
 def test_layers_made_from_options_print_on_one_line():
@@ -179,7 +289,7 @@ def test_sinusoidal_embedding():
     angles = 2 * np.pi * np.arange(4)[:, None] * np.array([2.0, 2**0.5, 1.0])
     expected = np.concatenate([np.sin(angles), np.cos(angles)], -1)
     assert np.allclose(turns(jnp.arange(4), {}, {})[0], expected, atol=1e-12)
-    with pytest.raises(ValueError, match="needs an even number, got 5"):
+    with pytest.raises(ValueError, match=r"features: expected an even number of features, which make pairs, got 5"):
         lux.SinusoidalPositionalEmbedding(5)
 
 
@@ -229,7 +339,7 @@ def test_patches_are_a_convolution_with_stride(key):
     )
     assert np.allclose(layer(images, ps, st)[0], expected.reshape(3, 4, 5) + ps.bias)
     assert np.allclose(layer(images[0], ps, st)[0], layer(images, ps, st)[0][0])
-    with pytest.raises(ValueError, match=r"2 features on a space that patches \(2, 3\) fill, got \(3, 4, 5, 2\)"):
+    with pytest.raises(ValueError, match=r"2 features on spatial axes that patches \(2, 3\) fill, got \(3, 4, 5, 2\)"):
         layer(images[:, :, :5], ps, st)
 
 
@@ -246,7 +356,11 @@ def test_a_vision_transformer_has_as_many_parameters_as_it_says(key):
 
 LAYERS = [
     (lux.MultiHeadAttention(4, 2), X[:, :3], {}),
-    (lux.MultiHeadAttention(4, 4, key_features=2, kv_heads=2, is_causal=True, return_weights=True), (X, MEMORY), {}),
+    (
+        lux.MultiHeadAttention(4, 4, key_features=2, num_kv_heads=2, is_causal=True, return_weights=True),
+        (X, MEMORY),
+        {},
+    ),
     (lux.MultiHeadAttention(4, dropout_rate=0.3), X[0], {"batch_axis": None, "derivatives": ("reverse",)}),
     (lux.SinusoidalPositionalEmbedding(4, max_freq=2.0), X[..., 0], {}),
     (lux.RotaryPositionalEmbedding(4), X[:, :, None], {}),

@@ -211,7 +211,7 @@ def test_dropout_shares_its_mask_along_the_other_axes(key, axes):
 
 def test_dropout_refuses_wrong_rates_and_axes(key):
     for rate in (-0.1, 1.5):
-        with pytest.raises(ValueError, match=f"Dropout needs a rate between 0 and 1, got {rate}"):
+        with pytest.raises(ValueError, match=rf"Dropout\.rate: expected a rate between 0 and 1, got {rate}"):
             lux.Dropout(rate)
     layer = lux.Dropout(0.5, axes=(0, 3))
     with pytest.raises(ValueError, match=r"Dropout with axes \(0, 3\) got an input of shape \(6, 3\)"):

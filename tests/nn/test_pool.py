@@ -19,14 +19,15 @@ REDUCED = {
 }
 
 
-def pooled(x, reduce, window, stride, dilation, pads, fill):
+def pooled(x, reduce, kernel_size, stride, dilation, pads, fill):
     x = np.pad(x, [(0, 0), *pads, (0, 0)], constant_values=fill)
     starts = [
-        range(0, size - d * (k - 1), s) for size, k, s, d in zip(x.shape[1:3], window, stride, dilation, strict=True)
+        range(0, size - d * (k - 1), s)
+        for size, k, s, d in zip(x.shape[1:3], kernel_size, stride, dilation, strict=True)
     ]
     y = np.zeros((len(x), *map(len, starts), x.shape[-1]))
     for p in itertools.product(*(range(len(s)) for s in starts)):
-        cut = [slice(s[i], s[i] + d * k, d) for s, i, k, d in zip(starts, p, window, dilation, strict=True)]
+        cut = [slice(s[i], s[i] + d * k, d) for s, i, k, d in zip(starts, p, kernel_size, dilation, strict=True)]
         y[:, *p] = reduce(x[:, *cut])
     return y
 
@@ -58,10 +59,63 @@ def test_max_pool_of_integers_and_of_negative_numbers_in_padding():
             assert np.all(np.asarray(lux.MaxPool(2, padding=1, stride=1, dilation=dilation)(x, {}, {})[0]) == -3)
 
 
+@pytest.mark.parametrize("pool", REDUCED)
+@pytest.mark.parametrize(("mode", "numpy_mode"), [("circular", "wrap"), ("reflect", "reflect"), ("replicate", "edge")])
+def test_padding_by_elements_of_the_input(pool, mode, numpy_mode):
+    layer = pool((3, 2), stride=(2, 1), padding=((2, 1), 1), padding_mode=mode, dilation=(1, 2))
+    padded = np.pad(X, [(0, 0), (2, 1), (1, 1), (0, 0)], mode=numpy_mode)
+    expected = pooled(padded, REDUCED[pool], (3, 2), (2, 1), (1, 2), ((0, 0), (0, 0)), np.nan)
+    assert np.allclose(layer(X, {}, {})[0], expected, atol=1e-13)
+
+
+def test_elements_that_are_repeated_always_count():
+    with pytest.raises(ValueError, match=r"count_padding=False is for padding_mode=\"zeros\"; .* 'circular' repeats"):
+        lux.MeanPool(2, padding=1, padding_mode="circular", count_padding=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [({"padding": 2}, 3), ({"padding": ((0, 3),), "stride": 1}, 3), ({"padding": "SAME", "dilation": 2}, 1)],
+    ids=str,
+)
+def test_windows_that_hold_nothing_but_padding(options, size):
+    """Their maximum would be that of no elements, their mean 0 / 0; sums over nothing are zero."""
+    x = np.ones((1, size, 1))
+    for layer in (lux.MaxPool(2, **options), lux.MeanPool(2, count_padding=False, **options)):
+        with pytest.raises(ValueError, match=rf"a window on \({size},\) holds nothing else"):
+            layer(x, {}, {})
+    for layer in (lux.MeanPool(2, **options), lux.LPPool(2, **options)):
+        y, pull = jax.vjp(lambda x, layer=layer: layer(x, {}, {})[0], jnp.asarray(x))
+        assert np.min(np.abs(y)) == 0 and np.isfinite(pull(jnp.ones_like(y))[0]).all()
+
+
+def test_axes_without_elements_are_refused():
+    for layer in (lux.GlobalMaxPool(), lux.GlobalMeanPool(), lux.AdaptiveMeanPool(2), lux.Upsample("linear", size=3)):
+        with pytest.raises(ValueError, match=r"no spatial axis empty, got \(2, 0, 3\)"):
+            layer(np.ones((2, 0, 3)), {}, {})
+        assert layer(np.ones((0, 2, 3)), {}, {})[0].shape[0] == 0
+
+
+def test_options_that_do_not_fit_are_refused_by_name():
+    for make, says in (
+        (lambda: lux.MaxPool(0), r"MaxPool\.kernel_size: expected a whole number of at least 1, got 0"),
+        (lambda: lux.MaxPool(2, stride=0.5), r"MaxPool\.stride: expected a whole number, got 0\.5"),
+        (lambda: lux.AdaptiveMeanPool((2, 0)), r"AdaptiveMeanPool\.size\[1\]: expected a whole number of at least 1"),
+        (lambda: lux.Upsample(scale=-1), r"Upsample\.scale: expected a finite number above 0, got -1"),
+        (lambda: lux.Upsample(size=0), r"Upsample\.size: expected a whole number of at least 1, got 0"),
+        (lambda: lux.PixelShuffle(0), r"PixelShuffle\.factor: expected a whole number of at least 1, got 0"),
+        (lambda: lux.GlobalMeanPool(keepdims="no"), r"GlobalMeanPool\.keepdims: expected True or False, got 'no'"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=says):
+            make()
+
+
 def test_the_norm_has_a_zero_gradient_at_zero():
-    for layer in (lux.LPPool(2), lux.GlobalLPPool(p=3), lux.AdaptiveLPPool(2, p=1.5)):
+    for layer in (lux.LPPool(2), lux.GlobalLPPool(p=3), lux.AdaptiveLPPool(2, p=1.5), lux.LPPool(2, p=0.5)):
         gradient = jax.grad(lambda x, layer=layer: layer(x, {}, {})[0].sum())(jnp.zeros((1, 4, 1)))
         assert not np.any(gradient)
+    some = jax.grad(lambda x: lux.LPPool(2, p=0.5)(x, {}, {})[0].sum())(jnp.array([[[0.0], [4.0]]]))
+    assert np.allclose(some.ravel(), [0, 1])
 
 
 def test_global_pools():
@@ -102,6 +156,17 @@ def test_upsample_of_integers():
     assert y.ravel().tolist() == [0, 0.5, 1]
 
 
+@pytest.mark.parametrize("mode", ["linear", "cubic"])
+def test_sizes_of_one(mode):
+    """One cell is repeated; with aligned corners, one cell of many is the first."""
+    for aligned in (False, True):
+        y = lux.Upsample(mode, size=4, align_corners=aligned)(np.array([[[3.0]]]), {}, {})[0]
+        assert np.allclose(y, np.full((1, 4, 1), 3.0))
+    x = np.arange(1.0, 5)[None, :, None]
+    assert np.allclose(lux.Upsample(mode, size=1, align_corners=True)(x, {}, {})[0], 1.0)
+    assert np.allclose(lux.Upsample(mode, size=1)(x, {}, {})[0], 2.5)
+
+
 def test_pixel_shuffle_makes_space_of_features():
     x = np.arange(2 * 3 * 8.0).reshape(1, 2, 3, 8)
     y = np.asarray(lux.PixelShuffle(2)(x, {}, {})[0])
@@ -117,13 +182,15 @@ def test_bad_options_and_inputs():
         lux.MaxPool((2, 2))(X[0, 0, :5], {}, {})
     with pytest.raises(ValueError, match=r"reaches \(7, 2\) does not fit into \(5, 6\)"):
         lux.MeanPool((7, 2))(X, {}, {})
-    with pytest.raises(ValueError, match="LPPool needs a finite p above 0, got -1"):
+    with pytest.raises(ValueError, match=r"LPPool\.p: expected a finite number above 0, got -1"):
         lux.LPPool(2, p=-1)
-    with pytest.raises(ValueError, match=r"GlobalMaxPool\(\) expects .* \(batch, \*space, features\), got \(2, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"GlobalMaxPool\(\) expects .* \(batch, \*space, features\), .*, got \(2, 3\)"
+    ):
         lux.GlobalMaxPool()(jnp.zeros((2, 3)), {}, {})
-    with pytest.raises(ValueError, match=r"cannot pool the space of an input of shape \(2, 5, 6, 3\)"):
+    with pytest.raises(ValueError, match=r"cannot pool the spatial axes of an input of shape \(2, 5, 6, 3\)"):
         lux.AdaptiveMaxPool((2, 2, 2))(X, {}, {})
-    with pytest.raises(ValueError, match="knows the modes 'nearest', 'linear', 'cubic', got 'bicubic'"):
+    with pytest.raises(ValueError, match=r"Upsample\.mode: expected 'nearest' or 'linear' or 'cubic', got 'bicubic'"):
         lux.Upsample("bicubic", size=3)
     for options in ({}, {"size": 2, "scale": 2}):
         with pytest.raises(ValueError, match="either size or scale"):
