@@ -126,7 +126,7 @@ SINGLE = [
         "BatchNorm(3, jax.nn.relu, epsilon=0.001, track_stats=False, momentum=0.2)  # 6 parameters",
     ),
     (lux.Dropout(0.5), "Dropout(0.5)                 # 2 non-trainable"),
-    (lux.Dropout(0.5, axes=-1), "Dropout(0.5, (-1,))          # 2 non-trainable"),
+    (lux.Dropout(0.5, axes=-1), "Dropout(0.5, -1)             # 2 non-trainable"),
     (lux.Lambda(functools.partial(jnp.sum, axis=-1)), "Lambda(partial(jnp.sum, axis=-1))"),
     (lux.Lambda(lambda x: x), "Lambda(<lambda>)"),
     (lux.Chain(), "Chain()"),
