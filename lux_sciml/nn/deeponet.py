@@ -4,7 +4,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from ..core import Container, Layer
+from .._tree import floating
+from ..core import Container, Layer, as_layer, field
+from ..core.converters import count
 
 
 class DeepONet(Container):
@@ -26,9 +28,9 @@ class DeepONet(Container):
     (8, 50, 1)
     """
 
-    branch: Layer
-    trunk: Layer
-    out_features: int = 1
+    branch: Layer = field(converter=as_layer)
+    trunk: Layer = field(converter=as_layer)
+    out_features: int = field(default=1, converter=count)
 
     def init_params(self, key):
         return {**super().init_params(key), "bias": jnp.zeros(self.out_features)}
@@ -36,16 +38,19 @@ class DeepONet(Container):
     def forward(self, x, ps, st):
         u, points = _pair(x)
         (b, t), st = self.run(ps, st, branch=u, trunk=points)
-        if b.shape[-1] != self.out_features * t.shape[-1]:
+        b, t = floating((b, t))
+        width = t.shape[-1]
+        if b.shape[-1] != self.out_features * width:
             raise ValueError(
-                f"DeepONet multiplies the {t.shape[-1]} outputs of its trunk with as many of its branch for each of "
+                f"DeepONet multiplies the {width} outputs of its trunk with as many of its branch for each of "
                 f"{self.out_features} output features, got {b.shape[-1]}"
             )
-        b = b.reshape(*b.shape[:-1], self.out_features, -1)
+        b = b.reshape(*b.shape[:-1], self.out_features, width)
         return jnp.einsum("...op,...np->...no", b, t) + ps["bias"], st
 
 
 def _pair(x: Any) -> tuple[Any, Any]:
     if not isinstance(x, tuple) or len(x) != 2:
-        raise ValueError("DeepONet takes a tuple (u, points)")
+        got = f"a tuple of {len(x)}" if isinstance(x, tuple) else type(x).__name__
+        raise ValueError(f"DeepONet takes a tuple (u, points), got {got}")
     return x

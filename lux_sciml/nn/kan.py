@@ -1,24 +1,30 @@
 """KANLayer: trained functions of one variable on the edges, sums at the nodes."""
 
 from collections.abc import Callable
-from dataclasses import field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from ..core import Layer
+from .._tree import floating
+from ..core import Layer, field
+from ..core.converters import count, function, optional
 from ..initializers import KaimingUniform
 from ._shapes import require_last
-from .basis import BSplineBasis
+from .basis import Basis, BSplineBasis, as_basis
 
 
 class KANLayer(Layer):
     r"""A layer of a Kolmogorov-Arnold network: :math:`y_j = \sum_i (v_{ij}\, \sigma(x_i) + \sum_k w_{ikj} B_k(x_i))`.
 
-    `basis` is any basis of functions: cubic B-splines on [-1, 1] by default, which are zero outside; `activation` is
-    that of the residual part, `None` for none. Input `(..., in_features)`, output `(..., out_features)`. Parameters:
-    `weight` `(in_features, basis.size, out_features)`, drawn by `init_weight` with the fan-in of both sums, and
-    `base_weight` `(in_features, out_features)`.
+    Input `(..., in_features)`, output `(..., out_features)`. Options, after these two:
+
+    * `basis`: any basis of functions; cubic B-splines on [-1, 1] by default, which are zero outside;
+    * `activation`: that of the residual part, or `None` for none;
+    * `init_weight`: draws `weight`, with the fan-in of both sums.
+
+    Parameters: `weight` `(in_features, basis.size, out_features)` and, with an activation, `base_weight`
+    `(in_features, out_features)`.
 
     Liu et al., "KAN: Kolmogorov-Arnold networks", ICLR 2025. Raises `ValueError` for another number of features.
 
@@ -29,22 +35,22 @@ class KANLayer(Layer):
     ((8, 1), 110)
     """
 
-    in_features: int
-    out_features: int
-    basis: Callable = BSplineBasis(8)
-    activation: Callable | None = field(default=jax.nn.silu, kw_only=True)
-    init_weight: Callable = field(default=KaimingUniform(), kw_only=True)
+    in_features: int = field(converter=count)
+    out_features: int = field(converter=count)
+    basis: Basis = field(default=BSplineBasis(8), converter=as_basis)
+    activation: Callable[..., Any] | None = field(default=jax.nn.silu, converter=optional(function), kw_only=True)
+    init_weight: Callable[..., Any] = field(default=KaimingUniform(), converter=function, kw_only=True)
 
     def init_params(self, key):
         key_weight, key_base = jax.random.split(key)
-        n, dtype = self.basis.size, jax.dtypes.canonicalize_dtype(float)
-        weight = self.init_weight(key_weight, (self.in_features * n, self.out_features), dtype)
-        ps = {"weight": weight.reshape(self.in_features, n, self.out_features)}
+        weight = self.init_weight(key_weight, (self.in_features * self.basis.size, self.out_features), float)
+        ps = {"weight": weight.reshape(self.in_features, self.basis.size, self.out_features)}
         if self.activation is not None:
-            ps["base_weight"] = KaimingUniform()(key_base, (self.in_features, self.out_features), dtype)
+            ps["base_weight"] = KaimingUniform()(key_base, (self.in_features, self.out_features), float)
         return ps
 
     def forward(self, x, ps, st):
         require_last(self, x, (self.in_features,))
+        x = floating(x)
         y = jnp.einsum("...ik,iko->...o", self.basis(x), ps["weight"])
         return (y if self.activation is None else y + self.activation(x) @ ps["base_weight"]), st

@@ -1,28 +1,33 @@
 """Functions with a known value at a point: PositiveDefinite and Pinned, for Lyapunov functions."""
 
 from collections.abc import Callable
-from dataclasses import field
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
-from ..core import Constant, Layer, Wrapper
+from .._tree import describe, floating, is_inexact, widened
+from ..core import Constant, Layer, Wrapper, as_layer, field
+from ..core.converters import function, optional
 
 
-def squared_norm(x: Any) -> Any:
-    """The sum of squares along the last axis, which stays, with size one."""
+def squared_norm(x: Any) -> jax.Array:
+    """The sum of squares along the last axis of an array or of a ComponentVector; the axis stays, with size one."""
     return jnp.sum(x**2, axis=-1, keepdims=True)
 
 
 class PositiveDefinite(Wrapper):
     r"""A function that is zero at a point and positive elsewhere: :math:`V(x) = \psi(f(x) - f(x_0)) + r(x - x_0)`.
 
-    `f` is the layer `model`; `x0` is the point, zeros by default. `psi` and `r` are functions from `(..., n)` to
-    `(..., 1)`, zero at zero; `psi` is nowhere negative and `r` positive elsewhere: both are the sum of squares by
-    default. Input `(..., n)`, output `(..., 1)`. Parameters and state are the model's; where the model renews its
-    state, it is by the call with x.
+    Input `(..., n)`, output `(..., 1)`. Parameters and state are the model's; where the model renews its state, it is
+    by the call with x. Half precision is computed in float32, outside of the model, and rounded at the end. Options:
 
-    Gaby, Zhang and Ye, "Lyapunov-Net", CDC 2022.
+    * `model`: the layer f;
+    * `x0`: the point `(n,)`, zeros by default;
+    * `psi`: a function from `(..., m)` to `(..., 1)`, zero at zero and nowhere negative: the sum of squares by default;
+    * `r`: a function from `(..., n)` to `(..., 1)`, zero at zero and positive elsewhere: the sum of squares by default.
+
+    Gaby, Zhang and Ye, "Lyapunov-Net", CDC 2022. Raises `ValueError` for inputs that the point does not fit.
 
     >>> import jax, jax.numpy as jnp, lux_sciml as lux
     >>> V = lux.PositiveDefinite(lux.MLP(2, 8, 4), [1.0, 2.0])
@@ -31,26 +36,28 @@ class PositiveDefinite(Wrapper):
     (Array([0.], dtype=float32), True)
     """
 
-    model: Layer
-    x0: Any = None
-    psi: Callable = field(default=squared_norm, kw_only=True)
-    r: Callable = field(default=squared_norm, kw_only=True)
-
-    def __post_init__(self):
-        self.x0 = self.x0 if self.x0 is None else Constant(self.x0)
+    model: Layer = field(converter=as_layer)
+    x0: Constant | None = field(default=None, converter=optional(Constant))
+    psi: Callable[..., Any] = field(default=squared_norm, converter=function, kw_only=True)
+    r: Callable[..., Any] = field(default=squared_norm, converter=function, kw_only=True)
 
     def forward(self, x, ps, st):
-        x0 = _point(self, self.x0, x)
-        value, _ = self.model.forward(x0, ps, st)
+        x = floating(x)
+        value, _ = self.model.forward(_point(self, self.x0, x), ps, st)
         y, st = self.model.forward(x, ps, st)
-        return self.psi(y - value) + self.r(x - x0), st
+        y, value = floating((y, value))
+        wide = widened(x)
+        out = self.psi(widened(y) - widened(value)) + self.r(wide - _point(self, self.x0, wide))
+        return out.astype(jnp.result_type(x, y)), st
 
 
 class Pinned(Wrapper):
     r"""A model moved so that it has a known value at a point: :math:`y = f(x) + y_0 - f(x_0)`.
 
     `f` is the layer `model`, `x0` the point and `y0` the value there, zeros by default. Input and output are those of
-    the model, and so are parameters and state; where it renews its state, it is by the call with x.
+    the model, and so are parameters and state; where it renews its state, it is by the call with x. They are arrays,
+    ComponentVectors or dicts of arrays, and so are `x0` and `y0`; an array stands for a ComponentVector too. Raises
+    `ValueError` for inputs and outputs that the points do not fit.
 
     >>> import jax, jax.numpy as jnp, lux_sciml as lux
     >>> layer = lux.Pinned(lux.Dense(2, 1), [1.0, 2.0], [5.0])
@@ -59,23 +66,27 @@ class Pinned(Wrapper):
     Array([5.], dtype=float32)
     """
 
-    model: Layer
-    x0: Any = None
-    y0: Any = None
-
-    def __post_init__(self):
-        self.x0, self.y0 = (point if point is None else Constant(point) for point in (self.x0, self.y0))
+    model: Layer = field(converter=as_layer)
+    x0: Constant | None = field(default=None, converter=optional(Constant))
+    y0: Constant | None = field(default=None, converter=optional(Constant))
 
     def forward(self, x, ps, st):
         value, _ = self.model.forward(_point(self, self.x0, x), ps, st)
         y, st = self.model.forward(x, ps, st)
-        return y - value + _point(self, self.y0, y), st
+        y = floating(y)
+        return jax.tree.map(lambda y, value, y0: y - value + y0, y, floating(value), _point(self, self.y0, y)), st
 
 
-def _point(layer: Layer, point: Any, x: Any) -> Any:
-    """The point in the precision of `x`, or zeros like a sample of it."""
+def _point(layer: Layer, point: Constant | None, x: Any) -> Any:
+    """The point like a sample of `x`, in its precision; zeros where there is none. Integers stay among integers."""
+    leaves, treedef = jax.tree.flatten(x)
     if point is None:
-        return jnp.zeros(x.shape[-1:], x.dtype)
-    if point.value.shape != x.shape[-1:]:
-        raise ValueError(f"{type(layer).__name__} has a point of shape {point.value.shape}, got an array of {x.shape}")
-    return jnp.asarray(point.value, x.dtype)
+        return treedef.unflatten(jnp.zeros(leaf.shape[-1:], leaf.dtype) for leaf in leaves)
+    points = jax.tree.leaves(point.value)
+    if [p.shape for p in points] != [leaf.shape[-1:] for leaf in leaves]:
+        shapes = ", ".join(str(p.shape) for p in points)
+        got = f"an array of {x.shape}" if hasattr(x, "shape") else describe(x)
+        raise ValueError(f"{type(layer).__name__} has a point of shape {shapes}, got {got}")
+    keep = [is_inexact(leaf) or not is_inexact(p) for p, leaf in zip(points, leaves, strict=True)]
+    dtypes = [leaf.dtype if kept else float for kept, leaf in zip(keep, leaves, strict=True)]
+    return treedef.unflatten(map(jnp.asarray, points, dtypes))

@@ -2,27 +2,27 @@
 
 import itertools
 from collections.abc import Callable
-from dataclasses import field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from ..core import Container, Layer
+from .._tree import floating
+from ..core import Container, Layer, field
+from ..core.converters import count, function, integers, optional, sizes
 from ._shapes import require_last
 from .linear import Dense
 
 
 class _PositiveDense(Layer):
-    """An affine map with positive weights: `y = activation(x @ softplus(weight) / in_features + bias)`."""
+    """An affine map with positive weights: `y = x @ softplus(weight) / in_features + bias`."""
 
     in_features: int
     out_features: int
 
     def init_params(self, key):
-        dtype = jax.dtypes.canonicalize_dtype(float)
-        weight = jax.random.normal(key, (self.in_features, self.out_features), dtype)
-        return {"weight": weight, "bias": jnp.zeros(self.out_features, dtype)}
+        weight = jax.random.normal(key, (self.in_features, self.out_features))
+        return {"weight": weight, "bias": jnp.zeros(self.out_features)}
 
     def forward(self, x, ps, st):
         return x @ (jax.nn.softplus(ps["weight"]) / self.in_features) + ps["bias"], st
@@ -32,9 +32,9 @@ class ConvexMLP(Container):
     r"""A network that is convex in its input: :math:`z_{k+1} = \sigma(z_k W_k^+ + x V_k + b_k)`, with positive weights.
 
     The activation must be convex and not decrease: softplus, relu, elu. :math:`W^+ = \mathrm{softplus}(W) / n`, n being
-    the width; the ways from the input, `V`, are free. There is no activation after the last layer. Children: `inputs`,
-    a `Dense` from the input to each layer, and `hidden`, from layer to layer. Input `(..., in_features)`, output
-    `(..., out_features)`.
+    the width; the connections from the input, `V`, are free. There is no activation after the last layer. Children:
+    `inputs`, a `Dense` from the input to each layer, and `hidden`, from layer to layer. Input `(..., in_features)`,
+    output `(..., out_features)`.
 
     Amos, Xu and Kolter, "Input convex neural networks", ICML 2017. Raises `ValueError` for another number of features.
 
@@ -46,20 +46,21 @@ class ConvexMLP(Container):
     True
     """
 
-    in_features: int
-    hidden_features: int | tuple[int, ...]
-    out_features: int
-    activation: Callable = jax.nn.softplus
+    in_features: int = field(converter=count)
+    hidden_features: tuple[int, ...] = field(converter=sizes)
+    out_features: int = field(converter=count)
+    activation: Callable[..., Any] = field(default=jax.nn.softplus, converter=function)
     inputs: tuple[Layer, ...] = field(init=False)
     hidden: tuple[Layer, ...] = field(init=False)
 
-    def __post_init__(self):
-        sizes = _sizes(self)
-        self.inputs = tuple(Dense(self.in_features, n) for n in sizes)
-        self.hidden = tuple(_PositiveDense(m, n) for m, n in itertools.pairwise(sizes))
+    def __post_init__(self) -> None:
+        widths = (*self.hidden_features, self.out_features)
+        self.inputs = tuple(Dense(self.in_features, n) for n in widths)
+        self.hidden = tuple(_PositiveDense(m, n) for m, n in itertools.pairwise(widths))
 
     def forward(self, x, ps, st):
         require_last(self, x, (self.in_features,))
+        x = floating(x)
         (z,), st = self.run(ps, st, inputs_0=x)
         for i in range(len(self.hidden)):
             z = self.activation(z)
@@ -71,10 +72,12 @@ class ConvexMLP(Container):
 class MonotoneMLP(Container):
     r"""A network that grows with each of its inputs: :math:`z_{k+1} = \sigma(z_k W_k^+ + b_k)`, with positive weights.
 
-    :math:`W^+ = \mathrm{softplus}(W) / n`, n being the number of inputs; the activation must not decrease, and one that
-    bends both ways, tanh, can fit any monotone function. Where `signs` has -1 the output falls with that input. There
-    is no activation after the last layer. Children: `layer_0`, `layer_1`, .... Input `(..., in_features)`, output
-    `(..., out_features)`.
+    :math:`W^+ = \mathrm{softplus}(W) / n`, n being the number of inputs of the layer. There is no activation after the
+    last layer. Children: `layer_0`, `layer_1`, .... Input `(..., in_features)`, output `(..., out_features)`. Options:
+
+    * `in_features`, `hidden_features`, `out_features`: the widths; the hidden ones are a tuple, or one number;
+    * `activation`: must not decrease; one that bends both ways, `tanh` (the default), can fit any monotone function;
+    * `signs`: 1 or -1 for each input; where it is -1, the output falls with that input.
 
     Sill, "Monotonic networks", NeurIPS 1997. Raises `ValueError` for signs other than 1 and -1 or of another number.
 
@@ -85,32 +88,26 @@ class MonotoneMLP(Container):
     Array([ 1., -1.], dtype=float32)
     """
 
-    in_features: int
-    hidden_features: int | tuple[int, ...]
-    out_features: int
-    activation: Callable = jnp.tanh
-    signs: tuple[int, ...] | None = field(default=None, kw_only=True)
+    in_features: int = field(converter=count)
+    hidden_features: tuple[int, ...] = field(converter=sizes)
+    out_features: int = field(converter=count)
+    activation: Callable[..., Any] = field(default=jnp.tanh, converter=function)
+    signs: tuple[int, ...] | None = field(default=None, converter=optional(integers), kw_only=True)
     layers: tuple[Layer, ...] = field(init=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         signs = self.signs
         if signs is not None and (len(signs) != self.in_features or not set(signs) <= {1, -1}):
             raise ValueError(f"MonotoneMLP needs {self.in_features} signs, each 1 or -1, got {signs}")
-        sizes = (self.in_features, *_sizes(self))
-        self.layers = tuple(_PositiveDense(m, n) for m, n in itertools.pairwise(sizes))
+        widths = (self.in_features, *self.hidden_features, self.out_features)
+        self.layers = tuple(_PositiveDense(m, n) for m, n in itertools.pairwise(widths))
 
     def forward(self, x, ps, st):
         require_last(self, x, (self.in_features,))
+        x = floating(x)
         if self.signs is not None:
             x = x * jnp.asarray(self.signs, x.dtype)
         for i in range(len(self.layers)):
             x = self.activation(x) if i else x
             (x,), st = self.run(ps, st, **{f"layer_{i}": x})
         return x, st
-
-
-def _sizes(layer: Any) -> tuple[int, ...]:
-    """The widths of all layers after the input; a single number of hidden features becomes a tuple."""
-    if isinstance(layer.hidden_features, int):
-        layer.hidden_features = (layer.hidden_features,)
-    return (*layer.hidden_features, layer.out_features)

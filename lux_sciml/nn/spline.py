@@ -1,27 +1,42 @@
 """Spline: a function of one variable, given by its values at knots."""
 
 from collections.abc import Callable
-from dataclasses import field
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..core import Constant, Layer
+from .._tree import floating, widened
+from ..core import Constant, Layer, field
+from ..core.converters import checks_itself, choice, count, function
 from ..initializers import zeros
 
 
+@checks_itself
+def knots(value: Any) -> Constant:
+    """The converter of at least two increasing numbers."""
+    constant = Constant(np.asarray(value.value if isinstance(value, Constant) else value, float))
+    if constant.value.ndim != 1 or constant.value.size < 2 or not np.all(np.diff(constant.value) > 0):
+        raise ValueError(f"Spline needs two or more increasing knots, got {constant.value.tolist()}")
+    return constant
+
+
 class Spline(Layer):
-    r"""A function of one variable through trained values at fixed knots: linear between them, or a cubic spline.
+    r"""A function of one variable through trained values at fixed knots.
 
-    `knots` are at least two increasing numbers. Input `(...)`, output `(..., out_features)`. Parameter: `knot_values`
-    `(len(knots), out_features)`, drawn by `init_values` (default: zeros). The cubic spline is the natural one, whose
-    second derivatives are continuous, and zero at the ends; it is linear in the values. Beyond the ends the last pieces
-    go on.
+    Input `(...)`, output `(..., out_features)`. Options:
 
-    de Boor, "A practical guide to splines", 1978. Raises `ValueError` for knots that do not increase, and for another
-    `kind`.
+    * `knots`: at least two increasing numbers;
+    * `out_features`: how many functions, 1 by default;
+    * `kind`: `"linear"` for straight lines between the knots, or `"cubic"` (the default) for the natural cubic spline,
+      whose second derivatives are continuous, and zero at the ends; it is linear in the values;
+    * `init_values`: draws the values at the knots; zeros by default.
+
+    Parameter: `knot_values` `(len(knots), out_features)`. Beyond the ends the last pieces go on. Positions are computed
+    in float32 at least.
+
+    de Boor, "A practical guide to splines", 1978. Raises `ValueError` for knots that do not increase, also where two of
+    them are one in the precision of the input, and for another `kind`.
 
     >>> import jax, jax.numpy as jnp, lux_sciml as lux
     >>> layer = lux.Spline([0.0, 1.0, 3.0], 2, kind="linear")
@@ -30,34 +45,30 @@ class Spline(Layer):
     [[0.5, 1.0], [3.0, 1.0]]
     """
 
-    knots: Any
-    out_features: int = 1
-    kind: str = field(default="cubic", kw_only=True)
-    init_values: Callable = field(default=zeros, kw_only=True)
-
-    def __post_init__(self):
-        self.knots = Constant(np.asarray(self.knots, float))
-        knots = self.knots.value
-        if knots.ndim != 1 or knots.size < 2 or not np.all(np.diff(knots) > 0):
-            raise ValueError(f"Spline needs two or more increasing knots, got {knots.tolist()}")
-        if self.kind not in ("linear", "cubic"):
-            raise ValueError(f"Spline is of the kind 'linear' or 'cubic', got {self.kind!r}")
+    knots: Constant = field(converter=knots)
+    out_features: int = field(default=1, converter=count)
+    kind: str = field(default="cubic", converter=choice("linear", "cubic"), kw_only=True)
+    init_values: Callable[..., Any] = field(default=zeros, converter=function, kw_only=True)
 
     def init_params(self, key):
-        shape = (self.knots.value.size, self.out_features)
-        return {"knot_values": self.init_values(key, shape, jax.dtypes.canonicalize_dtype(float))}
+        return {"knot_values": self.init_values(key, (self.knots.value.size, self.out_features), float)}
 
     def forward(self, x, ps, st):
-        grid, values = jnp.asarray(self.knots.value, x.dtype), ps["knot_values"]
-        i = jnp.clip(jnp.searchsorted(grid, x, side="right") - 1, 0, grid.size - 2)
+        x, values = floating(x), widened(ps["knot_values"])
+        wide = widened(x)
+        rounded = self.knots.value.astype(wide.dtype)
+        if not np.all(np.diff(rounded) > 0):
+            raise ValueError(f"two knots of this Spline are one in {wide.dtype}; use 64-bit inputs, or shift the knots")
+        grid = jnp.asarray(rounded)
+        i = jnp.clip(jnp.searchsorted(grid, wide, side="right") - 1, 0, grid.size - 2)
         left, step = grid[i], (grid[i + 1] - grid[i])
-        b = ((x - left) / step)[..., None]
+        b = ((wide - left) / step)[..., None]
         a = 1 - b
         y = a * values[i] + b * values[i + 1]
         if self.kind == "cubic":
             bend = jnp.asarray(_second_derivatives(self.knots), values.dtype) @ values
             y = y + (step**2 / 6)[..., None] * ((a**3 - a) * bend[i] + (b**3 - b) * bend[i + 1])
-        return y, st
+        return y.astype(jnp.result_type(x, ps["knot_values"])), st
 
 
 def _second_derivatives(knots: Constant) -> np.ndarray:

@@ -1,5 +1,7 @@
 """Bases, tensor products, splines, Kolmogorov-Arnold layers and embeddings, against NumPy and SciPy."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -141,6 +143,120 @@ def test_fourier_features(key):
     assert lux.parameter_length(trained) == 4000 and lux.state_length(trained) == 0
     with pytest.raises(ValueError, match=r"FourierFeatures\.out_features: expected an even number .* got 3"):
         lux.FourierFeatures(2, 3)
+
+
+# --- precisions, degenerate shapes, options -----------------------------------------------------------------------
+
+BASES = [
+    lux.PolynomialBasis(4),
+    lux.ChebyshevBasis(4),
+    lux.LegendreBasis(4),
+    lux.FourierBasis(12),
+    lux.SineBasis(12),
+    lux.CosineBasis(12),
+    lux.BSplineBasis(8, low=-4.0, high=4.0),
+]
+
+
+@pytest.mark.parametrize("basis", BASES, ids=lambda basis: type(basis).__name__)
+def test_bases_of_integers_and_of_half_precision(basis):
+    for kind in ("int32", "uint8", "bool"):
+        x = np.array([[0, 1, 3], [2, 1, 2]], kind)
+        assert basis(x).dtype == jnp.float64 and np.allclose(basis(x), basis(x.astype(float)))
+    for half in ("bfloat16", "float16"):
+        x = jnp.linspace(-3, 3, 20, dtype=half)
+        assert basis(x).dtype == half and np.array_equal(basis(x), basis(x.astype("float32")).astype(half))
+    assert basis(jnp.zeros((0, 2))).shape == (0, 2, basis.size) and basis(2).shape == (basis.size,)
+    assert eval(repr(basis), vars(lux)) == basis
+
+
+def test_a_basis_of_ones_own():
+    @dataclasses.dataclass(frozen=True)
+    class Squares(lux.nn.basis.Basis):
+        def values(self, x):
+            return x[..., None] ** 2 * jnp.arange(self.size, dtype=x.dtype)
+
+    assert Squares(3)(jnp.array(2)).tolist() == [0, 4, 8] and Squares(np.int64(3)) == Squares(3)
+    layer = lux.TensorProduct([Squares(3)], 1)
+    assert layer(jnp.ones((2, 1)), *lux.setup(jax.random.key(0), layer))[0].shape == (2, 1)
+
+
+LINEAR = np.array([0.0, 0.5, 1.0, 1.5, 2.0])
+SMALL = [
+    (lux.TensorProduct((lux.ChebyshevBasis(4), lux.FourierBasis(9)), 3), (2,)),
+    (lux.KANLayer(2, 3), (2,)),
+    (lux.KANLayer(2, 3, lux.SineBasis(6)), (2,)),
+    (lux.Spline(LINEAR, 2, init_values=lux.initializers.Normal()), ()),
+    (lux.Spline(LINEAR, 2, kind="linear", init_values=lux.initializers.Normal()), ()),
+]
+
+
+@pytest.mark.parametrize(("layer", "shape"), SMALL, ids=lambda value: type(value).__name__)
+def test_layers_of_bases_take_integers_half_precision_and_empty_batches(key, layer, shape):
+    ps, st = lux.setup(key, layer)
+    for kind in ("int32", "uint8", "bool"):
+        x = RNG.integers(0, 2, size=(5, *shape)).astype(kind)
+        y = layer(x, ps, st)[0]
+        assert y.dtype == jnp.float64 and np.allclose(y, layer(x.astype(float), ps, st)[0])
+    for half in ("bfloat16", "float16"):
+        ps_half, _ = lux.setup(key, layer, half)
+        x = jnp.asarray(RNG.uniform(-1, 1, size=(5, *shape)), half)
+        y, wide = layer(x, ps_half, st)[0], layer(x.astype("float32"), ps_half.astype("float32"), st)[0]
+        assert y.dtype == half and np.allclose(y.astype("float32"), wide, atol=4 * float(jnp.finfo(half).eps))
+    empty = jnp.zeros((0, *shape))
+    assert layer(empty, ps, st)[0].shape[0] == 0
+    gradient = jax.grad(lambda ps, x: layer(x, ps, st)[0].sum(), (0, 1))(ps, empty)
+    assert not np.any(gradient[0].data) and gradient[1].shape == empty.shape
+
+
+def test_deeponet_takes_empty_batches_and_no_points(key):
+    model = lux.DeepONet(lux.MLP(4, 3, 10), lux.MLP(1, 3, 5), 2)
+    ps, st = lux.setup(key, model)
+    for samples, points in ((0, 6), (3, 0), (0, 0), (1, 1)):
+        x = jnp.ones((samples, 4)), jnp.ones((points, 1))
+        assert model(x, ps, st)[0].shape == (samples, points, 2)
+        gradient = jax.grad(lambda ps, x=x: model(x, ps, st)[0].sum())(ps)
+        assert np.isfinite(gradient.data).all()
+    u, p = RNG.integers(0, 2, size=(3, 4)), RNG.integers(0, 3, size=(6, 1))
+    plain = lux.DeepONet(lambda u: u, lambda p: jnp.concatenate([p] * 4, -1))
+    own = {"branch": {}, "trunk": {}, "bias": jnp.full(1, 0.5)}
+    assert np.allclose(plain((u, p), own, {"branch": {}, "trunk": {}})[0][..., 0], u.sum(-1)[:, None] * p[:, 0] + 0.5)
+    for wrong, got in ((jnp.ones(3), "ArrayImpl"), ((u, p, p), "a tuple of 3"), ([u, p], "list")):
+        with pytest.raises(ValueError, match=rf"DeepONet takes a tuple \(u, points\), got {got}"):
+            model(wrong, ps, st)
+
+
+def test_knots_are_kept_where_the_input_is_whole(key):
+    layer = lux.Spline(LINEAR, kind="linear")
+    ps = {"knot_values": jnp.array([[0.0], [5.0], [1.0], [7.0], [2.0]])}
+    assert layer(jnp.array([0, 1, 2]), ps, {})[0][:, 0].tolist() == [0, 1, 2]
+    shifted = lux.Spline(LINEAR + 1.7e9)
+    with pytest.raises(ValueError, match="two knots of this Spline are one in float32"):
+        shifted(jnp.array([1.7e9], "float32"), {"knot_values": ps["knot_values"].astype("float32")}, {})
+
+
+WRONG = [
+    (lambda: lux.ChebyshevBasis(0), r"ChebyshevBasis\.size: expected a whole number of at least 1, got 0"),
+    (lambda: lux.BSplineBasis(8, low=1.0, high=1.0), "BSplineBasis needs low < high, got 1.0 and 1.0"),
+    (lambda: lux.TensorProduct((), 1), r"TensorProduct\.bases: expected one basis for each input"),
+    (lambda: lux.TensorProduct((jnp.sin,), 1), r"TensorProduct\.bases: expected a basis such as lux\.ChebyshevBasis"),
+    (
+        lambda: lux.TensorProduct(lux.SineBasis(2), 0),
+        r"TensorProduct\.out_features: expected a whole number of at least 1",
+    ),
+    (lambda: lux.KANLayer(2, 2, 8), r"KANLayer\.basis: expected a basis such as lux\.ChebyshevBasis\(5\), got 8"),
+    (lambda: lux.KANLayer(2, 2, activation="silu"), r"KANLayer\.activation: expected a function such as jnp\.tanh"),
+    (lambda: lux.KANLayer(0, 2), r"KANLayer\.in_features: expected a whole number of at least 1, got 0"),
+    (lambda: lux.Spline(KNOTS, 1.5), r"Spline\.out_features: expected a whole number, got 1\.5"),
+    (lambda: lux.DeepONet(jnp.sin, 3), r"DeepONet\.trunk: expected a layer or a function, got 3"),
+    (lambda: lux.DeepONet(jnp.sin, jnp.sin, 0), r"DeepONet\.out_features: expected a whole number of at least 1"),
+]
+
+
+@pytest.mark.parametrize(("make", "says"), WRONG, ids=[says for _, says in WRONG])
+def test_wrong_options_are_refused_where_they_are_given(make, says):
+    with pytest.raises((TypeError, ValueError), match=says):
+        make()
 
 
 LAYERS = [

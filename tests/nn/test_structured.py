@@ -145,6 +145,107 @@ def test_monotone_networks_are_monotone(key):
             lux.MonotoneMLP(3, 6, 2, signs=signs)
 
 
+# --- precisions, degenerate shapes, options, kinds of input ---------------------------------------------------------
+
+POINT = [0.25, 2.5]
+SMALL = [
+    lux.MLP(2, (6, 6), 3, norm=lux.LayerNorm, residual=True),
+    lux.Siren(2, 16, 1),
+    lux.PositiveDefinite(lux.MLP(2, 4, 3), POINT),
+    lux.PositiveDefinite(lux.Dense(2, 3)),
+    lux.Pinned(lux.MLP(2, 4, 2), POINT, [5.5, -0.25]),
+    lux.Pinned(lux.MLP(2, 4, 2)),
+    lux.ConvexMLP(2, (6, 6), 1),
+    lux.MonotoneMLP(2, (6, 6), 1, signs=(1, -1)),
+]
+
+
+@pytest.mark.parametrize("layer", SMALL, ids=lambda layer: type(layer).__name__)
+def test_integers_half_precision_and_empty_batches(key, layer):
+    ps, st = lux.setup(key, layer)
+    for kind in ("int32", "uint8", "bool"):
+        x = RNG.integers(0, 2, size=(5, 2)).astype(kind)
+        with jax.numpy_dtype_promotion("standard"):
+            y = layer(x, ps, st)[0]
+        assert y.dtype == jnp.float64 and np.allclose(y, layer(x.astype(float), ps, st)[0])
+    for half in ("bfloat16", "float16"):
+        ps_half, _ = lux.setup(key, layer, half)
+        x = jnp.asarray(RNG.normal(size=(5, 2)), half)
+        y, wide = layer(x, ps_half, st)[0], layer(x.astype("float32"), ps_half.astype("float32"), st)[0]
+        digit = 8 * float(jnp.finfo(half).eps)
+        assert y.dtype == half and np.allclose(y.astype("float32"), wide, rtol=digit, atol=digit)
+    empty = jnp.zeros((0, 2))
+    assert layer(empty, ps, st)[0].shape[0] == 0
+    gradient = jax.grad(lambda ps, x: layer(x, ps, st)[0].sum(), (0, 1))(ps, empty)
+    assert not np.any(gradient[0].data) and gradient[1].shape == (0, 2)
+
+
+def test_known_values_are_kept_for_integers(key):
+    layer = lux.Pinned(lux.Dense(2, 1), [1.0, 2.0], [5.5])
+    ps, st = lux.setup(key, layer)
+    with jax.numpy_dtype_promotion("standard"):
+        assert layer(jnp.array([1, 2]), ps, st)[0] == 5.5
+    positive = lux.PositiveDefinite(lambda x: x, [2, 200])
+    x = np.array([[0, 100], [2, 200]], "uint8")
+    assert positive(x, {}, {})[0][:, 0].tolist() == [2 * (4 + 10000), 0]
+    indexed = lux.Pinned(lux.Chain(lux.Embedding(4, 3), lambda e: e.reshape(*e.shape[:-2], 6)), [1, 2], np.ones(6))
+    ps, st = lux.setup(key, indexed)
+    assert np.allclose(indexed(jnp.array([[1, 2]]), ps, st)[0], 1)
+
+
+def test_known_values_of_vectors_and_trees():
+    state = lux.ComponentVector(q=[1.0, 2.0], p=3.0)
+    f = lux.Lambda(lambda z: lux.ComponentVector(q=z.q**2, p=jnp.sin(z.p)))
+    pinned = lux.Pinned(f, state, [0.5, 0.25, -1.0])
+    y = pinned(state, {}, {})[0]
+    assert isinstance(y, lux.ComponentVector) and np.allclose(y.data, [0.5, 0.25, -1.0])
+    other = lux.ComponentVector(q=[0.0, 0.0], p=3.0)
+    assert np.allclose(pinned(other, {}, {})[0].data, [-0.5, -3.75, -1.0])
+    assert lux.PositiveDefinite(f, state)(state, {}, {})[0].tolist() == [0.0]
+    assert lux.PositiveDefinite(f, state)(other, {}, {})[0].tolist() == [1.0 + 16.0 + 5.0]
+    tree = lux.Pinned(lambda z: {"a": z["a"] ** 2, "b": z["b"].sum(-1)}, {"a": [1.0], "b": [2.0, 3.0]})
+    y = tree({"a": jnp.array([[1.0], [2.0]]), "b": jnp.array([[2.0, 3.0], [1.0, 1.0]])}, {}, {})[0]
+    assert y["a"].tolist() == [[0.0], [3.0]] and y["b"].tolist() == [0.0, -3.0]
+    with pytest.raises(ValueError, match=r"Pinned has a point of shape \(3,\), got \{'a': f64\[1\]\}"):
+        pinned({"a": jnp.ones(1)}, {}, {})
+
+
+WRONG = [
+    (lambda: lux.MLP(2, 2, 8, 1), r"^MLP\.activation: expected a function such as jnp\.tanh, got 1"),
+    (lambda: lux.MLP(2, (8, 0), 1), r"^MLP\.hidden_features\[1\]: expected a whole number of at least 1, got 0"),
+    (lambda: lux.MLP(2, 8.0, 1), r"^MLP\.hidden_features: expected a whole number, got 8\.0"),
+    (lambda: lux.MLP("2", 8, 1), r"^MLP\.in_features: expected a whole number, got '2'"),
+    (lambda: lux.MLP(2, 8, 1, norm=lux.LayerNorm(8)), r"^MLP\.norm: expected a function"),
+    (lambda: lux.MLP(2, 8, 1, use_bias=0.5), r"^MLP\.use_bias: expected True or False, got 0\.5"),
+    (lambda: lux.MLP(2, 8, 1, dropout_rate="a"), r"^MLP\.dropout_rate: expected a number, got 'a'"),
+    (lambda: lux.MLP(2, 8, 1, init_weight=0.1), r"^MLP\.init_weight: expected a function"),
+    (lambda: lux.Siren(2, 8, 1, omega="a"), r"^Siren\.omega: expected a number, got 'a'"),
+    (lambda: lux.Siren(2, 8, 0), r"^Siren\.out_features: expected a whole number of at least 1, got 0"),
+    (lambda: lux.ConvexMLP(2, 8, 1, "relu"), r"^ConvexMLP\.activation: expected a function"),
+    (lambda: lux.MonotoneMLP(2, 8, 1, signs=(1.5, 1)), r"^MonotoneMLP\.signs\[0\]: expected a whole number, got 1\.5"),
+    (lambda: lux.PositiveDefinite(3), r"^PositiveDefinite\.model: expected a layer or a function, got 3"),
+    (lambda: lux.PositiveDefinite(jnp.sin, psi=2.0), r"^PositiveDefinite\.psi: expected a function"),
+]
+
+
+@pytest.mark.parametrize(("make", "says"), WRONG, ids=[says for _, says in WRONG])
+def test_wrong_options_are_refused_where_they_are_given(make, says):
+    with pytest.raises((TypeError, ValueError), match=says):
+        make()
+
+
+def test_options_have_one_form():
+    for widths in (8, [8], np.array([8]), np.int64(8), (np.int32(8),)):
+        assert lux.MLP(np.int64(2), widths, 1) == lux.MLP(2, (8,), 1)
+        assert lux.ConvexMLP(2, widths, 1) == lux.ConvexMLP(2, 8, 1)
+    assert lux.MonotoneMLP(2, 8, 1, signs=np.array([1, -1])).signs == (1, -1)
+    for layer in SMALL:
+        assert (
+            eval(repr(layer).split("#")[0] if "\n" not in repr(layer) else repr(layer), vars(lux) | {"jnp": jnp})
+            == layer
+        )
+
+
 Z = RNG.normal(size=(3, 4))
 LAYERS = [
     (lux.MLP(2, 3, 1, norm=lux.LayerNorm, residual=True), X, {}),
