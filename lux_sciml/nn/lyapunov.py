@@ -1,14 +1,28 @@
 """Functions with a known value at a point: PositiveDefinite and Pinned, for Lyapunov functions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .._tree import describe, floating, is_inexact, widened
+from ..components import ComponentVector
 from ..core import Constant, Layer, Wrapper, as_layer, field
-from ..core.converters import function, optional
+from ..core.converters import checks_itself, function, optional
+
+
+@checks_itself
+def point(value: Any) -> Constant:
+    """The converter of an array, a ComponentVector, or a dict of such: numbers and lists become arrays."""
+
+    def arrays(node: Any) -> Any:
+        if isinstance(node, Mapping):
+            return {name: arrays(child) for name, child in node.items()}
+        return node if isinstance(node, ComponentVector | jax.Array) else np.asarray(node)
+
+    return value if isinstance(value, Constant) else Constant(arrays(value))
 
 
 def squared_norm(x: Any) -> jax.Array:
@@ -37,7 +51,7 @@ class PositiveDefinite(Wrapper):
     """
 
     model: Layer = field(converter=as_layer)
-    x0: Constant | None = field(default=None, converter=optional(Constant))
+    x0: Constant | None = field(default=None, converter=optional(point))
     psi: Callable[..., Any] = field(default=squared_norm, converter=function, kw_only=True)
     r: Callable[..., Any] = field(default=squared_norm, converter=function, kw_only=True)
 
@@ -67,8 +81,8 @@ class Pinned(Wrapper):
     """
 
     model: Layer = field(converter=as_layer)
-    x0: Constant | None = field(default=None, converter=optional(Constant))
-    y0: Constant | None = field(default=None, converter=optional(Constant))
+    x0: Constant | None = field(default=None, converter=optional(point))
+    y0: Constant | None = field(default=None, converter=optional(point))
 
     def forward(self, x, ps, st):
         value, _ = self.model.forward(_point(self, self.x0, x), ps, st)
