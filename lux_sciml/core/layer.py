@@ -71,7 +71,8 @@ class Layer(metaclass=_LayerMeta):
     hooks:
 
     * `init_params(key)` -> dict of floating-point arrays (default: none);
-    * `init_state(key)` -> dict of arrays, random keys and `Mode` (default: none);
+    * `init_state(key)` -> dict of arrays, random keys and `Mode` (default: none); `setup` keeps entries that are called
+      `running_...`, the statistics of many calls, in float32 where the others are in half precision;
     * `forward(x, ps, st)` -> `(y, st)`, a pure function; `ps` is a plain nested dict here.
 
     It is called as `y, st = layer(x, ps, st)`, where `ps` is a `ComponentVector` or a nested dict. Layers compare and

@@ -33,7 +33,9 @@ def setup(key: Any, layer: Any, dtype: Any = None, flat: bool = True) -> tuple[A
 
     `key` is a random key, `jax.random.key(0)`. Keys are passed on by position, and parameters and state draw from
     separate streams, so that appending a layer leaves the earlier ones as they were. `dtype` is the floating-point type
-    of parameters and state (default: JAX's). With `flat` the parameters are a `ComponentVector`; without, nested dicts.
+    of parameters and state (default: JAX's). Entries of the state whose names start with `running_`, such as the
+    statistics of `BatchNorm`, add up what many calls see: in half precision small steps would be lost, and so they stay
+    in float32. With `flat` the parameters are a `ComponentVector`; without, nested dicts.
 
     Raises `TypeError` for a key that is none, and for a layer that is neither a layer nor a function.
 
@@ -49,7 +51,8 @@ def setup(key: Any, layer: Any, dtype: Any = None, flat: bool = True) -> tuple[A
         if not isinstance(tree, dict):
             raise TypeError(f"`{name}` of {type(layer).__name__} returns a dict, got a {type(tree).__name__}")
     if dtype is not None:
-        ps, st = _cast(ps, dtype), _cast(st, dtype)
+        wide = jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
+        ps, st = _cast(ps, dtype, dtype), _cast(st, dtype, wide)
     return (ComponentVector.from_tree(ps) if flat else ps), st
 
 
@@ -69,10 +72,12 @@ def as_key(key: Any) -> jax.Array:
     return key
 
 
-def _cast(tree: Any, dtype) -> Any:
-    """Cast the floating-point leaves, keeping the order of dicts, which JAX's tree functions sort."""
+def _cast(tree: Any, dtype: Any, running: Any) -> Any:
+    """Cast the floating-point leaves, to `running` what is called `running_...`, keeping the order of dicts, which
+    JAX's tree functions sort."""
     if isinstance(tree, dict):
-        return {name: _cast(child, dtype) for name, child in tree.items()}
+        types = {name: running if str(name).startswith("running_") else dtype for name in tree}
+        return {name: _cast(child, types[name], running) for name, child in tree.items()}
 
     def cast(x):
         return x.astype(dtype) if hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.inexact) else x

@@ -59,6 +59,14 @@ def test_dtypes_of_parameters_and_state(key, dtype):
     assert st["layer_1"]["mode"] is lux.Mode.TRAIN
 
 
+@pytest.mark.parametrize("half", ["float16", "bfloat16"])
+def test_running_statistics_are_not_in_half_precision(key, half):
+    model = lux.Chain(lux.Stack(lux.BatchNorm(3), 2), lux.FourierFeatures(3, 4), lux.Dense(4, 1))
+    ps, st = lux.setup(key, model, half)
+    assert ps.dtype == half and st["layer_1"]["frequencies"].dtype == half
+    assert st["layer_0"]["running_mean"].dtype == st["layer_0"]["running_var"].dtype == jnp.float32
+
+
 def test_nested_dicts_keep_the_declared_order(key, dtype):
     ps, _ = lux.setup(key, lux.Chain(b=lux.Dense(2, 3), a=lux.Dense(3, 1)), dtype, flat=False)
     assert list(ps) == ["b", "a"] and list(ps["b"]) == ["weight", "bias"]

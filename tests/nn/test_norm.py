@@ -93,6 +93,42 @@ def test_statistics_of_half_precision_are_in_float32(key, layer):
     assert y.dtype == jnp.float16 and np.abs(y.astype(float) - expected).max() < 5e-3
 
 
+@pytest.mark.parametrize("half", ["float16", "bfloat16"])
+@pytest.mark.parametrize("layer", [lux.BatchNorm(1, momentum=0.01), lux.InstanceNorm(1, track_stats=True)], ids=str)
+def test_running_statistics_arrive_in_half_precision(key, layer, half):
+    """In half precision each step of 0.01 of a difference would be less than half a unit of what it is added to."""
+    x = jnp.asarray(RNG.normal(3.0, 1.0, size=(4, 128, 1)), half)
+    ps, st = lux.setup(key, layer.replace(momentum=0.01), half)
+    for _ in range(10):
+        y, st = jax.lax.fori_loop(0, 100, lambda _, before: layer(x, ps, before[1]), (jnp.zeros_like(x), st))
+    wide = np.asarray(x, float)
+    var = wide.var(ddof=1) if isinstance(layer, lux.BatchNorm) else wide.var(1, ddof=1).mean()
+    assert y.dtype == half and st["running_mean"].dtype == jnp.float32
+    assert np.allclose(st["running_mean"], wide.mean(), rtol=1e-3) and np.allclose(st["running_var"], var, rtol=1e-3)
+    y, _ = layer(x, ps, lux.testmode(st))
+    assert y.dtype == half and abs(np.asarray(y, float).std() - 1) < 0.02
+
+
+@pytest.mark.parametrize("shape", [(0, 6), (0, 4, 6), (3, 0, 6)], ids=str)
+def test_a_batch_without_samples_leaves_the_statistics(key, shape):
+    for layer in (lux.BatchNorm(6), lux.InstanceNorm(6, affine=True, track_stats=True)):
+        if isinstance(layer, lux.InstanceNorm) and len(shape) == 2:
+            continue
+        ps, st = lux.setup(key, layer)
+        (y, after), pull = jax.vjp(lambda ps, x, layer=layer, st=st: layer(x, ps, st), ps, jnp.zeros(shape))
+        assert y.shape == shape and np.array_equal(after["running_mean"], np.zeros(6))
+        gradient, _ = pull((y, jax.tree.map(np.zeros_like, after)))
+        assert not np.any(gradient.data)
+
+
+def test_one_channel_one_group_and_one_time(key):
+    x = jnp.full((2, 1, 1), 3.0)
+    for layer in (lux.GroupNorm(1, 1), lux.LayerNorm(1), lux.BatchNorm(1)):
+        ps, st = lux.setup(key, layer)
+        y, pull = jax.vjp(lambda x, layer=layer, ps=ps, st=st: layer(x, ps, st)[0], x)
+        assert not np.any(y) and np.isfinite(pull(jnp.ones_like(y))[0]).all()
+
+
 def test_wrong_features_ranks_and_groups(key):
     with pytest.raises(ValueError, match="GroupNorm cannot split 6 features into 4 equal groups"):
         lux.GroupNorm(6, 4)
@@ -105,6 +141,23 @@ def test_wrong_features_ranks_and_groups(key):
     ):
         with pytest.raises(ValueError, match=says):
             layer(jnp.zeros(shape), *lux.setup(key, layer))
+
+
+def test_options_that_are_wrong_are_refused_by_name():
+    for make, says in (
+        (lambda: lux.BatchNorm(0), r"BatchNorm\.features: expected a whole number of at least 1, got 0"),
+        (lambda: lux.BatchNorm(3, momentum=1.5), r"BatchNorm\.momentum: expected a rate between 0 and 1, got 1\.5"),
+        (lambda: lux.LayerNorm(3.0), r"LayerNorm\.shape: expected a whole number, got 3\.0"),
+        (lambda: lux.RMSNorm((3, -1)), r"RMSNorm\.shape\[1\]: expected a whole number of at least 1, got -1"),
+        (lambda: lux.GroupNorm(6, 0), r"GroupNorm\.groups: expected a whole number of at least 1, got 0"),
+        (
+            lambda: lux.GroupNorm(6, 2, epsilon=-1),
+            r"GroupNorm\.epsilon: expected .* of at least 0, got -1",
+        ),
+        (lambda: lux.InstanceNorm(6, "tanh"), r"InstanceNorm\.activation: expected a function .* got 'tanh'"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=says):
+            make()
 
 
 CONTRACT = [
