@@ -199,7 +199,7 @@ def _flat(x: Any) -> tuple[jax.Array, Layout]:
 
 
 def _like(x: Any, flat: jax.Array, layout: Layout) -> Any:
-    return ComponentVector.tree_unflatten(layout, (flat,)) if layout_of(x) is not None else layout.unravel(flat)
+    return ComponentVector(flat, layout) if layout_of(x) is not None else layout.unravel(flat)
 
 
 def _flat_function(f: Callable[..., Any], x: Any, args: tuple[Any, ...], has_aux: bool) -> Callable[..., Any]:

@@ -2,11 +2,13 @@
 
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+Named = TypeVar("Named", bound="NamedArray")
 
 
 def _operand(named: Any, other: Any) -> Any:
@@ -74,16 +76,6 @@ class NamedArray:
 
     data: jax.Array
 
-    def tree_flatten_with_keys(self):
-        return ((jax.tree_util.GetAttrKey("data"), self.data),), self._names
-
-    def tree_flatten(self):
-        return (self.data,), self._names
-
-    @classmethod
-    def tree_unflatten(cls, names: Any, children: Any):
-        return make(cls, children[0], names)  # never validated: transforms put other things than arrays into the leaf
-
     @property
     def shape(self) -> tuple[int, ...]:
         return jnp.shape(self.data)
@@ -126,13 +118,27 @@ _new = object.__new__
 _set_data, _set_names = NamedArray.data.__set__, NamedArray._names.__set__
 
 
-def make(kind: type, data: Any, names: Any) -> Any:
+def make(kind: type[Named], data: Any, names: Any) -> Named:
     """A named array of the given class from its two parts, without any check."""
     return fill(_new(kind), data, names)
 
 
-def fill(named: Any, data: Any, names: Any) -> Any:
+def fill(named: Named, data: Any, names: Any) -> Named:
     """The two parts put into a new named array."""
     _set_data(named, data)
     _set_names(named, names)
     return named
+
+
+def register(kind: type[Named]) -> type[Named]:
+    """Makes a class of named arrays a pytree of one leaf, in which transforms may put other things than arrays."""
+    jax.tree_util.register_pytree_with_keys(
+        kind,
+        lambda named: (((_KEY, named.data),), named._names),
+        lambda names, leaves: make(kind, leaves[0], names),
+        lambda named: ((named.data,), named._names),
+    )
+    return kind
+
+
+_KEY = jax.tree_util.GetAttrKey("data")

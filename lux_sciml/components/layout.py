@@ -1,5 +1,6 @@
 """Layout: the static description of a flat vector, path by path; the vector of a tree, and the tree of a vector."""
 
+import bisect
 import fnmatch
 import functools
 import itertools
@@ -425,12 +426,28 @@ class Layout:
         return out
 
     def labels(self) -> list[str]:
-        """A name for every element: `"layer_0.weight[0,3]"`."""
-        out = []
-        for leaf in self.blocks:
-            name = self.name(leaf.path)
-            out += [f"{name}[{','.join(map(str, i))}]" for i in np.ndindex(leaf.shape)] if leaf.shape else [name]
-        return out
+        """A name for every element: `"layer_0.weight[0,3]"`.
+
+        >>> Layout.of({"a": 1.0, "b": jnp.ones((1, 2))}).labels()
+        ['a', 'b[0,0]', 'b[0,1]']
+        """
+        return [self.label(i) for i in range(self.size)]
+
+    def label(self, i: int) -> str:
+        """The name of one element."""
+        block = bisect.bisect(self._starts, i) - 1
+        leaf, name = self.blocks[block], self._block_names[block]
+        if not leaf.shape:
+            return name
+        return f"{name}[{','.join(map(str, np.unravel_index(i - leaf.offset, leaf.shape)))}]"
+
+    @functools.cached_property
+    def _starts(self) -> list[int]:
+        return [leaf.offset for leaf in self.blocks]
+
+    @functools.cached_property
+    def _block_names(self) -> list[str]:
+        return [self.name(leaf.path) for leaf in self.blocks]
 
     def __repr__(self) -> str:
         return f"Layout({self.summary()})"

@@ -1,18 +1,20 @@
 """ComponentMatrix: a matrix whose rows and columns have names."""
 
+import itertools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .arithmetic import NamedArray, fill
+from .arithmetic import NamedArray, fill, make, register
 from .layout import Layout, layout_of
 from .nodes import ARRAY, is_path
+from .printing import completions, matrix_html, show_matrix
 from .vector import ComponentVector, view
 
 
-@jax.tree_util.register_pytree_with_keys_class
+@register
 class ComponentMatrix(NamedArray):
     """A matrix `data` `(m, n)` with the layouts `rows` and `columns`, as `lux.jacobian` and `lux.hessian` return it.
 
@@ -72,8 +74,13 @@ class ComponentMatrix(NamedArray):
         return f"a matrix of shape {self._named_shape}"
 
     def __repr__(self) -> str:
-        kind = f"{self.dtype}[{','.join(map(str, self.shape))}]" if hasattr(self.data, "dtype") else self.data
-        return f"ComponentMatrix({kind}, rows={self.rows!r}, columns={self.columns!r})"
+        return show_matrix(self.data, self.rows, self.columns)
+
+    def _repr_html_(self) -> str:
+        return matrix_html(self.data, self.rows, self.columns)
+
+    def _ipython_key_completions_(self) -> list[tuple[str, str]]:
+        return list(itertools.product(completions(self.rows), completions(self.columns)))
 
     # --- reading --------------------------------------------------------------------------------------------
 
@@ -194,7 +201,7 @@ def _product(matrix: jax.Array, right: jax.Array, layout: Layout) -> Any:
 
 
 def _as_pytree(x: Any, layout: Layout) -> Any:
-    return x if layout.is_array else ComponentVector.tree_unflatten(layout, (x,))
+    return x if layout.is_array else make(ComponentVector, x, layout)
 
 
 def _shape(layout: Layout) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .arithmetic import make
 from .layout import Layout, Leaf, agree, layout_of
 from .nodes import Path, close_container, open_container, path_string
 
@@ -76,7 +77,7 @@ def updated(cv: Any, new: Iterable[tuple[Path, Any]], agreeing: bool = False) ->
         if i in given and not agree(blocks[i], value):
             raise ValueError(f"`{given[i]}` and `{layout.name(path)}` are tied, but hold different values")
         given[i], blocks[i] = layout.name(path), value
-    return type(cv).tree_unflatten(layout, (layout.join(blocks, cv.dtype),))
+    return make(type(cv), layout.join(blocks, cv.dtype), layout)
 
 
 def _fit(value: Any, leaf: Leaf, path: Path) -> jax.Array:

@@ -9,15 +9,15 @@ import numpy as np
 from jax import lax
 
 from .._compat import made_in_current_trace
-from .arithmetic import NamedArray, fill, make
+from .arithmetic import NamedArray, fill, make, register
 from .layout import Layout
 from .nodes import DICT, NONE, Path, Static, is_path
-from .printing import show, table
+from .printing import attributes, completions, show, table, table_html
 from .split import split
 from .updates import At, numbers, updated, updates
 
 
-@jax.tree_util.register_pytree_with_keys_class
+@register
 class ComponentVector(NamedArray):
     """A flat vector whose parts have names: `data`, an array `(n,)`, and `layout`, which is static.
 
@@ -51,7 +51,7 @@ class ComponentVector(NamedArray):
             data, layout = args
             layout = layout.in_force()
             data = layout.check_kind(jnp.asarray(data))
-            if data.dtype.itemsize > 4:  # in the precision in force
+            if data.dtype != jax.dtypes.canonicalize_dtype(data.dtype):  # the precision in force is another one
                 data = data.astype(jax.dtypes.canonicalize_dtype(data.dtype))
             if data.ndim == 0 or data.shape[-1] != layout.size:
                 raise ValueError(
@@ -238,7 +238,10 @@ class ComponentVector(NamedArray):
         return True
 
     def __dir__(self) -> list[str]:
-        return [*super().__dir__(), *map(str, self.layout.children)]
+        return [*super().__dir__(), *attributes(self.layout)]
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return completions(self.layout)
 
     def labels(self) -> list[str]:
         """A name for every number: `"layer_0.weight[0,3]"`."""
@@ -297,6 +300,9 @@ class ComponentVector(NamedArray):
     def table(self) -> str:
         """One line for each array: its path, shape, dtype, place in the vector, and range of values."""
         return table(self.data, self.layout)
+
+    def _repr_html_(self) -> str:
+        return table_html(self.data, self.layout)
 
 
 _STACK = object()  # beside the names among the kept parts
