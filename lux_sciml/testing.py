@@ -1,8 +1,11 @@
-"""check_layer: one line that tells whether a layer keeps the contract."""
+"""check_layer: one line that tells whether a layer keeps the contract; and two of its checks by themselves."""
 
 import contextlib
+import functools
+import inspect
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,9 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import keystr, tree_leaves_with_path
 
+from ._tree import floating, is_inexact
 from .components import ComponentVector, Layout
 from .core import Layer, Mode, parameter_length, setup, testmode, trainmode
 from .core.static import fields_of, is_random_key
+
+__all__ = ["check_layer", "require_slope", "require_test_mode"]
 
 _STEP = 1e-5  # of the finite differences: eps^(1/3) in float64
 _SAME = 1e-9  # two programs of one computation in float64, relative to the largest number
@@ -28,32 +34,43 @@ def check_layer(
     dtypes: Sequence[str] = ("float32", "float64"),
     derivatives: Sequence[str] = ("forward", "reverse", "second"),
     differentiable_input: bool = True,
+    empty: bool = False,
+    printed: bool = False,
     rtol: float = 1e-5,
 ) -> None:
     """Check that a layer keeps the contract. `AssertionError` says in one sentence what it breaks, where, by how much.
 
-    `x` is an input: an array or a pytree of them. The checks, all with parameters and state from `setup(key, layer)`:
+    `x` is an input: an array or a pytree of them. The checks, all with parameters and state from `setup(key, layer)`,
+    in the given `mode`:
 
-    * the layer is a value: rebuilt and pickled copies are equal to it, and it prints;
+    * the layer is a value: rebuilt and pickled copies are equal to it, it prints, and its class shows its options;
+    * with `printed`, what it prints makes an equal layer, unless it holds functions that cannot be imported;
     * `setup` gives the same numbers for the same key, as many as `parameter_length` says;
     * the call is pure: two calls with the same arguments give the same bits and leave their arguments alone;
     * the state that comes out has the entries, shapes and dtypes of the one that went in;
     * in TEST mode nothing is remembered: with the state that came out of a call, the next one gives the same output
-      and the same state again (figures of the last call, as the `info` of a solve, are renewed, but not read);
-    * for each of `dtypes`, outputs have the precision of parameters and inputs, and are finite;
+      and the same state again (statistics of the last call, as those of a solve, are renewed, but not read);
+    * for each of `dtypes`, outputs have the precision of parameters and inputs, and are finite. In `"bfloat16"` and
+      `"float16"` they are, in TEST mode, those of float32 up to rounding. For integers and `"bool"`, which the
+      floating-point inputs are cast to, they are those of the same numbers in floating point;
     * a nested dict of parameters, in any order, does what the flat vector does;
     * `jax.jit` changes nothing, and does not trace again for an equal layer and the next state;
     * `jax.vmap` over the samples along `batch_axis` gives what the batch gives; with `batch_axis=None`, for layers that
       take no batch or whose samples depend on each other, it gives what a loop over two inputs gives;
+    * with `empty`, a batch without samples gives an output without samples, and a gradient of zero;
     * the `derivatives` agree with central differences, for each parameter and, with `differentiable_input`, each
       floating-point input, along a random direction, to `rtol`: `"forward"` and `"reverse"` mode, and `"second"` order,
       forward over reverse. They are taken in float64, whether or not the caller has switched it on.
+
+    Raises `ValueError` for other `derivatives`, and for `empty` without a `batch_axis`.
 
     >>> from lux_sciml import Dense
     >>> check_layer(Dense(2, 3, jnp.tanh), jnp.ones((4, 2)))
     """
     if not set(derivatives) <= {"forward", "reverse", "second"}:
         raise ValueError(f"derivatives are 'forward', 'reverse' and 'second', got {', '.join(derivatives)}")
+    if empty and batch_axis is None:
+        raise ValueError("empty=True checks a batch without samples, and needs batch_axis")
     traces: list[Layer] = []
 
     @jax.jit
@@ -66,15 +83,24 @@ def check_layer(
         return _cast(x, dtype), ps, testmode(st) if mode is Mode.TEST else trainmode(st)
 
     _check_value(layer)
+    if printed:
+        _check_printed(layer)
     with jax.enable_x64(True):
         args = arguments("float64")
         _check_setup(layer, *args[1:], *arguments("float64")[1:])
         _check_pure(layer, *args)
         _check_jit(run, traces, layer, *args)
         for dtype in dtypes:
+            if not jnp.issubdtype(dtype, jnp.inexact):
+                _check_integers(run, layer, *args, dtype)
+                continue
             _check_dtype(run, layer, *arguments(dtype), dtype)
-        _check_test_mode(run, layer, *args)
+            if jnp.finfo(dtype).bits < 32:
+                _check_half(run, layer, *arguments(dtype), dtype)
+        require_test_mode(layer, *args, run=run)
         _check_vmap(run, layer, *args, batch_axis)
+        if empty and batch_axis is not None:
+            _check_empty(layer, *args, batch_axis)
         if derivatives:
             _check_derivatives(layer, *args, derivatives, differentiable_input, rtol)
 
@@ -82,6 +108,9 @@ def check_layer(
 def _check_value(layer: Layer) -> None:
     with _attempt("repr"):
         repr(layer)
+    hidden = _required(layer) - inspect.signature(type(layer)).parameters.keys()
+    if hidden:
+        raise AssertionError(f"inspect.signature of the class does not show the option {', '.join(hidden)}")
     copies = {"rebuilt from its fields": layer.replace()}
     # Lambdas and classes inside functions have no import path: a layer may hold them, and then does not pickle.
     with contextlib.suppress(pickle.PicklingError, AttributeError, TypeError):
@@ -91,6 +120,42 @@ def _check_value(layer: Layer) -> None:
             names = [name for name, value in fields_of(layer).items() if fields_of(copy).get(name) != value]
             says = f"a copy of the layer, {what}, is not equal to it, so that jit compiles again for each"
             raise AssertionError(f"{says}; the field {', '.join(names)} does not compare by value")
+
+
+def _required(layer: Layer) -> set[str]:
+    """The names of the fields that the class takes."""
+    fields: Mapping[str, Any] = {} if type(layer)._own_init else type(layer).__dataclass_fields__
+    return {name for name, field in fields.items() if field.init and str(field.type).find("ClassVar") < 0}
+
+
+def _check_printed(layer: Layer) -> None:
+    text = repr(layer)
+    scope = {name: module for name, module in sys.modules.items() if "." not in name}
+    scope |= {"jnp": jnp, "np": np, "partial": functools.partial}
+    root = sys.modules[__name__.partition(".")[0]]
+    scope |= {name: getattr(root, name) for name in root.__all__}
+    scope |= {kind.__name__: kind for kind in _kinds(layer)}
+    try:
+        again = eval(text, scope)
+    except SyntaxError as error:
+        if "<" in text or "@compact" in text:  # functions that cannot be imported
+            return
+        raise AssertionError(f"what the layer prints is no Python: {error}") from error
+    except Exception as error:
+        says = f"what the layer prints does not make it again: {type(error).__name__}: {error}"
+        raise AssertionError(says.splitlines()[0]) from error
+    if again != layer:
+        raise AssertionError(f"what the layer prints makes another layer: {again!r}".splitlines()[0])
+
+
+def _kinds(value: Any) -> Iterator[type]:
+    """The classes of the layers in a value."""
+    if isinstance(value, Layer):
+        yield type(value)
+        value = fields_of(value)
+    if isinstance(value, tuple | Mapping):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _kinds(item)
 
 
 def _check_setup(layer: Layer, ps: ComponentVector, st: Any, ps_again: ComponentVector, st_again: Any) -> None:
@@ -103,7 +168,7 @@ def _check_setup(layer: Layer, ps: ComponentVector, st: Any, ps_again: Component
 def _check_pure(layer: Layer, x: Any, ps: ComponentVector, st: Any) -> None:
     now = {"x": x, "ps": ps.tree(), "st": st}
     before = jax.tree.map(lambda leaf: leaf, now)  # new dicts, sorted by JAX
-    first, second = (dict(zip(("y", "st"), layer(*now.values()), strict=True)) for _ in range(2))
+    first, second = (_named(layer(*now.values())) for _ in range(2))
     _require_same("not pure: the call changes its argument at", before, now)
     _require_same("not pure: two calls with the same arguments differ at", first, second)
     _require_kept(st, first["st"])
@@ -134,12 +199,71 @@ def _check_dtype(run: Callable, layer: Layer, x: Any, ps: ComponentVector, st: A
     _require_kept(st, st_next)
 
 
-def _check_test_mode(run: Callable, layer: Layer, x: Any, ps: ComponentVector, st: Any) -> None:
-    st = testmode(st)
+def _check_half(run: Callable, layer: Layer, x: Any, ps: ComponentVector, st: Any, dtype: str) -> None:
+    """In half precision a layer gives what it gives in float32 for the same numbers, up to rounding."""
+    st, wide = testmode(st), functools.partial(_cast, dtype="float32")
+    y, expected = (run(layer, *args)[0] for args in ((x, ps, st), (wide(x), wide(ps), wide(st))))
+    rtol = 10 * float(jnp.finfo(dtype).eps)
+    _require_same(f"in {dtype} the layer differs from float32 at", {"y": expected}, {"y": wide(y)}, rtol)
+
+
+def _check_integers(run: Callable, layer: Layer, x: Any, ps: ComponentVector, st: Any, dtype: str) -> None:
+    """Integers give what the same numbers in floating point give."""
+
+    def whole(leaf: Any) -> Any:
+        if not is_inexact(leaf) or jnp.iscomplexobj(leaf):
+            return leaf
+        return (leaf > 0 if dtype == "bool" else jnp.clip(jnp.abs(jnp.round(2 * leaf)), 0, 9)).astype(dtype)
+
+    xs, st = jax.tree.map(whole, x), testmode(st)
+    same = jax.tree.map(lambda new, old: floating(new) if is_inexact(old) else new, xs, x)
+    with _attempt(f"a call with inputs in {dtype}"):
+        y = run(layer, xs, ps, st)[0]
+    says = f"inputs in {dtype} differ from the same numbers in floating point at"
+    _require_same(says, {"y": run(layer, same, ps, st)[0]}, {"y": y}, _SAME)
+
+
+def _check_empty(layer: Layer, x: Any, ps: ComponentVector, st: Any, axis: int) -> None:
+    """A batch without samples gives an output without samples, and a gradient of zero."""
+    none = jax.tree.map(lambda leaf: jax.lax.slice_in_dim(jnp.asarray(leaf), 0, 0, axis=axis), x)
+    shapes = {path: leaf.shape for path, leaf in _leaves({"y": jax.eval_shape(layer.__call__, x, ps, st)[0]})}
+
+    @jax.jit
+    def score(ps):
+        y, _ = layer(none, ps, st)
+        return _score(y), y
+
+    with _attempt("a batch without samples"):
+        gradient, y = jax.grad(score, has_aux=True)(ps)
+    for path, leaf in _leaves({"y": y}):
+        expected = (*shapes[path][:axis], 0, *shapes[path][axis + 1 :])
+        if leaf.shape != expected:
+            raise AssertionError(f"without samples `{path}` has the shape {list(leaf.shape)}, not {list(expected)}")
+    for path, leaf in _leaves({"ps": gradient.tree()}):
+        if np.any(np.asarray(leaf) != 0):
+            raise AssertionError(f"without samples the gradient by `{path}` is not zero")
+
+
+def require_test_mode(layer: Layer, x: Any, ps: Any, st: Any, *, run: Callable[..., Any] | None = None) -> None:
+    """Raise `AssertionError` unless nothing is remembered in TEST mode.
+
+    With the state that came out of a call, the next call gives the same output and the same state again. `run` is a
+    compiled `run(layer, x, ps, st)`, if there is one.
+
+    >>> import lux_sciml as lux
+    >>> layer = lux.BatchNorm(3)
+    >>> require_test_mode(layer, jnp.ones((4, 3)), *lux.setup(jax.random.key(0), layer))
+    """
+    run, st = run or jax.jit(lambda layer, x, ps, st: layer(x, ps, st)), testmode(st)
     if any(isinstance(leaf, Mode) for _, leaf in _leaves(st)):
-        first = dict(zip(("y", "st"), run(layer, x, ps, st), strict=True))
-        second = dict(zip(("y", "st"), run(layer, x, ps, first["st"]), strict=True))
+        first = _named(run(layer, x, ps, st))
+        second = _named(run(layer, x, ps, first["st"]))
         _require_same("in TEST mode a second call differs from the first one at", first, second)
+
+
+def _named(out: Iterable[Any]) -> dict[str, Any]:
+    y, st = out
+    return {"y": y, "st": st}
 
 
 def _check_vmap(run: Callable, layer: Layer, x: Any, ps: ComponentVector, st: Any, axis: int | None) -> None:
@@ -193,16 +317,18 @@ def _check_derivatives(layer, x, ps, st, derivatives, differentiable_input, rtol
             here, up, down = (jax.tree.map(np.asarray, evaluate(point, v)) for point in points)
         value, slope = here["value"], (up["value"] - down["value"]) / (2 * _STEP)
         if "forward" in derivatives:
-            _require_slope("forward-mode", here["forward"], slope, path, rtol, value)
+            require_slope("forward-mode", here["forward"], slope, path, rtol=rtol, value=value)
         if "reverse" in derivatives:
             pairs = zip(jax.tree.leaves(here["gradient"]), jax.tree.leaves(v), strict=True)
-            _require_slope("reverse-mode", sum(np.sum(a * b).real for a, b in pairs), slope, path, rtol, value)
+            total = sum(np.sum(a * b).real for a, b in pairs)
+            require_slope("reverse-mode", total, slope, path, rtol=rtol, value=value)
             flat, by_dict = {"ps": here["gradient"][0].data}, {"ps": here["of_dict"]}
             _require_same("the gradients by the flat vector and by the nested dict differ at", flat, by_dict, _SAME)
         if "second" in derivatives:
             trees = (here["second"], up["gradient"], down["gradient"], here["gradient"])
             for second, a, b, gradient in zip(*map(jax.tree.leaves, trees), strict=True):
-                _require_slope("second-order", second, (a - b) / (2 * _STEP), path, rtol, gradient)
+                difference = (a - b) / (2 * _STEP)
+                require_slope("second-order", second, difference, path, rtol=rtol, value=gradient)
 
 
 def _score(y: Any) -> jax.Array:
@@ -231,8 +357,14 @@ def _directions(z: Any, layout: Layout, inputs: list[str]) -> Iterator[tuple[str
         yield path, (flat, [random(leaf) if i == j else leaf for j, leaf in enumerate(others)])
 
 
-def _require_slope(kind: str, got: Any, expected: Any, path: str, rtol: float, value: Any) -> None:
-    """Raise unless two derivatives agree to `rtol`, up to the rounding that differences of `value` have."""
+def require_slope(kind: str, got: Any, expected: Any, path: str, *, rtol: float = 1e-5, value: Any = 0.0) -> None:
+    """Raise `AssertionError` unless a derivative agrees with finite differences to `rtol`.
+
+    `kind` and `path` are for the sentence: "the reverse-mode derivative along `ps.weight` is ...". `value` is what was
+    differenced: the larger it is, the larger is the rounding of its differences.
+
+    >>> require_slope("forward-mode", jnp.cos(1.0), (jnp.sin(1.01) - jnp.sin(0.99)) / 0.02, "x", rtol=1e-3)
+    """
     got, expected = np.ravel(got), np.ravel(expected)
     size = max(np.abs(x).max(initial=0) for x in (got, expected)) + 1e-3 * (1 + np.abs(value).max(initial=0))
     error = np.abs(got - expected)

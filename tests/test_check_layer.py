@@ -11,9 +11,10 @@ import pytest
 from jax import lax
 
 import lux_sciml as lux
-from lux_sciml.testing import _require_slope, check_layer
+from lux_sciml.testing import check_layer, require_slope, require_test_mode
 
 X = jax.random.normal(jax.random.key(1), (4, 3), jnp.float32)
+INTEGERS = {"dtypes": ("int32", "uint8", "bool")}
 
 
 class Sound(lux.Layer):
@@ -250,7 +251,77 @@ class DynamicLoop(Sound):
         return lax.fori_loop(0, st["count"] + 2, lambda i, y: jnp.sin(y), self.value(x, ps)), st
 
 
+# --- printing, half precision, integers, no samples ----------------------------------------------------------------
+
+
+class Forgetful(Sound):
+    """Its `__init__` takes what it does not keep."""
+
+    def __init__(self, half):
+        self.size = 2 * half
+
+
+class PrintsAnother(Forgetful):
+    def init_arguments(self):
+        return {"half": self.size}
+
+
+class RoundsEarly(Sound):
+    def value(self, x, ps):
+        return super().value(x, ps) + lax.fori_loop(0, 3000, lambda _, total: total + total.dtype.type(1e-3), 0 * x)
+
+
+class InTheTypeOfTheInput(Sound):
+    def value(self, x, ps):
+        return (x * jnp.asarray(2.5, x.dtype)).astype(ps["weight"].dtype) + ps["weight"]
+
+
+class RefusesIntegers(Sound):
+    def value(self, x, ps):
+        if not jnp.issubdtype(x.dtype, jnp.inexact):
+            raise ValueError("no integers")
+        return super().value(x, ps)
+
+
+class TakesIntegers(Sound):
+    def value(self, x, ps):
+        return super().value(x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(float), ps)
+
+
+class NeedsSamples(Sound):
+    def value(self, x, ps):
+        return super().value(x, ps) + 0 * (1 / len(x))
+
+
+class AddsASample(Sound):
+    def value(self, x, ps):
+        return super().value(jnp.concatenate([x, x[:1]]) if len(x) else jnp.ones((1, 3)), ps)[: max(len(x), 1)]
+
+
+class Regularizes(Sound):
+    def value(self, x, ps):
+        return right_vjp_of_nothing(super().value(x, ps), ps["weight"])
+
+
+@jax.custom_vjp
+def right_vjp_of_nothing(y, weight):
+    return y + 0 * weight
+
+
+right_vjp_of_nothing.defvjp(lambda y, w: (y + 0 * w, w), lambda w, g: (g, w + jnp.sum(g, 0)))
+
+NEW = [
+    (Forgetful(1), "what the layer prints does not make it again: TypeError: .*half", {"printed": True}),
+    (PrintsAnother(1), r"what the layer prints makes another layer: PrintsAnother\(4\)", {"printed": True}),
+    (RoundsEarly(), "in bfloat16 the layer differs from float32 at `y` by", {"dtypes": ("bfloat16",)}),
+    (InTheTypeOfTheInput(), "inputs in int32 differ from the same numbers in floating point at `y`", INTEGERS),
+    (RefusesIntegers(), "a call with inputs in int32 raises ValueError", INTEGERS),
+    (NeedsSamples(), "a batch without samples raises ZeroDivisionError", {"empty": True}),
+    (AddsASample(), r"without samples `y` has the shape \[1, 3\], not \[0, 3\]", {"empty": True}),
+    (Regularizes(), r"without samples the gradient by `ps\.weight` is not zero", {"empty": True}),
+]
 BROKEN = [
+    *((layer, sentence, {"derivatives": (), **options}) for layer, sentence, options in NEW),
     (BadRepr(), "repr raises RuntimeError: no words", {}),
     (FreshClosure(), "rebuilt from its fields, is not equal to it.*the field function does not compare by value", {}),
     (ByIdentity(), "pickled, is not equal to it.*the field option does not compare by value", {}),
@@ -308,6 +379,13 @@ def test_each_broken_property_is_caught(layer, sentence, options):
         (OnWeight(first_order_only), {"derivatives": ("reverse",)}),
         (DynamicLoop(), {"derivatives": ("forward",)}),
         (Promotes(), {"dtypes": ("float64",)}),
+        (Sound(), {"empty": True, "printed": True}),
+        (TakesIntegers(), {"dtypes": ("bfloat16", "float16", "int32", "uint8", "bool")}),
+        (
+            lux.Chain(lux.Dense(3, 4, jnp.tanh), *[lux.Dense(4, 4)] * 4),
+            {"printed": True, "empty": True},
+        ),
+        (lux.Chain(lambda x: x, OnWeight(right_vjp)), {"printed": True, "derivatives": ()}),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -349,14 +427,26 @@ def test_inputs_and_outputs_may_be_component_vectors():
 @pytest.mark.parametrize("got", [np.inf, -np.inf, np.nan, 1.0 + 2e-5])
 def test_a_derivative_is_wrong_where_it_is_infinite_or_beyond_the_tolerance(got):
     with pytest.raises(AssertionError, match=r"along `x` is .*, where finite differences give 1"):
-        _require_slope("forward-mode", got, 1.0, "x", rtol=1e-5, value=0.0)
-    _require_slope("forward-mode", 1.0 + 0.9e-5, 1.0, "x", rtol=1e-5, value=0.0)
+        require_slope("forward-mode", got, 1.0, "x", rtol=1e-5, value=0.0)
+    require_slope("forward-mode", 1.0 + 0.9e-5, 1.0, "x", rtol=1e-5, value=0.0)
 
 
 def test_it_needs_no_64_bit_switch_and_leaves_it_alone():
     with jax.enable_x64(False):
         check_layer(lux.Dense(3, 2, jnp.tanh), X)
         assert jnp.ones(1).dtype == jnp.float32
+
+
+def test_test_mode_alone():
+    ps, st = lux.setup(jax.random.key(0), CountsInTest())
+    with pytest.raises(AssertionError, match=r"in TEST mode a second call differs from the first one at `st\.count`"):
+        require_test_mode(CountsInTest(), X.astype(float), ps, st)
+    require_test_mode(Sound(), X.astype(float), ps, st)
+
+
+def test_no_samples_need_a_batch():
+    with pytest.raises(ValueError, match="empty=True checks a batch without samples, and needs batch_axis"):
+        check_layer(Sound(), X, empty=True, batch_axis=None)
 
 
 def test_unknown_derivatives_are_refused():

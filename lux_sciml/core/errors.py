@@ -27,10 +27,11 @@ def errors_of(name: str, child: Any = None) -> Iterator[None]:
 
 
 def note_layer(error: Exception, layer: Any) -> None:
-    """Note the layer that was called on an error, unless one inside of it is noted."""
+    """Note the layer that was called on an error, unless the error names it, or one inside of it is noted."""
     noted = any(note.startswith(_START) for note in getattr(error, "__notes__", []))
-    if not noted and not isinstance(error, FloatingPointError):
-        error.add_note(f"{_START}{brief(layer)}")
+    name = brief(layer)
+    if not noted and name not in str(error) and not isinstance(error, FloatingPointError):
+        error.add_note(f"{_START}{name}")
 
 
 def require_pair(layer: Any, out: Any) -> tuple[Any, Any]:
