@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..core import Container, Layer, Wrapper
+from ..core import Container, Layer, StatefulWrapper, Wrapper
 from ..core.printing import option_text
 from .recurrent_cells import cell_of
 
@@ -102,7 +102,7 @@ class BidirectionalRNN(Container):
         return (y, tuple(carries)) if self.return_carry else y, out
 
 
-class StatefulRecurrentCell(Wrapper):
+class StatefulRecurrentCell(StatefulWrapper):
     """A recurrent cell that keeps its carry in its state: called with one step at a time, it goes on where it was.
 
     Input `(*batch_shape, features)`, output `(*batch_shape, out)`. Parameters: the cell's. State: `cell`, `carry` and
@@ -126,12 +126,6 @@ class StatefulRecurrentCell(Wrapper):
         _require_cell(self, self.cell)
         if isinstance(self.batch_shape, int):
             self.batch_shape = (self.batch_shape,)
-
-    def to_child(self, ps, st):
-        return ps, st["cell"]
-
-    def from_child(self, ps, st, whole):
-        return ps, {**whole, "cell": st}
 
     def init_state(self, key):
         dtype = jax.dtypes.canonicalize_dtype(float)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..core import Layer, Wrapper
+from ..core.frozen import kept_entries
 
 
 class RepeatedLayer(Wrapper):
@@ -126,15 +127,7 @@ def _loop(layer: Layer, call: Callable[..., Any], x: Any, ps: Any, st: Any, whol
 
     Raises `ValueError` where the output is not like the input.
     """
-    passed: list[bool] = []
-
-    def trace(x, ps, st):
-        y, st_next = call(x, ps, st)
-        pairs = zip(jax.tree.leaves(st), jax.tree.leaves(st_next), strict=True)
-        passed[:] = [before is after for before, after in pairs]
-        return y
-
-    like = jax.eval_shape(trace, x, ps, st)
+    like, passed = kept_entries(call, x, ps, st)
     shapes = [jax.tree.map(jnp.shape, tree) for tree in (x, like)]
     if shapes[0] != shapes[1]:
         raise ValueError(

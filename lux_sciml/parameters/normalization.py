@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from .._tree import widened
 from ..components.nodes import Path, path_string
-from ..core import Layer, Mode, Wrapper, as_layer, field
+from ..core import Layer, Mode, StatefulWrapper, Wrapper, as_layer, field
 from ..core.converters import count
 from ..core.parameters import parameter_layout
 from .paths import at_paths, find_paths, path_or_paths, value_at, with_value
@@ -69,7 +69,7 @@ def _joined(path: Path, parts: dict[str, jax.Array]) -> jax.Array:
     return jnp.where(length > 0, g * (v / _or_one(length)), v).astype(parts["v"].dtype)
 
 
-class SpectralNorm(Wrapper):
+class SpectralNorm(StatefulWrapper):
     r"""A layer whose chosen parameters are divided by their largest singular value: :math:`w / \sigma_{\max}(w)`.
 
     `parameters` is a path in the parameters of the layer, such as `"layer_0.weight"` in a Chain, or several. An
@@ -106,12 +106,6 @@ class SpectralNorm(Wrapper):
             vector = jax.random.normal(jax.random.fold_in(key, i + 1), value_at(shapes, path).shape[-1:])
             u = with_value(u, path, vector / _or_one(_norm(vector)))
         return {"layer": self.layer.init_state(jax.random.fold_in(key, 0)), "u": u, "mode": Mode.TRAIN}
-
-    def to_child(self, ps, st):
-        return ps, st["layer"]
-
-    def from_child(self, ps, st, whole):
-        return ps, {**whole, "layer": st}
 
     def forward(self, x, ps, st):
         us = st["u"]
