@@ -33,7 +33,7 @@ def test_constants_and_nets_have_names_in_one_vector():
     expected = jnp.array([1.3, -2.0]) * u + jnp.array([1.0, 2.0]) * NET(u, ps.missing, st["missing"])[0]
     np.testing.assert_allclose(du, expected, rtol=1e-14)
     text = repr(ude())
-    assert "physics = {'alpha': 1.3, 'delta': 2, 'scale': Constant(float64[2])}" in text and "missing = Chain(" in text
+    assert "physics = {'alpha': 1.3, 'delta': 2, 'scale': Constant([1.0, 2.0])}" in text and "missing = Chain(" in text
 
 
 def test_nets_keep_their_state_from_call_to_call():

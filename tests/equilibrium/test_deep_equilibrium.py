@@ -8,7 +8,7 @@ import optimistix as optx
 import pytest
 
 import lux_sciml as lux
-from lux_sciml.testing import _check_test_mode, check_layer
+from lux_sciml.testing import check_layer, require_test_mode
 
 SMALL = lux.initializers.Normal(0.25)
 CELL = lux.Parallel(lambda a, b: jnp.tanh(a + b), lux.Dense(5, 5, use_bias=False, init_weight=SMALL), lux.Dense(3, 5))
@@ -238,7 +238,7 @@ def test_layers_that_update_their_state_are_named():
 def test_test_mode_renews_the_figures_and_remembers_nothing():
     cell = lux.Chain(CELL, lux.Dropout(0.5))
     model, ps, st = model_of(cell, jacobian_probes=1, radius_steps=4)
-    _check_test_mode(run, model, jnp.asarray(X), ps, st)
+    require_test_mode(model, jnp.asarray(X), ps, st, run=run)
     st = lux.testmode(st)
     _, first = run(model, X, ps, st)
     _, other = run(model, 2 * X, ps, first)
