@@ -59,6 +59,16 @@ def is_inexact(x: Any) -> bool:
     return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.inexact)
 
 
+def is_traced(x: Any) -> bool:
+    """Whether `x` is an array inside a transformation of JAX, without elements of its own."""
+    return isinstance(x, jax.core.Tracer)  # pyright: ignore[reportAttributeAccessIssue]  # `jax.core` is there
+
+
+def is_random_key(x: Any) -> bool:
+    """Whether `x` is a typed random key, or an array of them."""
+    return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
 def floating(tree: Any) -> Any:
     """The arrays of a tree in floating point: integers and booleans in JAX's default float, the others as they are.
 
@@ -101,11 +111,12 @@ def exact_key(value: Any) -> Hashable:
         return (kind, value.hex())
     if kind is complex:
         return (kind, value.real.hex(), value.imag.hex())
-    if isinstance(value, jax.core.Tracer):
+    if is_traced(value):
         raise TypeError(f"{value} is traced: a static value is known before tracing")
+    if isinstance(value, jax.Array) and is_random_key(value):
+        return (kind, value.dtype, exact_key(jax.random.key_data(value)))
     if isinstance(value, jax.Array | np.ndarray | np.generic):
-        is_key = jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
-        data = np.asarray(jax.random.key_data(value) if is_key else value)
+        data = np.asarray(value)
         content = exact_key(data.tolist()) if data.dtype.hasobject else data.tobytes()
         return (kind, value.dtype, data.shape, content)
     if isinstance(value, tuple | list):

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from .. import _tree
+from .._tree import is_random_key as is_random_key, is_traced as is_traced
 
 
 class FrozenDict(Mapping):
@@ -54,21 +55,11 @@ TRACED = (
 )
 
 
-def is_traced(x: Any) -> bool:
-    """Whether `x` is an array inside a transformation of JAX, without elements of its own."""
-    return isinstance(x, jax.core.Tracer)  # pyright: ignore[reportAttributeAccessIssue]  # `jax.core` is there
-
-
 def holds_traced(value: Any) -> bool:
     """Whether a value of a field is a traced array, or has one in it."""
     if isinstance(value, tuple | Mapping):
         return any(map(holds_traced, value.values() if isinstance(value, Mapping) else value))
     return any(map(is_traced, jax.tree.leaves(value)))
-
-
-def is_random_key(x: Any) -> bool:
-    """Whether `x` is a typed random key, or an array of them."""
-    return hasattr(x, "dtype") and jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 def holds_arrays(x: Any) -> bool:
