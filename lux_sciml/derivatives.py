@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from ._compat import JitKey
+from ._tree import is_traced
 from .components import ComponentMatrix, ComponentVector, Layout, layout_of
 
 _MODES = ("forward", "reverse", "both")
@@ -77,7 +78,7 @@ def current() -> str | None:
     None
     """
     wanted = _wanted()
-    if wanted != _jit_key.value and isinstance(jnp.zeros(()), jax.core.Tracer):
+    if wanted != _jit_key.value and is_traced(jnp.zeros(())):
         return "both"  # this trace is kept for others too
     return wanted
 

@@ -72,7 +72,7 @@ class NamedArray:
     __eq__, __ne__ = _comparison(operator.eq), _comparison(operator.ne)
     __lt__, __le__ = _comparison(operator.lt), _comparison(operator.le)
     __gt__, __ge__ = _comparison(operator.gt), _comparison(operator.ge)
-    __hash__ = None  # as for every type whose equality is elementwise
+    __hash__ = None  # pyright: ignore[reportAssignmentType]  # as for every type whose equality is elementwise
 
     data: jax.Array
 
@@ -115,7 +115,7 @@ class NamedArray:
 
 # Flattening and unflattening are on the path of every call of a jitted function: the slots are set without a detour.
 _new = object.__new__
-_set_data, _set_names = NamedArray.data.__set__, NamedArray._names.__set__
+_set_data, _set_names = (NamedArray.__dict__[name].__set__ for name in ("data", "_names"))
 
 
 def make(kind: type[Named], data: Any, names: Any) -> Named:
@@ -135,7 +135,7 @@ def register(kind: type[Named]) -> type[Named]:
     jax.tree_util.register_pytree_with_keys(
         kind,
         lambda named: (((_KEY, named.data),), named._names),
-        lambda names, leaves: make(kind, leaves[0], names),
+        lambda names, leaves: make(kind, leaves[0], names),  # pyright: ignore[reportIndexIssue]  # a tuple
         lambda named: ((named.data,), named._names),
     )
     return kind

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._tree import exact_key
+from .._tree import exact_key, is_traced
 from .difference import difference
 from .nodes import (
     ARRAY,
@@ -34,7 +34,13 @@ from .nodes import (
 )
 from .split import split
 
-_ARRAYS = (np.ndarray, np.generic, jax.Array, jax.ShapeDtypeStruct, jax.core.ShapedArray)
+_ARRAYS = (
+    np.ndarray,
+    np.generic,
+    jax.Array,
+    jax.ShapeDtypeStruct,
+    type(jax.typeof(0.0)),
+)  # the last: what traced ones are known by
 
 
 class Leaf(NamedTuple):
@@ -75,7 +81,7 @@ class Layout:
     container: Container
     children: Mapping[Hashable, "Layout"]  # in declared order
     shape: tuple[int, ...]
-    dtype: np.dtype | None
+    dtype: np.dtype  # of an array; `None` in containers
     size: int
 
     _interned: ClassVar["weakref.WeakValueDictionary[Hashable, Layout]"] = weakref.WeakValueDictionary()
@@ -141,7 +147,7 @@ class Layout:
         if isinstance(node, complex | float) and not in_module:
             return cls(ARRAY, {}, (), jax.dtypes.canonicalize_dtype(type(node)))
         one_level = open_container(node)
-        if one_level is None and in_module and isinstance(node, Hashable):
+        if one_level is None and in_module and callable(getattr(node, "__hash__", None)):
             return cls(Static(node))
         if one_level is None:
             raise TypeError(
@@ -161,14 +167,13 @@ class Layout:
         >>> Layout.of({"a": jnp.ones(2), "b": jnp.ones(2)}).tie(("a", "b")).size
         2
         """
-        groups = list(map(tuple, groups))
         if not groups:
             return self
         leaves = {leaf.path: leaf for leaf in self.leaves}
         position = {path: i for i, path in enumerate(leaves)}
         owner = {path: leaf.owner or path for path, leaf in leaves.items()}
         for group in groups:
-            found = [self.find(path) for path in group]
+            found = list(map(self.find, group))
             if len({node.untied for _, node, _ in found}) > 1:
                 texts = " and ".join(f"`{self.name(path)}` ({node.summary()})" for _, node, path in found)
                 raise ValueError(f"only equal shapes and dtypes can be tied, got {texts}")
@@ -193,11 +198,11 @@ class Layout:
 
     def in_force(self) -> "Layout":
         """The same layout in the precision in force: double precision as single where JAX has no 64-bit types."""
-        return self if jax.config.jax_enable_x64 else self._in_32_bits
+        return self if _has_64_bits() else self._in_32_bits
 
     @functools.cached_property
     def _in_32_bits(self) -> "Layout":
-        if self.dtype is not None:
+        if self.is_array:
             return Layout(self.container, {}, self.shape, stored_dtype(self.dtype, False))
         if all(child._in_32_bits is child for child in self.children.values()):
             return self
@@ -557,7 +562,8 @@ class Layout:
             return [tree]
         if layout_of(tree) is not None:
             tree = tree.tree()
-        items = dict(open_container(tree)[1]) if self.children else {}
+        _, opened = open_container(tree) or (None, ())
+        items = dict(opened)
         return [leaf for key, child in self.children.items() for leaf in child.collect(items[key])]
 
     def own(self, leaves: list[Any]) -> list[Any]:
@@ -588,7 +594,7 @@ class Layout:
 
 def agree(a: Any, b: Any) -> bool:
     """Whether two arrays are equal, NaN included, as far as can be seen: traced ones are taken to be."""
-    if a is b or isinstance(a, jax.core.Tracer) or isinstance(b, jax.core.Tracer):
+    if a is b or is_traced(a) or is_traced(b):
         return True
     return np.array_equal(np.asarray(a), np.asarray(b), equal_nan=True)
 
@@ -622,7 +628,7 @@ def _matches(path: Path, pattern: Any) -> bool:
 
 
 def _parameter_dtype(x: Any, path: Path, in_module: bool = False) -> np.dtype:
-    dtype = stored_dtype(x.dtype, jax.config.jax_enable_x64)
+    dtype = stored_dtype(x.dtype, _has_64_bits())
     if dtype is not None:
         return dtype
     problem = f"`{path_string(path)}` has dtype {x.dtype}"
@@ -632,6 +638,10 @@ def _parameter_dtype(x: Any, path: Path, in_module: bool = False) -> np.dtype:
     if in_module:
         way_out = "`eqx.partition(module, eqx.is_inexact_array)` separates them"
     raise TypeError(f"{problem}: parameters are floating-point arrays; {way_out}")
+
+
+def _has_64_bits() -> bool:
+    return jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]  # made at import
 
 
 @functools.lru_cache

@@ -170,9 +170,13 @@ def _is_name(key: Any) -> bool:
     return is_path(key) or (isinstance(key, list) and bool(key) and all(map(is_path, key)))
 
 
+def _is_everything(key: Any) -> bool:
+    return isinstance(key, slice) and key == slice(None)
+
+
 def _place(layout: Layout, key: Any) -> tuple[Any, Layout]:
     """Where a component lies on one axis, and its layout."""
-    if key is Ellipsis or (isinstance(key, slice) and key == slice(None)):
+    if key is Ellipsis or _is_everything(key):
         return slice(None), layout
     if layout.container == ARRAY and not _is_name(key):
         index = np.arange(layout.size).reshape(layout.shape)[key]

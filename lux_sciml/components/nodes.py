@@ -23,7 +23,7 @@ class Tied(NamedTuple):
 class Static(NamedTuple):
     """A value in an Equinox module that is no array: it is kept as it is."""
 
-    value: Hashable
+    value: Any
 
 
 Container = str | type | Tied | Static | jax.tree_util.PyTreeDef
@@ -33,7 +33,7 @@ one level of a registered class."""
 
 def container_key(container: Container) -> Hashable:
     """What two containers have in common only if they are the same, constants and static fields included."""
-    if type(container) is str or isinstance(container, type):
+    if isinstance(container, str | type):
         return container
     if isinstance(container, Tied | Static):
         return (type(container), exact_key(tuple(container)))
@@ -80,8 +80,9 @@ def open_container(node: Any) -> tuple[Any, Sequence[tuple[Hashable, Any]]] | No
         return LIST, list(enumerate(node))
     if type(node) is tuple:
         return TUPLE, list(enumerate(node))
-    if isinstance(node, tuple) and hasattr(node, "_fields"):
-        return type(node), list(zip(node._fields, node, strict=True))
+    fields = getattr(node, "_fields", None) if isinstance(node, tuple) else None
+    if fields is not None:
+        return type(node), list(zip(fields, node, strict=True))
     items, treedef = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)
     if not jax.tree_util.treedef_is_leaf(treedef):
         return treedef, [(_key(path[0]), child) for path, child in items]
@@ -105,10 +106,10 @@ def close_container(container: Any, children: dict[Hashable, Any]) -> Any:
     if not isinstance(container, type):
         return jax.tree.unflatten(container, list(children.values()))
     if issubclass(container, tuple):
-        return container(**children)
+        return container(*children.values())
     out = object.__new__(container)  # a copy, as by `copy.copy`: `__init__` may take other arguments than the fields
     for name, value in children.items():
-        object.__setattr__(out, name, value)
+        object.__setattr__(out, str(name), value)
     return out
 
 

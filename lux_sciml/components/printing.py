@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from .._tree import is_random_key, is_traced
 from .layout import Layout, Leaf
 from .nodes import LIST, NONE, Path, Static
 
@@ -50,8 +51,7 @@ _HEAD = ("component", "shape", "dtype", "place", "values")
 def table(data: Any, layout: Layout) -> str:
     """One line for each array: its path, shape, dtype, place in the vector, and range of values."""
     rows = [_HEAD, *(_row(data, leaf, layout) for leaf in layout.leaves)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = ["  ".join(map(str.ljust, row, _widths(rows))).rstrip() for row in rows]
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
 
@@ -83,12 +83,13 @@ def show_matrix(data: Any, rows: Layout, columns: Layout) -> str:
     title = f"ComponentMatrix({_kind(data)}, rows={rows!r}, columns={columns!r})"
     if not _is_matrix(data, rows, columns):
         return title
-    for most_columns in range(_MOST_ROWS, 2, -1):  # as many columns as fit
+    most_columns = _MOST_ROWS
+    cells = _cells(np.asarray(data), rows, columns, _MOST_ROWS, most_columns)
+    while most_columns > 3 and sum(_widths(cells)) + 2 * len(cells[0]) > _MOST_WIDTH:  # as many columns as fit
+        most_columns -= 1
         cells = _cells(np.asarray(data), rows, columns, _MOST_ROWS, most_columns)
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        if sum(widths) + 2 * len(widths) <= _MOST_WIDTH:
-            break
-    aligned = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in cells]
+    first, *others = _widths(cells)
+    aligned = [[row[0].ljust(first), *map(str.rjust, row[1:], others)] for row in cells]
     return "\n".join([title, *("  ".join(row).rstrip() for row in aligned)])
 
 
@@ -144,6 +145,10 @@ def attributes(layout: Layout) -> list[str]:
     return [key for key in children if isinstance(key, str) and key.isidentifier()]
 
 
+def _widths(rows: Iterable[Row]) -> list[int]:
+    return [max(map(len, column)) for column in zip(*rows, strict=True)]
+
+
 def _html(title: str, head: Row, rows: Iterable[Row], folded: bool = False) -> str:
     def line(kind: str, row: Row) -> str:
         first, *rest = (html.escape(cell) for cell in row)
@@ -174,7 +179,6 @@ def _readable(data: Any) -> bool:
     """Whether the elements can be read here and now: not those of a trace, of another host, or given away."""
     if isinstance(data, np.ndarray):
         return data.dtype.kind != "O"
-    if not isinstance(data, jax.Array) or isinstance(data, jax.core.Tracer):
+    if not isinstance(data, jax.Array) or is_traced(data) or is_random_key(data):
         return False
-    is_key = jax.dtypes.issubdtype(data.dtype, jax.dtypes.prng_key)
-    return data.is_fully_addressable and not data.is_deleted() and not is_key
+    return data.is_fully_addressable and not data.is_deleted()

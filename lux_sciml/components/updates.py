@@ -15,7 +15,7 @@ from .nodes import Path, close_container, open_container, path_string
 class At:
     """`cv.at[path]`, and then one of `set`, `add`, `multiply`, `apply`. Arrays tied to a changed one change with it."""
 
-    def __init__(self, cv: Any, path: Path | None = None):
+    def __init__(self, cv: Any, path: Path = ()):
         self._cv, self._path = cv, path
 
     def __getitem__(self, path: Hashable) -> "At":

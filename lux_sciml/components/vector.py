@@ -9,6 +9,7 @@ import numpy as np
 from jax import lax
 
 from .._compat import made_in_current_trace
+from .._tree import is_traced
 from .arithmetic import NamedArray, fill, make, register
 from .layout import Layout
 from .nodes import DICT, NONE, Path, Static, is_path
@@ -171,9 +172,8 @@ class ComponentVector(NamedArray):
         """One component. On a traced vector the whole level is split once: see `_split_level`."""
         layout = self.layout.children.get(key)
         if layout is None:  # a name in a stack
-            traced = isinstance(self.data, jax.core.Tracer)
-            return (self._split_level()[_STACK] if traced else self._stacked())._child(key)
-        if isinstance(self.data, jax.core.Tracer):
+            return (self._split_level()[_STACK] if is_traced(self.data) else self._stacked())._child(key)
+        if is_traced(self.data):
             return self._split_level()[key]
         if layout.ties:
             return self._gathered(key)

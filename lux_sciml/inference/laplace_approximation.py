@@ -5,11 +5,20 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from .._tree import widened
 from ..components import ComponentMatrix, ComponentVector
 
 
 class LaplaceApproximation(NamedTuple):
-    """A normal distribution of parameters: `mean`, a ComponentVector, and `covariance`, a ComponentMatrix."""
+    """A normal distribution of parameters: `mean`, a ComponentVector, and `covariance`, a ComponentMatrix.
+
+    `laplace_approximation` makes it.
+
+    >>> p = ComponentVector(a=1, b=2)
+    >>> fit = LaplaceApproximation(p, ComponentMatrix(jnp.diag(jnp.array([4.0, 9.0])), p, p))
+    >>> fit.standard_errors
+    ComponentVector(a=2, b=3)
+    """
 
     mean: ComponentVector
     covariance: ComponentMatrix
@@ -26,9 +35,16 @@ class LaplaceApproximation(NamedTuple):
         return self.covariance / jnp.outer(errors, errors)
 
     def sample(self, key: jax.Array, shape: tuple[int, ...] = ()) -> ComponentVector:
-        """Draws of parameters; a batch of vectors `(*shape, n)`."""
-        data = jax.random.multivariate_normal(key, self.mean.data, self.covariance.data, shape)
-        return ComponentVector(data, self.mean.layout)
+        """Draws of parameters; a batch of vectors `(*shape, n)`.
+
+        >>> p = ComponentVector(a=1, b=[2, 3])
+        >>> fit = laplace_approximation(p, ComponentMatrix(jnp.eye(3), p, p))
+        >>> fit.sample(jax.random.key(0), (100,)).b.shape
+        (100, 2)
+        """
+        mean, covariance = widened((self.mean.data, self.covariance.data))
+        data = jax.random.multivariate_normal(key, mean, covariance, shape)
+        return ComponentVector(data.astype(self.mean.dtype), self.mean.layout)
 
 
 def laplace_approximation(mean: ComponentVector, precision: ComponentMatrix) -> LaplaceApproximation:
@@ -52,8 +68,7 @@ def laplace_approximation(mean: ComponentVector, precision: ComponentMatrix) -> 
     """
     for layout in (precision.rows, precision.columns):
         mean.layout.require_same(layout)
-    symmetric = (precision + precision.T) / 2
-    factor = jax.scipy.linalg.cho_factor(symmetric.data)
-    return LaplaceApproximation(
-        mean, ComponentMatrix(jax.scipy.linalg.cho_solve(factor, jnp.eye(*precision.shape)), mean, mean)
-    )
+    symmetric = widened((precision.data + precision.data.T) / 2)
+    factor = jax.scipy.linalg.cho_factor(symmetric)
+    covariance = jax.scipy.linalg.cho_solve(factor, jnp.eye(mean.size, dtype=symmetric.dtype))
+    return LaplaceApproximation(mean, ComponentMatrix(covariance.astype(precision.dtype), mean, mean))

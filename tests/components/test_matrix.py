@@ -191,3 +191,16 @@ def test_laplace_away_from_a_minimum_is_nan():
     assert np.isnan(fit.standard_errors.data).any()
     with pytest.raises(ValueError, match="layouts differ"):
         laplace_approximation(ComponentVector(x=1, y=2), ComponentMatrix(jnp.eye(2), p, p))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_laplace_keeps_the_precision_and_computes_in_float32_at_least(dtype, key):
+    p = ComponentVector.from_tree({"a": jnp.ones(2, dtype), "b": jnp.ones((), dtype)})
+    precision = jnp.array([[4.0, 1.0, 0.0], [1.0, 2.0, 0.5], [0.0, 0.5, 1.0]], dtype)
+    fit = laplace_approximation(p, ComponentMatrix(precision, p, p))
+    expected = np.linalg.inv(np.asarray(precision, float))
+    np.testing.assert_allclose(fit.covariance.data.astype(float), expected, rtol=4 * float(jnp.finfo(dtype).eps))
+    draws = fit.sample(key, (2000,))
+    for x in (fit.covariance, fit.standard_errors, fit.correlation, draws, draws.a):
+        assert x.dtype == dtype
+    np.testing.assert_allclose(np.cov(np.asarray(draws, float).T), expected, atol=0.1)
