@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .._tree import floating, is_inexact
+from .._tree import floating, is_inexact, widened
 from ..core import Layer, Mode, field
 from ..core.converters import integers, number, optional
 from ._shapes import rate
@@ -161,8 +161,9 @@ class RReLU(_Random):
 
     def forward(self, x, ps, st):
         x = floating(x)
+        wide = widened(x)
         if st["mode"] is Mode.TEST:
-            return jnp.where(x >= 0, x, (self.lower + self.upper) / 2 * x), st
+            return jnp.where(x >= 0, wide, (self.lower + self.upper) / 2 * wide).astype(x.dtype), st
         key, next_key = jax.random.split(st["key"])
-        slope = jax.random.uniform(key, x.shape, x.dtype, self.lower, self.upper)
-        return jnp.where(x >= 0, x, slope * x), {**st, "key": next_key}
+        slope = jax.random.uniform(key, x.shape, wide.dtype, self.lower, self.upper)
+        return jnp.where(x >= 0, wide, slope * wide).astype(x.dtype), {**st, "key": next_key}
