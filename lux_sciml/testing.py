@@ -21,7 +21,7 @@ from .core.static import fields_of, is_random_key
 __all__ = ["check_layer", "require_slope", "require_test_mode"]
 
 _STEP = 1e-5  # of the finite differences: eps^(1/3) in float64
-_SAME = 1e-9  # two programs of one computation in float64, relative to the largest number
+_SAME = 1e-9  # two programs of one computation in float64, relative to the largest element
 
 
 def check_layer(
@@ -45,14 +45,14 @@ def check_layer(
 
     * the layer is a value: rebuilt and pickled copies are equal to it, it prints, and its class shows its options;
     * with `printed`, what it prints makes an equal layer, unless it holds functions that cannot be imported;
-    * `setup` gives the same numbers for the same key, as many as `parameter_length` says;
+    * `setup` gives the same elements for the same key, as many as `parameter_length` says;
     * the call is pure: two calls with the same arguments give the same bits and leave their arguments alone;
     * the state that comes out has the entries, shapes and dtypes of the one that went in;
     * in TEST mode nothing is remembered: with the state that came out of a call, the next one gives the same output
       and the same state again (statistics of the last call, as those of a solve, are renewed, but not read);
     * for each of `dtypes`, outputs have the precision of parameters and inputs, and are finite. In `"bfloat16"` and
       `"float16"` they are, in TEST mode, those of float32 up to rounding. For integers and `"bool"`, which the
-      floating-point inputs are cast to, they are those of the same numbers in floating point;
+      floating-point inputs are cast to, they are those of the same values in floating point;
     * a nested dict of parameters, in any order, does what the flat vector does;
     * `jax.jit` changes nothing, and does not trace again for an equal layer and the next state;
     * `jax.vmap` over the samples along `batch_axis` gives what the batch gives; with `batch_axis=None`, for layers that
@@ -185,7 +185,7 @@ def _check_jit(run: Callable, traces: list[Layer], layer: Layer, x: Any, ps: Com
     run(layer.replace(), x, ps, st_next)
     if len(traces) > 1:
         says = "a second call, with an equal layer and the state that came out of the first, traces again"
-        raise AssertionError(f"{says}: weakly typed numbers in the state do that, give them a dtype")
+        raise AssertionError(f"{says}: weakly typed entries of the state do that, give them a dtype")
 
 
 def _check_dtype(run: Callable, layer: Layer, x: Any, ps: ComponentVector, st: Any, dtype: str) -> None:
@@ -200,7 +200,7 @@ def _check_dtype(run: Callable, layer: Layer, x: Any, ps: ComponentVector, st: A
 
 
 def _check_half(run: Callable, layer: Layer, x: Any, ps: ComponentVector, st: Any, dtype: str) -> None:
-    """In half precision a layer gives what it gives in float32 for the same numbers, up to rounding."""
+    """In half precision a layer gives what it gives in float32 for the same values, up to rounding."""
     st, wide = testmode(st), functools.partial(_cast, dtype="float32")
     y, expected = (run(layer, *args)[0] for args in ((x, ps, st), (wide(x), wide(ps), wide(st))))
     rtol = 10 * float(jnp.finfo(dtype).eps)
@@ -208,7 +208,7 @@ def _check_half(run: Callable, layer: Layer, x: Any, ps: ComponentVector, st: An
 
 
 def _check_integers(run: Callable, layer: Layer, x: Any, ps: ComponentVector, st: Any, dtype: str) -> None:
-    """Integers give what the same numbers in floating point give."""
+    """Integers give what the same values in floating point give."""
 
     def whole(leaf: Any) -> Any:
         if not is_inexact(leaf) or jnp.iscomplexobj(leaf):
@@ -219,7 +219,7 @@ def _check_integers(run: Callable, layer: Layer, x: Any, ps: ComponentVector, st
     same = jax.tree.map(lambda new, old: floating(new) if is_inexact(old) else new, xs, x)
     with _attempt(f"a call with inputs in {dtype}"):
         y = run(layer, xs, ps, st)[0]
-    says = f"inputs in {dtype} differ from the same numbers in floating point at"
+    says = f"inputs in {dtype} differ from the same values in floating point at"
     _require_same(says, {"y": run(layer, same, ps, st)[0]}, {"y": y}, _SAME)
 
 
@@ -384,12 +384,12 @@ def _attempt(what: str) -> Iterator[None]:
 
 
 def _require_same(says: str, a: dict[str, Any], b: dict[str, Any], rtol: float = 0.0) -> None:
-    """Raise unless two trees are the same: bit for bit or, with `rtol`, relative to the largest number of an array."""
+    """Raise unless two trees are the same: bit for bit or, with `rtol`, relative to the largest element of an array."""
     mine, others = dict(_leaves(a)), dict(_leaves(b))
     for path in mine.keys() ^ others.keys():
         raise AssertionError(f"{says} `{path}`, which only one of them has")
     for path, x in mine.items():
-        x, y = _numbers(x), _numbers(others[path])
+        x, y = _elements(x), _elements(others[path])
         if x.shape != y.shape or x.dtype != y.dtype:
             raise AssertionError(f"{says} `{path}`: {x.dtype}{list(x.shape)} and {y.dtype}{list(y.shape)}")
         close = rtol and _inexact(x) and np.allclose(x, y, 0, rtol * np.abs(x).max(initial=1e-3), equal_nan=True)
@@ -415,7 +415,7 @@ def _leaves(tree: Any) -> list[tuple[str, Any]]:
     return [(keystr(path, simple=True, separator="."), leaf) for path, leaf in found]
 
 
-def _numbers(leaf: Any) -> np.ndarray:
+def _elements(leaf: Any) -> np.ndarray:
     if isinstance(leaf, Mode):
         return np.asarray(leaf is Mode.TRAIN)
     return np.asarray(jax.random.key_data(leaf) if is_random_key(leaf) else leaf)
@@ -426,7 +426,7 @@ def _inexact(leaf: Any) -> bool:
 
 
 def _cast(x: Any, dtype: str) -> Any:
-    """Floating-point and complex numbers in the given precision; the rest as it is."""
+    """Floating-point and complex arrays in the given precision; the rest as it is."""
 
     def cast(leaf):
         leaf = leaf if isinstance(leaf, ComponentVector) else jnp.asarray(leaf)

@@ -314,7 +314,7 @@ NEW = [
     (Forgetful(1), "what the layer prints does not make it again: TypeError: .*half", {"printed": True}),
     (PrintsAnother(1), r"what the layer prints makes another layer: PrintsAnother\(4\)", {"printed": True}),
     (RoundsEarly(), "in bfloat16 the layer differs from float32 at `y` by", {"dtypes": ("bfloat16",)}),
-    (InTheTypeOfTheInput(), "inputs in int32 differ from the same numbers in floating point at `y`", INTEGERS),
+    (InTheTypeOfTheInput(), "inputs in int32 differ from the same values in floating point at `y`", INTEGERS),
     (RefusesIntegers(), "a call with inputs in int32 raises ValueError", INTEGERS),
     (NeedsSamples(), "a batch without samples raises ZeroDivisionError", {"empty": True}),
     (AddsASample(), r"without samples `y` has the shape \[1, 3\], not \[0, 3\]", {"empty": True}),

@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..components.vector import refuse_reserved
+from . import converters
 from .constant import Constant
 from .container import Container, call_child
+from .field import checks_itself, field
 from .layer import Layer
 from .mode import Mode
 from .printing import Argument
@@ -27,17 +29,17 @@ class compact:  # a decorator
     * floating-point **arrays** become parameters;
     * **layers**, and lists, tuples or dicts of them, are called as `self.dense(x)`, `self.blocks[0](x)`; their
       parameters and states are handled, and stand under `dense`, `blocks_0`;
-    * **numbers**, other arrays, random keys and a `Mode` become state; the body may assign them,
+    * **Python's numbers**, other arrays, random keys and a `Mode` become state; the body may assign them,
       `self.count = self.count + 1`, in their shape and precision;
     * everything else (functions, strings) is a fixed option.
 
     `lux.compact.parameter(f)` draws a parameter, and `lux.compact.state(f)` an entry of the state, by `f(key)`, anew in
     each `setup`; `lux.compact.state(array)` puts an array into the state. The result is a layer like others: it nests,
     it is called as `y, st = layer(x, ps, st)`, and it prints its body. The function must be pure apart from `self`.
-    What steers Python's control flow, a number of repeats say, goes in by a closure, since numbers in the state are
-    traced.
+    What steers Python's control flow, how often to repeat say, goes in by a closure, since the state is traced.
 
-    Raises `TypeError` for a list of layers and other things, `ValueError` for names that a ComponentVector needs.
+    Raises `TypeError` for a list of layers and other things, and where it is written without parentheses; `ValueError`
+    for names that a ComponentVector needs, and for names with an underscore in front.
 
     >>> import lux_sciml as lux
     >>> @lux.compact(dense=lux.Dense(2, 3), scale=jnp.ones(3), calls=0)
@@ -50,15 +52,18 @@ class compact:  # a decorator
     ((8, 3), 12, Array(1, dtype=int32))
     """
 
-    def __init__(self, **values: Any):
+    def __init__(self, /, *function: Any, **values: Any):
+        if function:
+            raise TypeError("write `@lux.compact(name=value, ...)`, with parentheses and the values by name")
         self.values = values
 
+    @checks_itself
     def __call__(self, function: Callable[[Any, Any], Any]) -> Layer:
         return Compact(function, **self.values)
 
     @staticmethod
-    def parameter(draw: Callable[[Any], Any]) -> "Entry":
-        """A parameter, drawn as `draw(key)`.
+    def parameter(draw: Callable[[jax.Array], jax.Array]) -> "Entry":
+        """A parameter, drawn as `draw(key)`: a floating-point array.
 
         >>> compact.parameter(lambda key: jax.random.normal(key, (3,))).kind
         'parameter'
@@ -105,17 +110,20 @@ def _dtype(x: Any) -> Any:
 class Compact(Container):
     """What `lux.compact` makes."""
 
-    function: Callable
+    function: Callable[[Any, Any], Any] = field(converter=converters.function)
     layers: Mapping[str, Layer]  # by the name of the child
     groups: Mapping[str, Any]  # of layers: the names of the children, by place
-    entries: Mapping[str, Any]
-    fixed: Mapping[str, Any]
-    order: tuple[str, ...]
+    entries: Mapping[str, Entry]  # of parameters and state
+    fixed: Mapping[str, Any]  # all other options
+    order: tuple[str, ...]  # of the values
 
-    def __init__(self, function: Callable, /, **values: Any):
+    @checks_itself
+    def __init__(self, body: Callable[[Any, Any], Any], /, **values: Any):
         layers, groups, entries, fixed = {}, {}, {}, {}
         for name, value in values.items():
             refuse_reserved(name)
+            if name.startswith("_"):
+                raise ValueError(f"a value of a compact layer is called {name!r}: leave out the underscore in front")
             items = _layers_in(name, value)
             if items is not None:
                 taken = items.keys() & (layers.keys() | values.keys() - {name})
@@ -128,7 +136,7 @@ class Compact(Container):
                 entries[name] = entry
             else:
                 fixed[name] = value
-        self.function, self.layers, self.groups = function, layers, groups
+        self.function, self.layers, self.groups = body, layers, groups
         self.entries, self.fixed, self.order = entries, fixed, tuple(values)
 
     def init_params(self, key):

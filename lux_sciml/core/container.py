@@ -175,7 +175,7 @@ class StatefulWrapper(Wrapper):
     A subclass writes `init_state(key)`, which returns both.
 
     >>> import jax, jax.numpy as jnp, lux_sciml as lux
-    >>> class Counted(lux.core.StatefulWrapper):
+    >>> class Counted(StatefulWrapper):
     ...     layer: Layer = lux.field(converter=lux.as_layer)
     ...     def init_state(self, key):
     ...         return {"layer": self.layer.init_state(key), "calls": jnp.zeros((), int)}

@@ -65,11 +65,11 @@ def refuse_updates(layer: Layer, call: Callable[[Any], Any], st: Any, kept: Any)
 
 
 def refuse_training(st: Any) -> None:
-    """Raise `ValueError` for a state in training where every sample is solved by itself."""
+    """Raise `ValueError` for a state in training where every sample is solved independently."""
     modes = jax.tree.leaves(st, is_leaf=lambda x: isinstance(x, Mode))
     if Mode.TRAIN in [mode for mode in modes if isinstance(mode, Mode)]:
         raise ValueError(
-            'batching="vmap" solves every sample by itself, where a state in training has no meaning; '
+            'batching="vmap" solves every sample independently, where a state in training has no meaning; '
             'pass `lux.testmode(st)` or use batching="joint"'
         )
 

@@ -65,7 +65,7 @@ class _LayerMeta(abc.ABCMeta):
 
 
 class Layer(metaclass=_LayerMeta):
-    """An immutable description of a computation; it never holds numbers that are trained.
+    """An immutable description of a computation; it never holds parameters.
 
     A subclass declares its options as fields, or assigns them in an `__init__` of its own, and writes up to three
     hooks:
@@ -269,7 +269,15 @@ def _as_layers(value: Any, where: str) -> Any:
 
 @checks_itself
 def as_layer(x: Layer | Callable[..., Any], where: str = "") -> Layer:
-    """A layer as it is; any other callable as a `Lambda`. Raises `TypeError`, naming `where`, for everything else."""
+    """A layer as it is; any other callable as a `Lambda`: the converter of fields that hold a layer.
+
+    Raises `TypeError`, with `where` in front, for everything else, and for modules of other libraries, which keep
+    arrays of their own.
+
+    >>> import jax.numpy as jnp
+    >>> as_layer(jnp.tanh)
+    Lambda(jnp.tanh)
+    """
     if isinstance(x, Layer):
         return x
     if isinstance(x, type) or not callable(x):

@@ -7,7 +7,16 @@ import jax
 
 @jax.tree_util.register_static
 class Mode(enum.Enum):
-    """Whether a layer trains or is tested. A static pytree node: switching it retraces; `jit` never sees a number."""
+    """Whether a layer trains, `Mode.TRAIN`, or is tested, `Mode.TEST`: an entry of the state of layers that differ.
+
+    A static pytree node: `jit` traces anew where it is switched, and never takes it for an array. `lux.trainmode` and
+    `lux.testmode` switch all entries of a state.
+
+    >>> import lux_sciml as lux
+    >>> _, st = lux.setup(jax.random.key(0), lux.BatchNorm(3))
+    >>> st["mode"], lux.testmode(st)["mode"]
+    (Mode.TRAIN, Mode.TEST)
+    """
 
     TRAIN = "train"
     TEST = "test"

@@ -45,7 +45,7 @@ def _require_fit(layer: Any, layout: Layout) -> None:
 
 
 def parameter_tree(layer: Any, ps: Any) -> Any:
-    """The nested dict that `forward` gets, from a ComponentVector, a nested dict, or a plain vector of all numbers.
+    """The nested dict that `forward` gets, from a ComponentVector, a nested dict, or a plain vector of all elements.
 
     A plain vector, from SciPy say, is taken in its own precision. Raises `ValueError` naming the first path, from the
     root, that is missing, unknown or of another shape.

@@ -146,7 +146,7 @@ def _lines(member: _Member, depth: int) -> list[str]:
         before, after = _named(argument.label, " = ")
         shown = argument.value if _holds_layers(argument.value) else argument.text(content, exact=True)
         inside.append(_Member(argument.label, before, shown, f"{after},"))
-    if all(member.label for member in inside):  # options first
+    if body is None and all(member.label for member in inside):  # options first
         inside.sort(key=lambda member: not isinstance(member.content, str))
     if body is not None:
         return [f"{pad}{left}@compact(", *_inside(inside, depth), f"{pad})", *(pad + line for line in body)]

@@ -1,6 +1,7 @@
 """Values that may stand in a layer's field: immutable, hashable, compared exactly by type and bits."""
 
 import functools
+import types
 from collections.abc import Hashable, Iterator, Mapping
 from typing import Any
 
@@ -41,6 +42,7 @@ class FrozenDict(Mapping):
         return repr(self._items)
 
 
+_PLAIN = {type(None), bool, int, float, complex, str, bytes, types.FunctionType, type}
 _DERIVED = ("_key", "_hash", "_children")  # kept beside the fields
 
 
@@ -57,8 +59,10 @@ TRACED = (
 
 def holds_traced(value: Any) -> bool:
     """Whether a value of a field is a traced array, or has one in it."""
-    if isinstance(value, tuple | Mapping):
-        return any(map(holds_traced, value.values() if isinstance(value, Mapping) else value))
+    if type(value) in _PLAIN:
+        return False
+    if isinstance(value, tuple | FrozenDict | dict):
+        return any(map(holds_traced, value if isinstance(value, tuple) else value.values()))
     return any(map(is_traced, jax.tree.leaves(value)))
 
 
@@ -69,12 +73,14 @@ def holds_arrays(x: Any) -> bool:
 
 def freeze(value: Any) -> Any:
     """Lists as tuples, dicts as FrozenDicts, integers and booleans of NumPy and JAX as Python's, at all depths."""
-    if isinstance(value, np.generic | np.ndarray | jax.Array) and not is_traced(value):
-        return value.item() if value.ndim == 0 and value.dtype.kind in "iub" else value
+    if type(value) in _PLAIN:
+        return value
     if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
         return tuple(map(freeze, value))
     if isinstance(value, dict | FrozenDict):
         return FrozenDict({key: freeze(item) for key, item in value.items()})
+    if isinstance(value, np.generic | np.ndarray | jax.Array) and not is_traced(value):
+        return value.item() if value.ndim == 0 and value.dtype.kind in "iub" else value
     return value
 
 
@@ -85,6 +91,8 @@ def exact_key(value: Any, where: str) -> Hashable:
     the other's dtype. Raises `TypeError`, naming `where`, for arrays and for unhashable values.
     """
     kind = type(value)
+    if kind in _PLAIN:
+        return _tree.exact_key(value)
     if getattr(kind, "_exact", False):  # layers and Constants compare in this way themselves
         return (kind, value)
     if kind is tuple:
@@ -94,9 +102,10 @@ def exact_key(value: Any, where: str) -> Hashable:
         return (kind, tuple(items))
     if isinstance(value, functools.partial):
         return (kind, exact_key((value.func, value.args, freeze(value.keywords)), where))
-    if holds_traced(value):
+    leaves = jax.tree.leaves(value)
+    if any(map(is_traced, leaves)):
         raise TypeError(f"{where} {TRACED}")
-    if holds_arrays(value):
+    if any(isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves):
         raise TypeError(
             f"{where} is an array: trainable arrays belong in `init_params`, changing ones in `init_state`, and fixed "
             "ones in a `lux.Constant(...)`"

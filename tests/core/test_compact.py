@@ -126,6 +126,29 @@ def test_it_prints_its_body():
     assert "    def MODEL(self, x):" in repr(lux.Chain(MODEL)).splitlines()
 
 
+def test_what_it_prints_makes_it_again():
+    scope = {name: getattr(lux, name) for name in lux.__all__} | {"jnp": jnp, "np": np}
+
+    @lux.compact(
+        net=lux.Chain(lux.Dense(2, 2), jnp.tanh),
+        named={"a": lux.Dense(2, 2), "b": lux.Dense(2, 2)},
+        weight=np.ones(2),
+        mean=lux.compact.state(np.array([0.5, 1.0])),
+        steps=3,
+        mode=lux.Mode.TRAIN,
+        norm=jnp.max,
+        text="it's",
+    )
+    def model(self, x):
+        return self.named["a"](self.net(x)) * self.weight
+
+    exec(repr(model), scope)
+    again = scope["model"]
+    for name in ("layers", "groups", "entries", "fixed", "order"):
+        assert getattr(again, name) == getattr(model, name)
+    assert lux.setup(jax.random.key(0), again)[0].equals(lux.setup(jax.random.key(0), model)[0])
+
+
 def test_it_is_a_value():
     assert pickle.loads(pickle.dumps(MODEL)) is MODEL
     assert MODEL.replace() == MODEL and hash(MODEL.replace()) == hash(MODEL)
@@ -141,6 +164,12 @@ def test_mistakes_are_named(key):
         lux.compact(blocks=[lux.Dense(1, 1), 3])(lambda self, x: x)
     with pytest.raises(ValueError, match="'data' is a method or property of ComponentVector"):
         lux.compact(data=np.ones(2))(lambda self, x: x)
+    with pytest.raises(ValueError, match="called '_st': leave out the underscore in front"):
+        lux.compact(_st=np.ones(2))(lambda self, x: x)
+    with pytest.raises(TypeError, match=r"write `@lux\.compact\(name=value, \.\.\.\)`, with parentheses"):
+        lux.compact(lambda self, x: x)
+    with pytest.raises(TypeError, match=r"Compact\.function: expected a function such as .*, got 3"):
+        lux.compact(a=1)(3)
     with pytest.raises(ValueError, match="two values of the name a_0: rename"):
         lux.compact(a=[lux.Dense(1, 1)], a_0=lux.Dense(1, 1))(lambda self, x: x)
 
