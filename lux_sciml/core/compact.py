@@ -117,8 +117,7 @@ class Compact(Container):
     fixed: Mapping[str, Any]  # all other options
     order: tuple[str, ...]  # of the values
 
-    @checks_itself
-    def __init__(self, body: Callable[[Any, Any], Any], /, **values: Any):
+    def __init__(self, body: Any, /, **values: Any):
         layers, groups, entries, fixed = {}, {}, {}, {}
         for name, value in values.items():
             refuse_reserved(name)
