@@ -81,6 +81,23 @@ def renewed_keys(st: Any, after: Callable[[], Any]) -> Any:
     return jax.tree.map(lambda old, new: new if is_random_key(old) else old, st, after())
 
 
+def keys_after(layer: Layer, x: Any, ps: Any, st: Any) -> Any:
+    """The state with its random keys, if it has any, as they are after the call `layer(x, ps, st)`.
+
+    Nothing but the keys is computed, outside of `jax.jit` too: there the call is compiled, once for each shape.
+    """
+    leaves, treedef = jax.tree.flatten(st)
+    if not any(map(is_random_key, leaves)):
+        return st
+    keys = _keys_after(layer, x, ps, st)
+    return treedef.unflatten([keys.pop(0) if is_random_key(leaf) else leaf for leaf in leaves])
+
+
+@jax.jit
+def _keys_after(layer: Layer, x: Any, ps: Any, st: Any) -> list[jax.Array]:
+    return list(filter(is_random_key, jax.tree.leaves(layer.forward(x, ps, st)[1])))
+
+
 def _name(path: Any) -> str:
     return ".".join(str(getattr(entry, "key", entry)) for entry in path)
 

@@ -1,26 +1,30 @@
-"""The solver options that all differential-equation layers share."""
+"""Equation: the base of all differential-equation layers, with their options and the one way that they are solved."""
 
+import abc
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple, final
 
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from .. import derivatives
+from .._tree import is_inexact
 from ..components import ComponentVector
-from ..core import Constant, Layer
-from ..core.frozen import refuse_training, renewed_keys
+from ..core import Constant, Container, Layer, Wrapper
+from ..core.frozen import refuse_training
 from ..core.parameters import parameter_layout
 from ..core.static import holds_arrays
 from .adjoints.discrete import DiscreteAdjoint
 from .adjoints.gauss import GaussAdjoint
 from .failure import guarded, mark_failure
+from .field import Field
+from .inputs import initial_value_and_times, within
 from .solvers.root_finding import converging
 from .solvers.runge_kutta import unrolled
+from .times import save_times
 
 _OBJECTS = ("solver", "stepsize_controller", "saveat", "event", "progress_meter")
 _ADJOINTS = {
@@ -46,28 +50,90 @@ _CHOICES = {
 }
 
 
-class Equation(Layer, kw_only=True):
-    """Fields that every differential-equation layer has, by keyword; option objects are diffrax's own.
+class Problem(NamedTuple):
+    """What one call of an equation asks for; with `batching="vmap"`, all of it for each sample along the first axis.
 
+    `y0` is where it starts, an array or a tree of them; `ts` are the times, `(times,)` or `(batch, times)`; `control`
+    is the path `u(t)` that the fields are called with too, if there is one; `data` is what else belongs to a solve,
+    such as a random key.
+    """
+
+    y0: Any
+    ts: jax.Array
+    control: diffrax.AbstractPath | None = None
+    data: Any = None
+
+
+class Fields(dict[str, Field]):
+    """The vector fields of an equation's children by name, for one solve; its `problem`, and the parameters `ps`."""
+
+    def __init__(self, fields: Mapping[str, Field], problem: Problem, ps: Any):
+        super().__init__(fields)
+        self.problem, self.ps = problem, ps
+
+
+class Equation(Layer, kw_only=True):
+    r"""The base of all differential-equation layers: the options of a solve, and the solve.
+
+    The options, all by keyword; option objects are diffrax's own:
+
+    * `ts`, by position too, for equations that have the field: the times at which the solution is saved, the first one
+      that of the initial value; they may run backwards. With `None` they come with each call.
+    * `time_dependent`: the children are called with `(t, y)` in place of `y`.
+    * `controlled`: the input ends in a control u, any diffrax path; the children are called with `(y, u(t))` in place
+      of `y`, and gradients reach the control.
     * `solver`: any diffrax solver. Implicit ones without a root finder of their own get `optimistix.Chord`, which takes
-      far fewer steps than diffrax's default. `rtol`, `atol`: tolerances of the default PID controller, tight enough for
-      quasi-Newton methods, which stall on the noise of looser ones. `stepsize_controller`: any of diffrax's, instead.
-    * `dt0`: the size of the first step, in the direction of the times; `None` chooses one. `max_steps`: the most steps
-      of a solve.
+      far fewer steps than diffrax's default.
+    * `rtol`, `atol`: tolerances of the default PID controller, tight enough for quasi-Newton methods, which stall on
+      the noise of looser ones.
+    * `stepsize_controller`: any of diffrax's, instead.
+    * `dt0`: the size of the first step, in the direction of the times whatever its sign; `None` chooses one.
+    * `max_steps`: the maximum number of steps of a solve.
     * `adjoint`: how the solve is differentiated. `"auto"` is checkpointed reverse mode, unless `lux.derivatives.mode`,
       or one of the functions that set it, asks for forward mode or for both. By name: `"checkpointed"` (reverse mode,
       the discrete gradient), `"direct"` (all modes and orders, slower), `"forward"`, `"backsolve"` (reverse mode by the
       equation solved backwards: little memory, not for stiff or chaotic ones), `"gauss"` (`lux.GaussAdjoint`: reverse
       mode, for stiff equations and implicit solvers), `"implicit"` (steady states). Or any diffrax adjoint.
-    * `saveat`: a `diffrax.SaveAt` in place of saving at the times `ts`. `event`, `progress_meter`, `throw`: as in
-      `diffrax.diffeqsolve`; without `throw` a failed solve is NaN, with `sol.result` saying why.
+    * `saveat`: a `diffrax.SaveAt` in place of saving at the times `ts`.
+    * `event`, `progress_meter`, `throw`: as in `diffrax.diffeqsolve`; without `throw` a failed solve is NaN, with
+      `sol.result` saying why.
     * `output`: `"solution"` is the `diffrax.Solution`, `"ys"` its saved values, `"final"` the last state.
     * `batching`: with `"joint"` a batch is one large equation with common steps; with `"vmap"` every sample along
       the first axis has steps, times and a result of its own.
     * `on_state_update`: `"raise"`, or `"discard"`: one frozen state for the whole solve, with its random keys renewed
       in the state that is returned.
+
+    The input is `y0`, or, as the options say, `(y0, ts)`, `(y0, u)` or `(y0, ts, u)`. `y0` is an array or a tree of
+    arrays, a ComponentVector too; integers become floats. In half precision it is solved in float32, with the
+    parameters, and the output is rounded.
+
+    An equation of one's own is a `Wrapper` or a `Container` of its vector fields, with the method `terms`: from the
+    fields of the children by name, functions `f(t, y, ps)`, to the terms that the solver takes. `forward` is final.
+
+    >>> from typing import Any
+    >>> import diffrax, jax, jax.numpy as jnp, lux_sciml as lux
+    >>> class Damped(lux.Wrapper, lux.Equation):
+    ...     model: lux.Layer
+    ...     rate: float
+    ...     ts: Any = None
+    ...     def terms(self, fields):
+    ...         return diffrax.ODETerm(lambda t, y, ps: fields["model"](t, y, ps) - self.rate * y)
+    >>> damped = Damped(lux.Dense(2, 2), 0.5, ts=[0.0, 1.0], output="final", batching="vmap")
+    >>> ps, st = lux.setup(jax.random.key(0), damped)
+    >>> damped(jnp.ones((8, 2)), ps, st)[0].shape
+    (8, 2)
+
+    Where that is not enough there are more hooks, each with a default: `problem` reads the input, `solve` solves for
+    one sample, `first_inputs` are what the children are called with first.
     """
 
+    takes: ClassVar[str] = "an initial value"  # what the input starts with
+    lacks: ClassVar[Mapping[str, str]] = {}  # options that it does not have, each with the reason
+    fixed_steps: ClassVar[bool] = False  # of the size dt0 where no controller is given
+
+    ts = None  # a field of those that take it; an annotation here would put it before all of theirs
+    time_dependent: bool = False
+    controlled: bool = False
     solver: Any = diffrax.Tsit5()
     rtol: float = 1e-6
     atol: float = 1e-8
@@ -83,7 +149,15 @@ class Equation(Layer, kw_only=True):
     batching: str = "joint"
     on_state_update: str = "raise"
 
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        if "forward" in vars(cls):
+            raise TypeError(f"{cls.__name__}.forward: that of an Equation is final; write `terms`, see `lux.Equation`")
+
     def __post_init__(self):
+        self._refuse_what_it_lacks()
+        if self.ts is not None:
+            self.ts = save_times(self.ts)
         for name, (kind, example) in _KINDS.items():
             value = self.option(name)
             if not isinstance(value, kind) and (value is not None or name in ("solver", "adjoint", "progress_meter")):
@@ -92,24 +166,37 @@ class Equation(Layer, kw_only=True):
             raise ValueError(f"tolerances are positive numbers, got rtol={self.rtol} and atol={self.atol}")
         if self.max_steps is not None and self.max_steps < 1:
             raise ValueError(f"max_steps is one or more, or None, got {self.max_steps}")
-        if self.dt0 is not None and not (math.isfinite(self.dt0) and self.dt0 != 0):
-            raise ValueError(f"dt0 is the size of a step, got {self.dt0}")
+        if self.dt0 is not None:
+            if not (math.isfinite(self.dt0) and self.dt0 != 0):
+                raise ValueError(f"dt0 is the size of a step, got {self.dt0}")
+            self.dt0 = abs(float(self.dt0))
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is one of {', '.join(map(repr, choices))}, got {getattr(self, name)!r}")
         if isinstance(self.adjoint, str) and self.adjoint not in ("auto", *_ADJOINTS):
             names = ", ".join(map(repr, ("auto", *_ADJOINTS)))
             raise ValueError(f"adjoint is one of {names}, or a diffrax adjoint, got {self.adjoint!r}")
-        if self.stepsize_controller is not None and (self.rtol, self.atol) != (1e-6, 1e-8):
+        if self.stepsize_controller is not None and not self.has_default("rtol", "atol"):
             raise ValueError("give the tolerances either as rtol and atol or in the stepsize_controller, not both")
         for name in _OBJECTS:
             if holds_arrays(getattr(self, name)):
                 setattr(self, name, Constant(getattr(self, name)))
 
+    def _refuse_what_it_lacks(self) -> None:
+        given = [name for name in self.lacks if not self.has_default(name)]
+        if given:
+            raise ValueError(f"a {type(self).__name__} has no {', '.join(given)}: {self.lacks[given[0]]}")
+
+    # --- the options ---------------------------------------------------------------------------------------------
+
     def option(self, name: str) -> Any:
         """An option as diffrax takes it."""
         value = getattr(self, name)
         return value.value if isinstance(value, Constant) else value
+
+    def has_default(self, *names: str) -> bool:
+        """Whether options are what they are where nothing is said about them."""
+        return all(getattr(self, name) == getattr(type(self), name) for name in names)
 
     def chosen_adjoint(self) -> diffrax.AbstractAdjoint:
         """The adjoint, chosen by the context of derivatives where it is `"auto"`."""
@@ -124,119 +211,171 @@ class Equation(Layer, kw_only=True):
     def controller(self) -> diffrax.AbstractStepSizeController:
         """The step size controller, ended early where a solve is hopeless."""
         controller = self.option("stepsize_controller")
-        return guarded(diffrax.PIDController(self.rtol, self.atol) if controller is None else controller)
+        if controller is None:
+            controller = diffrax.ConstantStepSize() if self.fixed_steps else diffrax.PIDController(self.rtol, self.atol)
+        return guarded(controller)
+
+    # --- the hooks -----------------------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def terms(self, fields: Fields) -> Any:
+        """The terms of the equation, as its solver takes them, from the vector fields of the children by name."""
+
+    def problem(self, x: Any, ps: Any, st: Any) -> tuple[Problem, Any]:
+        """What the input `x` asks for, checked, and the state after it was read."""
+        return Problem(*initial_value_and_times(self, x)), st
+
+    def solve(self, fields: Fields) -> diffrax.Solution:
+        """The solution of one sample: an object with the saved values `ys`."""
+        return diffeqsolve(self, self.terms(fields), fields.problem.y0, fields)
+
+    def first_inputs(self, fields: Fields) -> dict[str, Any]:
+        """What the children, by name, are called with at the start of a solve; those left out keep their state."""
+        return {name: field.input(fields.problem.ts[0], fields.problem.y0) for name, field in fields.items()}
+
+    # --- the solve -----------------------------------------------------------------------------------------------
+
+    @final
+    def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+        problem, st = self.problem(x, ps, st)
+        return self.solved(problem, ps, st)
+
+    @final
+    def solved(
+        self, problem: Problem, ps: Any, st: Any, solve: Callable[[Fields], Any] | None = None
+    ) -> tuple[Any, Any]:
+        """The output for a problem, and the next state; `solve` stands in for the method of that name."""
+        half = half_type(problem.y0)
+        if half is not None:
+            problem, ps = single((problem, ps))
+
+        def one(problem: Problem) -> Any:
+            return (solve or self.solve)(self._fields(problem, ps, st))
+
+        sol = self._each(one, problem, st)
+        if half is not None:
+            sol = eqx.tree_at(lambda sol: sol.ys, sol, _rounded(sol.ys, half))
+        return self._output(sol), self._renewed(problem, ps, st)
+
+    def _fields(self, problem: Problem, ps: Any, st: Any) -> Fields:
+        """The vector fields of the children for one sample."""
+        options = (self.time_dependent, self.on_state_update, problem.control)
+        if isinstance(self, Wrapper):
+            return Fields({self.child_field: Field(self.child, self.to_child(ps, st)[1], None, *options)}, problem, ps)
+        assert isinstance(self, Container)
+        children = {name: Field(child, st[name], name, *options) for name, child in self.children.items()}
+        return Fields(children, problem, ps)
+
+    def _each(self, solve: Callable[[Problem], Any], problem: Problem, st: Any) -> Any:
+        """`solve(problem)`; with `batching="vmap"` for each sample along the first axis independently."""
+
+        def one(y0, ts, control, data):
+            y0 = y0 if control is None else within(control, y0, ts)
+            return solve(Problem(y0, ts, control, data))
+
+        if self.batching == "joint":
+            return one(*problem)
+        refuse_training(st)
+        shapes, rows = self._require_samples(problem), eqx.if_array(0)
+        try:
+            axes = (rows, rows if problem.ts.ndim == 2 else None, rows, rows)
+            return eqx.filter_vmap(one, in_axes=axes)(*problem)
+        except (TypeError, ValueError) as error:
+            if any(len(shape) > 1 for shape in shapes):
+                raise
+            raise ValueError(
+                f'a {type(self).__name__} with batching="vmap" solves for each sample along the first axis: the shape '
+                f"{shapes[0]} is that of {shapes[0][0]} samples of one number each. For one sample add an axis, "
+                f'y0[None], or use batching="joint"'
+            ) from error
+
+    def _require_samples(self, problem: Problem) -> list[tuple[int, ...]]:
+        """The shapes of the initial value; `ValueError` unless there are equally many samples of all things."""
+        arrays = eqx.filter((problem.y0, problem.control, problem.data), eqx.is_array)
+        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(arrays)]
+        shapes += [problem.ts.shape] if problem.ts.ndim == 2 else []
+        if any(shape == () for shape in shapes) or len({shape[0] for shape in shapes}) > 1:
+            raise ValueError(
+                f'a {type(self).__name__} with batching="vmap" solves for each sample along the first axis of its '
+                f"inputs, times and controls, equally many in all; got the shapes {', '.join(map(str, shapes))}"
+            )
+        return shapes[: len(jax.tree.leaves(problem.y0))]
+
+    def _output(self, sol: Any) -> Any:
+        """The solution, its saved values or the last one, as `output` says."""
+        if self.output == "solution":
+            return sol
+        if self.output == "ys":
+            return sol.ys
+        time_axis = 1 if self.batching == "vmap" else 0
+        return jax.tree.map(lambda y: jnp.take(y, -1, axis=time_axis), sol.ys)
+
+    def _renewed(self, problem: Problem, ps: Any, st: Any) -> Any:
+        """The state after a solve that froze it; where updates are discarded, its random keys are renewed."""
+        if self.on_state_update == "raise":
+            return st
+        if self.batching == "vmap":
+            ts = problem.ts[0] if problem.ts.ndim == 2 else problem.ts
+            problem = jax.tree.map(lambda x: x[0] if eqx.is_array(x) else x, problem)._replace(ts=ts)
+        fields = self._fields(problem, ps, st)
+        after = {name: fields[name].renewed(x, ps) for name, x in self.first_inputs(fields).items()}
+        if isinstance(self, Wrapper):
+            return self.from_child(ps, after[self.child_field], st)[1]
+        return {**st, **after}
 
 
-def save_times(ts: Any) -> Constant | None:
-    """The times in a layer's field, checked; `None` where they come with each call."""
-    if ts is None:
-        return None
-    _require_monotone(np.asarray(ts))
-    return Constant(ts)
+def equation_of(layer: Any) -> Equation | None:
+    """The equation in a layer: the layer itself, or what it wraps; `None` where there is none."""
+    while isinstance(layer, Wrapper) and not isinstance(layer, Equation):
+        layer = layer.child
+    return layer if isinstance(layer, Equation) else None
 
 
-def initial_value_and_times(layer: Any, x: Any) -> tuple[Any, jax.Array]:
-    """The input `y0`, or `(y0, ts)` where the layer was built without `ts`, in floating point and of one precision."""
-    if layer.ts is None and not (isinstance(x, tuple) and len(x) == 2):
-        raise ValueError(f"a {type(layer).__name__} built without `ts` takes the tuple (initial value, times)")
-    if layer.ts is not None and _ends_in(x, np.asarray(layer.ts)):
-        raise ValueError(
-            f"this {type(layer).__name__} has its own `ts` and takes the initial value alone; build it without `ts` to "
-            "give times in each call"
-        )
-    y0, ts = (x, np.asarray(layer.ts)) if layer.ts is not None else x
-    y0 = initial_value(type(layer).__name__, y0)
-    return y0, times_like(ts, y0, layer.batching)
+def with_equation(layer: Any, equation: Equation) -> Any:
+    """The layer with another equation in the place of its own."""
+    return equation if isinstance(layer, Equation) else layer.replace_child(with_equation(layer.child, equation))
 
 
-def initial_value(name: str, y0: Any) -> Any:
-    """`y0` in floating point; `TypeError` where it holds no arrays."""
-    leaves = jax.tree.leaves(y0, is_leaf=lambda x: isinstance(x, diffrax.AbstractPath))
-    if any(isinstance(leaf, diffrax.AbstractPath) for leaf in leaves):
-        raise TypeError(f"the initial value of this {name} holds a control: layers take one with controlled=True")
-    if not leaves or not all(isinstance(leaf, jax.Array | np.ndarray | np.generic | float | int) for leaf in leaves):
-        raise TypeError(f"the initial value of a {name} is an array or a tree of arrays, got {y0!r}")
-    if isinstance(y0, list) and all(isinstance(item, float | int) for item in y0):
-        raise TypeError(f"the initial value of a {name} is an array, got a list of numbers: jnp.array({y0})")
-    return floating(y0)
-
-
-def initial_array(name: str, y0: Any) -> Any:
-    """`y0` in floating point, one array of shape `(..., features)`; `ValueError` where it is something else."""
-    y0 = initial_value(name, y0)
-    if isinstance(y0, tuple | list | dict) or jnp.ndim(y0) == 0:
-        raise ValueError(f"the initial value of a {name} is one array of shape (..., features), got {y0!r}")
-    return y0
-
-
-def _ends_in(x: Any, ts: np.ndarray) -> bool:
-    """Whether `x` is a tuple of an initial value and the times `ts`."""
-    if not (isinstance(x, tuple) and len(x) == 2 and isinstance(x[1], np.ndarray | jax.Array)):
-        return False
-    if isinstance(x[1], jax.core.Tracer) or x[1].shape != ts.shape or getattr(x[0], "shape", ()) == ts.shape:
-        return False
-    return np.allclose(np.asarray(x[1], float), np.asarray(ts, float))
-
-
-def floating(tree: Any) -> Any:
-    """Arrays in floating point; integers become JAX's default floats."""
-
-    def convert(x):
-        x = jnp.asarray(x)
-        return x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(float)
-
-    return jax.tree.map(convert, tree)
-
-
-def times_like(ts: Any, y0: Any, batching: str) -> jax.Array:
-    """Times of shape `(times,)`, or `(batch, times)`, in the precision of `y0`, single at least."""
-    if not isinstance(ts, jax.core.Tracer):
-        _require_monotone(np.asarray(ts))
-    precise = [jnp.finfo(leaf.dtype) for leaf in jax.tree.leaves(y0) if jnp.finfo(leaf.dtype).bits >= 32]
-    ts = jnp.asarray(ts).astype(precise[0].dtype if precise else jnp.float32)
-    if ts.ndim != (2 if batching == "vmap" and ts.ndim == 2 else 1):
-        raise ValueError(f"times have shape (times,), or (batch, times) with batching='vmap', got {ts.shape}")
-    return ts
-
-
-def solve(
-    layer: Equation,
+def diffeqsolve(
+    equation: Equation,
     terms: Any,
     y0: Any,
-    ts: jax.Array,
-    ps: Any,
+    fields: Fields,
     *,
+    ts: jax.Array | None = None,
     controller: diffrax.AbstractStepSizeController | None = None,
 ) -> diffrax.Solution:
-    """From `ts[0]` to `ts[-1]`, saved at `ts`, with the layer's options; `args` of the terms are its parameters.
+    """The solution from `ts[0]` to `ts[-1]`, saved at `ts`, with the options of the equation; a failed solve is NaN.
 
-    A failed solve is NaN. `controller` stands in for the one of the options.
+    `args` of the terms are the parameters of the equation. `ts` and `controller` stand in for those of the problem and
+    of the options.
     """
-    adjoint = layer.chosen_adjoint()
+    ps, ts = fields.ps, fields.problem.ts if ts is None else ts
+    adjoint = equation.chosen_adjoint()
     if isinstance(adjoint, diffrax.BacksolveAdjoint):  # integrates the gradients of its args: better flat
-        ps = _flat(layer, ps)
-    if isinstance(adjoint, DiscreteAdjoint) and layer.batching == "vmap":  # inside the vmap of `batched`
+        ps = _flat(equation, ps)
+    if isinstance(adjoint, DiscreteAdjoint) and equation.batching == "vmap":
         adjoint = DiscreteAdjoint(over_samples=True)
-    saveat = layer.option("saveat")
+    saveat = equation.option("saveat")
     if saveat is None:
-        saveat = diffrax.SaveAt(t1=True) if layer.output == "final" else diffrax.SaveAt(ts=ts)
+        saveat = diffrax.SaveAt(t1=True) if equation.output == "final" else diffrax.SaveAt(ts=ts)
     sol = diffrax.diffeqsolve(
         terms,
-        unrolled(converging(layer.option("solver"))),
+        unrolled(converging(equation.option("solver"))),
         ts[0],
         ts[-1],
-        None if layer.dt0 is None else jnp.copysign(jnp.asarray(layer.dt0, ts.dtype), ts[-1] - ts[0]),
+        None if equation.dt0 is None else jnp.copysign(jnp.asarray(equation.dt0, ts.dtype), ts[-1] - ts[0]),
         y0,
         ps,
         saveat=saveat,
-        stepsize_controller=layer.controller() if controller is None else controller,
+        stepsize_controller=equation.controller() if controller is None else controller,
         adjoint=adjoint,
-        event=layer.option("event"),
-        max_steps=layer.max_steps,
-        throw=layer.throw,
-        progress_meter=layer.option("progress_meter"),
+        event=equation.option("event"),
+        max_steps=equation.max_steps,
+        throw=equation.throw,
+        progress_meter=equation.option("progress_meter"),
     )
-    return mark_failure(sol, complete=layer.saveat is None and layer.event is None)
+    return mark_failure(sol, complete=equation.saveat is None and equation.event is None)
 
 
 def _flat(layer: Layer, ps: Any) -> ComponentVector:
@@ -245,53 +384,20 @@ def _flat(layer: Layer, ps: Any) -> ComponentVector:
     return ComponentVector.from_tree(ps, like=layout.astype(*dtypes) if len(dtypes) == 1 else layout)
 
 
-def batched(layer: Equation, st: Any, one: Callable[..., Any], samples: tuple[Any, ...], ts: jax.Array) -> Any:
-    """`one(*samples, ts)`; with `batching="vmap"` for each sample along the first axis by itself."""
-    if layer.batching == "joint":
-        return one(*samples, ts)
-    refuse_training(st)
-    _require_samples(layer, samples, ts)
-    return eqx.filter_vmap(one, in_axes=(*(0 for _ in samples), 0 if ts.ndim == 2 else None))(*samples, ts)
+def half_type(y0: Any) -> Any:
+    """The type of a start in half precision; `None` for others."""
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves(y0)}
+    return dtypes.pop() if len(dtypes) == 1 and jnp.finfo(*dtypes).bits < 32 else None
 
 
-def _require_samples(layer: Equation, samples: tuple[Any, ...], ts: jax.Array) -> None:
-    """Raise `ValueError` unless all that has a sample for each solve has equally many."""
-    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(eqx.filter(samples, eqx.is_array))]
-    shapes += [ts.shape] if ts.ndim == 2 else []
-    if any(shape == () for shape in shapes) or len({shape[0] for shape in shapes}) > 1:
-        raise ValueError(
-            f'a {type(layer).__name__} with batching="vmap" solves for each sample along the first axis of its inputs, '
-            f"times and controls, equally many in all; got the shapes {', '.join(map(str, shapes))}"
-        )
+def single(tree: Any) -> Any:
+    """A tree with its arrays of half precision in float32."""
+
+    def convert(x: Any) -> Any:
+        return x.astype(jnp.float32) if is_inexact(x) and jnp.finfo(x.dtype).bits < 32 else x
+
+    return jax.tree.map(convert, tree)
 
 
-def output(layer: Equation, sol: diffrax.Solution) -> Any:
-    """The solution, its saved values or the last one, as the layer's `output` says."""
-    if layer.output == "solution":
-        return sol
-    if layer.output == "ys":
-        return sol.ys
-    time_axis = 1 if layer.batching == "vmap" else 0
-    return jax.tree.map(lambda y: jnp.take(y, -1, axis=time_axis), sol.ys)
-
-
-def renewed(layer: Equation, model: Layer, x: Any, ps: Any, st: Any) -> Any:
-    """The state after a solve that froze it; where updates are discarded, its random keys are advanced by one call."""
-    return st if layer.on_state_update == "raise" else renewed_keys(st, lambda: model.forward(x, ps, st)[1])
-
-
-def _require_monotone(ts: np.ndarray) -> None:
-    if ts.ndim == 0 or ts.shape[-1] < 2:
-        raise ValueError(
-            f"`ts` holds at least two times, the first one that of the initial value, got shape {ts.shape}"
-        )
-    if not np.isfinite(ts).all():
-        raise ValueError("`ts` holds times that are not finite")
-    for row in ts.reshape(-1, ts.shape[-1]):
-        steps = np.diff(row)
-        turns = np.flatnonzero(steps * np.sign(steps[0]) <= 0)
-        if turns.size:
-            raise ValueError(
-                f"`ts` must strictly increase or strictly decrease; it turns after position {turns[0]}: "
-                f"{row[turns[0]]}, {row[turns[0] + 1]}"
-            )
+def _rounded(tree: Any, half: Any) -> Any:
+    return jax.tree.map(lambda x: x.astype(half) if is_inexact(x) and x.dtype == jnp.float32 else x, tree)

@@ -1,22 +1,87 @@
-"""The bridge from layers to diffrax: a vector field `f(t, y, ps)`."""
+"""Field: a layer as the vector field `f(t, y, ps)` of a solve, its state frozen; and `vector_field`, the public one."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
 import diffrax
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 
+from .._tree import describe
 from ..components import ComponentVector
 from ..core import Layer
 from ..core.container import errors_of
-from ..core.frozen import refuse_updates
+from ..core.frozen import keys_after, refuse_updates
 from ..core.parameters import parameter_tree
 
 
+class Field(eqx.Module):
+    """`f(t, y, ps)` of a layer with a frozen state, or, where it has a name, of that child of a container.
+
+    `ps` are the parameters of the whole equation. The layer's input is `y`, with `time_dependent` `(t, y)`; with a
+    control the pair `(y, u(t))` stands in the place of `y`.
+    """
+
+    layer: Layer
+    st: Any
+    name: str | None = eqx.field(static=True, default=None)
+    time_dependent: bool = eqx.field(static=True, default=False)
+    on_state_update: str = eqx.field(static=True, default="raise")
+    control: diffrax.AbstractPath | None = None
+
+    def __call__(self, t: Any, y: Any, ps: Any) -> Any:
+        """The derivative: the layer's output, which must be like `y`, with the names of `y`."""
+        return like(y, self.value(t, y, ps))
+
+    def value(self, t: Any, y: Any, ps: Any) -> Any:
+        """The layer's output, whatever it is."""
+        return self.output(self.input(t, y), ps)
+
+    def input(self, t: Any, y: Any) -> Any:
+        """What the layer is called with at the time `t` and the state `y`."""
+        y = y if self.control is None else (y, self.control.evaluate(t))
+        return (t, y) if self.time_dependent else y
+
+    def output(self, x: Any, ps: Any) -> Any:
+        """The layer's output for an input of its own."""
+        ps = self._own(ps)
+        with self._named():
+            out, kept = self.layer.forward(x, ps, self.st)
+            if self.on_state_update == "raise":
+                refuse_updates(self.layer, lambda st: self.layer.forward(x, ps, st)[1], self.st, kept)
+        return out
+
+    def renewed(self, x: Any, ps: Any) -> Any:
+        """The frozen state, with its random keys as they are after one call of the layer with the input `x`."""
+        with self._named():
+            return keys_after(self.layer, x, self._own(ps), self.st)
+
+    def _own(self, ps: Any) -> Any:
+        ps = ps.tree() if isinstance(ps, ComponentVector) else ps
+        return ps if self.name is None else ps[self.name]
+
+    def _named(self) -> contextlib.AbstractContextManager:
+        return contextlib.nullcontext() if self.name is None else errors_of(self.name)
+
+
+class _VectorField(eqx.Module):
+    """What `vector_field` returns: a Field, or a function `f(t, y, p)`, with parameters and result checked."""
+
+    function: Callable[[Any, Any, Any], Any]
+
+    def __call__(self, t: Any, y: Any, p: Any) -> Any:
+        if isinstance(self.function, Field):
+            p = parameter_tree(self.function.layer, p)
+        return like(y, self.function(t, y, p))
+
+
 def vector_field(
-    model: Any, st: Any = None, *, time_dependent: bool = False, on_state_update: str = "raise"
+    model: Layer | Callable[[Any, Any, Any], Any],
+    st: Any = None,
+    *,
+    time_dependent: bool = False,
+    on_state_update: str = "raise",
 ) -> Callable[[Any, Any, Any], Any]:
     r"""The vector field :math:`dy/dt = f(t, y, p)` of a layer, for `diffrax.ODETerm`.
 
@@ -28,7 +93,7 @@ def vector_field(
     `model` may also be a plain function `f(t, y, p)`, whose result gets the names of `y`.
 
     Raises, while tracing, `ValueError` for a layer that updates its state (named by its path; see `lux.testmode`, or
-    `on_state_update="discard"`), and for an output of another shape than `y`.
+    `on_state_update="discard"`), for parameters that are not the layer's, and for an output of another shape than `y`.
 
     >>> import diffrax, jax, jax.numpy as jnp, lux_sciml as lux
     >>> model = lux.Dense(2, 2)
@@ -40,42 +105,16 @@ def vector_field(
     if on_state_update not in ("raise", "discard"):
         raise ValueError(f'on_state_update is "raise" or "discard", got {on_state_update!r}')
     if isinstance(model, Layer):
-        return Field(FrozenLayer(model, st, time_dependent, on_state_update))
-    return Field(model)
+        return _VectorField(Field(model, st, None, time_dependent, on_state_update))
+    return _VectorField(model)
 
 
-class FrozenLayer(eqx.Module):
-    """A layer as a function `f(t, y, ps)` with a frozen state, whatever its output."""
-
-    model: Layer
-    st: Any
-    time_dependent: bool = eqx.field(static=True, default=False)
-    on_state_update: str = eqx.field(static=True, default="raise")
-
-    def __call__(self, t: Any, y: Any, ps: Any) -> Any:
-        ps, x = parameter_tree(self.model, ps), (t, y) if self.time_dependent else y
-        out, kept = self.model.forward(x, ps, self.st)
-        if self.on_state_update == "raise":
-            refuse_updates(self.model, lambda st: self.model.forward(x, ps, st)[1], self.st, kept)
-        return out
-
-
-class Field(eqx.Module):
-    """A function `f(t, y, p)` whose output is checked to be like `y`, and named like it; made by `vector_field`."""
-
-    function: Callable
-
-    def __call__(self, t: Any, y: Any, p: Any) -> Any:
-        return _like(y, self.function(t, y, p))
-
-
-def _like(y: Any, dy: Any) -> Any:
+def like(y: Any, dy: Any) -> Any:
     """`dy`, with the names of `y`, if its structure and shapes are those of `y`; otherwise `ValueError`."""
     if isinstance(y, ComponentVector) and not isinstance(dy, ComponentVector):
         dy = ComponentVector.from_tree(dy, like=y) if isinstance(dy, dict) else ComponentVector(dy, y.layout)
-    expected, got = jax.tree.map(_shape, y), jax.tree.map(_shape, dy)
-    if jax.tree.structure(expected) != jax.tree.structure(got):
-        raise ValueError(f"a vector field must return what its state is, {expected}; got {got}")
+    if jax.tree.structure(y) != jax.tree.structure(dy):
+        raise ValueError(f"a vector field must return what its state is, {describe(y)}; got {describe(dy)}")
     for a, b in zip(jax.tree.leaves(y), jax.tree.leaves(dy), strict=True):
         if a.shape != b.shape:
             raise ValueError(f"a vector field must keep the shape of its state, {a.shape}; got {b.shape}")
@@ -85,52 +124,3 @@ def _like(y: Any, dy: Any) -> Any:
                 "parameters one type, as by `lux.setup(key, layer, dtype=...)`"
             )
     return dy
-
-
-def _shape(x: Any) -> str:
-    return f"{x.dtype}[{','.join(map(str, x.shape))}]"
-
-
-class OfChild(eqx.Module):
-    """`f(t, y, ps)` of one child, called with the parameters of the whole container."""
-
-    name: str = eqx.field(static=True)
-    function: Callable
-
-    def __call__(self, t: Any, y: Any, ps: Any) -> Any:
-        with errors_of(self.name):
-            return self.function(t, y, ps[self.name])
-
-
-class Controlled(eqx.Module):
-    """`f(t, y, ps)` of a function that takes `(y, u(t))` in the place of `y`."""
-
-    function: Callable
-    control: diffrax.AbstractPath
-
-    def __call__(self, t: Any, y: Any, ps: Any) -> Any:
-        return self.function(t, (y, self.control.evaluate(t)), ps)
-
-
-def split_control(name: str, x: Any, with_times: bool) -> tuple[Any, diffrax.AbstractPath]:
-    """The input without its last item, and that item, the control. Raises `ValueError` where it is no path."""
-    parts = ("initial value", "times", "control") if with_times else ("initial value", "control")
-    if not isinstance(x, tuple) or len(x) != len(parts) or not isinstance(x[-1], diffrax.AbstractPath):
-        raise ValueError(
-            f"a {name} with a control takes the tuple ({', '.join(parts)}), where the control is a diffrax path, "
-            "such as diffrax.LinearInterpolation(ts, ys)"
-        )
-    return x[:-1] if with_times else x[0], x[-1]
-
-
-def within(control: diffrax.AbstractPath, y0: Any, ts: jax.Array) -> Any:
-    """`y0`, where the control is defined at all the times; else `ValueError`, or NaN where the times are traced."""
-    low, high = jnp.minimum(ts[0], ts[-1]), jnp.maximum(ts[0], ts[-1])
-    good = (control.t0 <= low) & (high <= control.t1)
-    if isinstance(good, jax.core.Tracer):
-        return jax.tree.map(lambda y: jnp.where(good, y, jnp.nan), y0)
-    if not good:
-        raise ValueError(
-            f"the control is defined from {control.t0:g} to {control.t1:g}, the times ask for {low:g} to {high:g}"
-        )
-    return y0

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .equation import floating
+from .._tree import floating
 
 INTERPOLATIONS = ("hermite", "linear", "rectilinear")
 

@@ -228,7 +228,7 @@ def test_traced_times_that_do_not_increase_give_nan():
         ),
         (
             lambda: run(lux.NeuralCDE(lux.Dense(2, 5), lux.Dense(2, 2)), TS, XS),
-            r"2 hidden numbers and 2 channels, time included, has the output shape \(2, 2\) here, .*got \(5,\)",
+            r"2 hidden features and 2 channels, time included, has the output shape \(2, 2\) here, .*got \(5,\)",
         ),
         (lambda: small()(jnp.ones(2), *lux.setup(jax.random.key(0), small())), r"takes the tuple \(times, data\)"),
     ],

@@ -1,31 +1,22 @@
-"""Vector fields from energies: Hamiltonian and Lagrangian networks."""
+"""Vector fields from energies and accelerations.
 
+The input of each is a state, or what an equation makes of it: `(t, state)`, `(state, u)` or `(t, (state, u))`, with the
+time and with the value of a control. They reach the layers inside in the same form.
+"""
+
+from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from ..._tree import floating
 from ...core import Container, Layer, Wrapper
 from ...core.container import call_child
 from ...derivatives import batched_jacobian
-
-
-def energy_gradient(energy: Layer, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
-    """The gradient, sample by sample, of a layer `(..., n) -> (..., 1)` or `(...)`, and the layer's next state.
-
-    Raises `ValueError` for an output that is not one number for each sample.
-    """
-
-    def total(x):
-        value, after = energy.forward(x, ps, st)
-        if value.shape not in (x.shape[:-1], (*x.shape[:-1], 1)):
-            raise ValueError(
-                f"an energy is one number for each sample, of shape {x.shape[:-1]} or {(*x.shape[:-1], 1)} for inputs "
-                f"{x.shape}; this {type(energy).__name__} gives {value.shape}"
-            )
-        return jnp.sum(value), after
-
-    return jax.grad(total, has_aux=True)(x)
+from ..equation import single
+from ..field import Field
 
 
 class HamiltonianNN(Wrapper):
@@ -49,10 +40,10 @@ class HamiltonianNN(Wrapper):
     model: Layer
 
     def forward(self, x, ps, st):
-        _half(self, x)
-        gradient, st = energy_gradient(self.model, x, ps, st)
-        of_q, of_p = jnp.split(gradient, 2, axis=-1)
-        return jnp.concatenate([of_p, -of_q], -1), st
+        t, z, u = split_input(x)
+        n = _degrees_of_freedom(self, z)
+        slope, st = energy_gradient(lambda z: self.model.forward(join_input(t, z, u), ps, st), z, self.model)
+        return jnp.concatenate([slope[..., n:], -slope[..., :n]], -1), st
 
 
 class LagrangianNN(Wrapper):
@@ -78,20 +69,19 @@ class LagrangianNN(Wrapper):
     model: Layer
 
     def forward(self, x, ps, st):
-        n = _half(self, x)
-        gradient, st_next = energy_gradient(self.model, x, ps, st)
-        hessian = batched_jacobian(lambda x: energy_gradient(self.model, x, ps, st)[0][..., n:], x, mode="forward")
-        v = x[..., n:]
-        force = gradient[..., :n] - jnp.einsum("...ij,...j->...i", hessian[..., :n], v)
-        return jnp.concatenate([v, jnp.linalg.solve(hessian[..., n:], force[..., None])[..., 0]], -1), st_next
+        t, z, u = split_input(x)
+        n, dtype = _degrees_of_freedom(self, z), z.dtype
+        (z, u), ps = single(((z, u), ps))  # linear systems have no half precision
 
+        def gradient(z):
+            return energy_gradient(lambda z: self.model.forward(join_input(t, z, u), ps, st), z, self.model)
 
-def _half(layer: Layer, x: Any) -> int:
-    """The number of degrees of freedom."""
-    if x.ndim == 0 or x.shape[-1] % 2 or x.shape[-1] == 0:
-        raise ValueError(f"{type(layer).__name__} takes positions and velocities or momenta side by side: an even "
-                         f"number of features, got {x.shape}")  # fmt: skip
-    return x.shape[-1] // 2
+        slope, st_next = gradient(z)
+        hessian = batched_jacobian(lambda z: gradient(z)[0][..., n:], z, mode="forward")
+        v = z[..., n:]
+        force = slope[..., :n] - jnp.einsum("...ij,...j->...i", hessian[..., :n], v)
+        acceleration = jnp.linalg.solve(hessian[..., n:], force[..., None])[..., 0]
+        return jnp.concatenate([v, acceleration], -1).astype(dtype), st_next
 
 
 class GradientFlow(Wrapper):
@@ -109,8 +99,9 @@ class GradientFlow(Wrapper):
     energy: Layer
 
     def forward(self, x, ps, st):
-        gradient, st = energy_gradient(self.energy, x, ps, st)
-        return jax.tree.map(jnp.negative, gradient), st
+        t, y, u = split_input(x)
+        slope, st = energy_gradient(lambda y: self.energy.forward(join_input(t, y, u), ps, st), y, self.energy)
+        return jax.tree.map(jnp.negative, slope), st
 
 
 class PortHamiltonian(Container):
@@ -145,42 +136,35 @@ class PortHamiltonian(Container):
     port: Layer | None = None
 
     def forward(self, x, ps, st):
-        if self.port is not None and not (isinstance(x, tuple) and len(x) == 2):
-            raise ValueError("a PortHamiltonian with a port takes the tuple (x, u)")
-        x, u = x if self.port is not None else (x, None)
-        st = dict(st)
+        t, x, u = split_input(x)
+        if (u is None) != (self.port is None):
+            kind = "x alone, for it has no port" if self.port is None else "the tuple (x, u), for it has a port"
+            raise ValueError(f"this PortHamiltonian takes {kind}")
+        st, inputs = dict(st), join_input(t, x)
 
         def matrix(name):
-            y, st[name] = call_child(name, self.children[name], x, ps, st)
+            y, st[name] = call_child(name, self.children[name], inputs, ps, st)
             n = x.shape[-1]
             if y.shape[:-1] != x.shape[:-1] or y.shape[-1] % n or (name == "interconnection" and y.shape[-1] != n * n):
                 raise ValueError(
                     f"the {name} of a PortHamiltonian gives a matrix of {n} rows, (..., {n} k), for inputs {x.shape}; "
                     f"got {y.shape}"
                 )
-            return y.reshape(*x.shape, -1)
+            return y.reshape(*x.shape, y.shape[-1] // n)
 
-        gradient, st["hamiltonian"] = energy_gradient(self.hamiltonian, x, ps["hamiltonian"], st["hamiltonian"])
+        def energy(x):
+            return call_child("hamiltonian", self.hamiltonian, join_input(t, x), ps, st)
+
+        slope, st["hamiltonian"] = energy_gradient(energy, x, self.hamiltonian)
         if self.interconnection is None:
-            dx = _canonical(gradient)
+            dx = _canonical(slope)
         else:
             a = matrix("interconnection")
-            dx = _times(a, gradient) - _times(jnp.swapaxes(a, -1, -2), gradient)
+            dx = _times(a, slope) - _times(jnp.swapaxes(a, -1, -2), slope)
         if self.dissipation is not None:
             l = matrix("dissipation")
-            dx -= _times(l, _times(jnp.swapaxes(l, -1, -2), gradient))
+            dx -= _times(l, _times(jnp.swapaxes(l, -1, -2), slope))
         return (dx if u is None else dx + _times(matrix("port"), u)), st
-
-
-def _canonical(gradient: jax.Array) -> jax.Array:
-    if gradient.shape[-1] % 2:
-        raise ValueError(f"the canonical interconnection needs x = (q, p) of even size, got {gradient.shape[-1]}")
-    dq, dp = jnp.split(gradient, 2, axis=-1)
-    return jnp.concatenate([dp, -dq], axis=-1)
-
-
-def _times(matrix: jax.Array, vector: jax.Array) -> jax.Array:
-    return jnp.einsum("...ij,...j->...i", matrix, vector)
 
 
 class SecondOrder(Wrapper):
@@ -201,7 +185,73 @@ class SecondOrder(Wrapper):
 
     model: Layer
 
-    def forward(self, state, ps, st):
-        x, v = state
-        acceleration, st = self.model.forward(jnp.concatenate([x, v], axis=-1), ps, st)
+    def forward(self, x, ps, st):
+        t, (x, v), u = split_input(x, pair=True)
+        acceleration, st = self.model.forward(join_input(t, jnp.concatenate([x, v], axis=-1), u), ps, st)
         return (v, acceleration), st
+
+
+class EnergyGradient(eqx.Module):
+    """The gradient of an energy, times `sign`, as a vector field `f(t, y, ps)`."""
+
+    energy: Field
+    sign: int = eqx.field(static=True)
+
+    def __call__(self, t, y, ps):
+        slope, _ = energy_gradient(lambda y: (self.energy.value(t, y, ps), None), y, self.energy.layer)
+        return jax.tree.map(lambda g: self.sign * g, slope)
+
+
+def energy_gradient(energy: Callable[[Any], tuple[Any, Any]], y: Any, layer: Layer) -> tuple[Any, Any]:
+    """The gradient, sample by sample, of a function `(..., n) -> (..., 1)` or `(...)`, and what it returns beside.
+
+    Raises `ValueError`, naming the layer, for an output that is not one number for each sample.
+    """
+
+    def total(y):
+        value, after = energy(y)
+        if value.shape not in (y.shape[:-1], (*y.shape[:-1], 1)):
+            raise ValueError(
+                f"an energy is one number for each sample, of shape {y.shape[:-1]} or {(*y.shape[:-1], 1)} for inputs "
+                f"{y.shape}; this {type(layer).__name__} gives {value.shape}"
+            )
+        return jnp.sum(value), after
+
+    return jax.grad(total, has_aux=True)(y)
+
+
+def split_input(x: Any, *, pair: bool = False) -> tuple[Any, Any, Any]:
+    """Time, state and control in the input of a vector field, in floating point; `None` for what is not there.
+
+    The state is an array, or, with `pair`, a pair of arrays; it has an axis of features, by which a time is told apart.
+    """
+    t = u = None
+    if isinstance(x, tuple) and not isinstance(x[0], tuple) and jnp.ndim(x[0]) == 0:
+        t, x = x
+    if isinstance(x, tuple) and (not pair or isinstance(x[0], tuple)):
+        x, u = x
+    return floating((t, x, u))
+
+
+def join_input(t: Any, y: Any, u: Any = None) -> Any:
+    """The input of a vector field from its parts."""
+    y = y if u is None else (y, u)
+    return y if t is None else (t, y)
+
+
+def _degrees_of_freedom(layer: Layer, z: Any) -> int:
+    if z.ndim == 0 or z.shape[-1] % 2 or z.shape[-1] == 0:
+        raise ValueError(f"{type(layer).__name__} takes positions and velocities or momenta side by side: an even "
+                         f"number of features, got {z.shape}")  # fmt: skip
+    return z.shape[-1] // 2
+
+
+def _canonical(slope: jax.Array) -> jax.Array:
+    if slope.shape[-1] % 2:
+        raise ValueError(f"the canonical interconnection needs x = (q, p) of even size, got {slope.shape[-1]}")
+    dq, dp = jnp.split(slope, 2, axis=-1)
+    return jnp.concatenate([dp, -dq], axis=-1)
+
+
+def _times(matrix: jax.Array, vector: jax.Array) -> jax.Array:
+    return jnp.einsum("...ij,...j->...i", matrix, vector)

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..._tree import floating
 from ...components import Layout
 from ...core import Layer, Wrapper
 
@@ -43,5 +44,5 @@ class Galerkin(Wrapper):
         if not (isinstance(x, tuple) and len(x) == 2):
             raise ValueError("a Galerkin layer is called with (t, x): give the NeuralODE time_dependent=True")
         t, x = x
-        values = self.basis(t)
+        values = self.basis(floating(t))
         return self.layer.forward(x, jax.tree.map(lambda c: jnp.tensordot(values.astype(c.dtype), c, 1), ps), st)

@@ -1,4 +1,4 @@
-"""The prediction-error method: a vector field that is led along the data."""
+"""The prediction-error method: a vector field that is nudged toward the data."""
 
 from dataclasses import field
 from typing import Any
@@ -8,11 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...core import Constant, Layer, Wrapper
-from ..equation import save_times
+from ..equation import single
+from ..field import like
+from ..times import save_times, times_in
+from .energy import join_input, split_input
 
 
 class Nudged(Wrapper):
-    r"""The vector field :math:`dy/dt = f(t, y) + K (\hat y(t) - y)`, led along data by the gain `K`.
+    r"""The vector field :math:`dy/dt = f(t, y) + K (\hat y(t) - y)`, nudged toward data by the gain `K`.
 
     With a gain, the solution stays near the data from bad parameters too, and the loss has one broad valley where that
     of a free solve has many. It is fitted with less and less gain, down to none: the parameters and state are those of
@@ -28,9 +31,9 @@ class Nudged(Wrapper):
 
     >>> import jax, jax.numpy as jnp, lux_sciml as lux
     >>> ts, data = jnp.linspace(0.0, 1.0, 5), jnp.ones((5, 2))
-    >>> led = lux.NeuralODE(lux.Nudged(lux.Dense(2, 2), ts, data, gain=10.0), ts, time_dependent=True)
-    >>> ps, st = lux.setup(jax.random.key(0), led)
-    >>> led(data[0], ps, st)[0].ys.shape
+    >>> nudged = lux.NeuralODE(lux.Nudged(lux.Dense(2, 2), ts, data, gain=10.0), ts, time_dependent=True)
+    >>> ps, st = lux.setup(jax.random.key(0), nudged)
+    >>> nudged(data[0], ps, st)[0].ys.shape
     (5, 2)
     """
 
@@ -49,15 +52,16 @@ class Nudged(Wrapper):
 
     def forward(self, x, ps, st):
         if not (isinstance(x, tuple) and len(x) == 2):
-            raise ValueError("an Nudged is called with (t, y): give the NeuralODE time_dependent=True")
-        t, y = x
-        dy, st = self.model.forward(x if self.time_dependent else y, ps, st)
+            raise ValueError("a Nudged field is called with (t, y): give the NeuralODE time_dependent=True")
+        t, y, u = split_input(x)
+        dy, st = self.model.forward(join_input(t if self.time_dependent else None, y, u), ps, st)
         gain, times, data = np.asarray(self.gain), np.asarray(self.ts), np.asarray(self.data, float)
         seen = np.any(gain != 0, axis=0) if gain.ndim == 2 else gain != 0
-        order = np.argsort(times)
+        order, here = np.argsort(times), single(jnp.asarray(y))
         path = diffrax.LinearInterpolation(
-            ts=jnp.asarray(times[order], t.dtype), ys=jnp.asarray(np.where(seen, data, 0)[order], y.dtype)
+            ts=times_in(t.dtype, times[order]), ys=jnp.asarray(np.where(seen, data, 0)[order], here.dtype)
         )
-        error = path.evaluate(jnp.clip(t, path.ts[0], path.ts[-1])) - jnp.where(seen, y, 0)
-        gain = jnp.asarray(gain, y.dtype)
-        return dy + (error @ gain.T if gain.ndim == 2 else gain * error), st
+        error = path.evaluate(jnp.clip(t, path.ts[0], path.ts[-1])) - jnp.where(seen, here, 0)
+        gain = jnp.asarray(gain, here.dtype)
+        pull = (error @ gain.T if gain.ndim == 2 else gain * error).astype(y.dtype)
+        return like(y, dy) + pull, st

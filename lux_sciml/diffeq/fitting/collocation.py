@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..equation import floating, save_times
+from ..._tree import floating
+from ..times import save_times
 
 
 def collocate(

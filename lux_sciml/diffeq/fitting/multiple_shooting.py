@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..._tree import floating
 from ...core import Layer
-from ..equation import floating, save_times
+from ..times import save_times
 
 
 def multiple_shooting(

@@ -5,17 +5,20 @@ from typing import Any
 import jax.numpy as jnp
 
 from ...core import Layer, Wrapper
-from ..equation import initial_array
+from ..equation import Equation, equation_of
+from ..inputs import initial_array
 
 
 class AugmentedODE(Wrapper):
     r"""A differential-equation layer that starts from :math:`(y_0, 0)`: zeros appended along the last axis.
 
     Trajectories of an ordinary differential equation cannot cross; in more dimensions they need not. `layer` is any
-    layer of the family, of `features + extra` features: its input `y0`, or the first item of a tuple such as
-    `(y0, ts)`, has shape `(..., features)`. The output is the layer's, with the extra features.
+    layer of the family that takes an initial value, of `features + extra` features: its input `y0`, or the first item
+    of a tuple such as `(y0, ts)`, is an array of shape `(..., features)`. The output is the layer's, with the extra
+    features.
 
-    Dupont, Doucet and Teh, "Augmented neural ODEs", NeurIPS 2019. Raises `ValueError` for fewer than one extra feature.
+    Dupont, Doucet and Teh, "Augmented neural ODEs", NeurIPS 2019. Raises `ValueError` for fewer than one extra feature,
+    and for a layer that does not start from an initial value.
 
     >>> import jax, jax.numpy as jnp, lux_sciml as lux
     >>> node = lux.AugmentedODE(lux.NeuralODE(lux.Dense(3, 3), ts=[0.0, 1.0], output="final"), 1)
@@ -30,6 +33,12 @@ class AugmentedODE(Wrapper):
     def __post_init__(self):
         if self.extra < 1:
             raise ValueError(f"AugmentedODE appends one feature or more, got {self.extra}")
+        equation = equation_of(self.layer)
+        if equation is not None and equation.takes != Equation.takes:
+            raise ValueError(
+                f"AugmentedODE appends features to an initial value, and a {type(equation).__name__} takes "
+                f"{equation.takes}"
+            )
 
     def forward(self, x, ps, st):
         x = (self._augmented(x[0]), *x[1:]) if isinstance(x, tuple) else self._augmented(x)

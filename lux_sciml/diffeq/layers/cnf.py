@@ -1,17 +1,20 @@
 """CNF: a probability density by the flow of a differential equation; flow matching, to train it without solves."""
 
+import dataclasses
 from dataclasses import field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from ..._tree import floating
 from ...core import Layer, Wrapper
 from ...core.parameters import parameter_tree
-from ..equation import Equation, batched, floating, initial_value, renewed, solve
-from ..field import Field, FrozenLayer
+from ..equation import Equation, Problem, diffeqsolve
+from ..field import Field, like
+from ..inputs import initial_value
 
 
 class Density(NamedTuple):
@@ -58,6 +61,13 @@ class CNF(Wrapper, Equation):
     ((8,), (5, 2))
     """
 
+    takes: ClassVar = "points x"
+    lacks: ClassVar = {
+        **dict.fromkeys(("output", "saveat", "event"), "it goes from data to noise and returns the end"),
+        "time_dependent": "its model is called with (t, x) always",
+        "controlled": "a condition, (x, condition), is what its model is called with too",
+    }
+
     model: Layer
     trace: str = field(default="exact", kw_only=True)
     regularize: bool = field(default=False, kw_only=True)
@@ -67,8 +77,6 @@ class CNF(Wrapper, Equation):
         super().__post_init__()
         if self.trace not in ("exact", "hutchinson"):
             raise ValueError(f"trace is 'exact' or 'hutchinson', got {self.trace!r}")
-        if self.output != "final" or self.saveat is not None or self.event is not None:
-            raise ValueError("a CNF goes from data to noise and returns the end: without output, saveat and event")
 
     def init_state(self, key):
         model_key, key = jax.random.split(key)
@@ -80,24 +88,28 @@ class CNF(Wrapper, Equation):
     def from_child(self, ps, st, whole):
         return ps, {**whole, "model": st}
 
-    def forward(self, x, ps, st):
+    def problem(self, x, ps, st):
         x, condition = _parts(x)
         key, next_key = jax.random.split(st["key"])
         probe = jax.random.rademacher(key, x.shape, x.dtype) if self.trace == "hutchinson" else None
+        return Problem(x, _times(x, 1.0, 0.0), None, (condition, probe)), {**st, "key": next_key}
 
-        def one(x, condition, probe, ts):
-            zeros = jnp.zeros(x.shape[:-1], x.dtype)
-            start = {"x": x, "trace": zeros} | ({"kinetic": zeros, "jacobian": zeros} if self.regularize else {})
-            term = diffrax.ODETerm(_WithTrace(self._velocity(st, condition), probe, self.regularize))
-            return solve(self, term, start, ts, ps).ys
+    def terms(self, fields):
+        condition, probe = fields.problem.data
+        return diffrax.ODETerm(_WithTrace(_Velocity(fields["model"], condition), probe, self.regularize))
 
-        ends = jnp.array([1.0, 0.0], _real(x))
-        end = batched(self, st["model"], one, (x, condition, probe), ends)
-        end = {name: y[:, 0] if self.batching == "vmap" else y[0] for name, y in end.items()}
-        log_prob = _log_normal(end["x"]) + end["trace"]  # the integrals run backward in time
-        costs = (-end["kinetic"], -end["jacobian"]) if self.regularize else (None, None)
-        after = renewed(self, self.model, _input(ends[0], x, condition), ps, st["model"])
-        return Density(log_prob, end["x"], *costs), {"model": after, "key": next_key}
+    def solve(self, fields):
+        x = fields.problem.y0
+        zeros = jnp.zeros(x.shape[:-1], x.dtype)
+        start = {"x": x, "trace": zeros} | ({"kinetic": zeros, "jacobian": zeros} if self.regularize else {})
+        sol = diffeqsolve(self, self.terms(fields), start, fields)
+        log_prob = _log_normal(sol.ys["x"]) + sol.ys["trace"]  # the integrals run backward in time
+        costs = (-sol.ys["kinetic"], -sol.ys["jacobian"]) if self.regularize else (None, None)
+        return dataclasses.replace(sol, ys=Density(log_prob, sol.ys["x"], *costs))
+
+    def first_inputs(self, fields):
+        x, ts, _, (condition, _) = fields.problem
+        return {"model": _input(ts[0], x, condition)}
 
     def log_prob(self, x: Any, ps: Any, st: Any) -> jax.Array:
         """The logarithm of the density at `x`, `(..., features)`, or at `(x, condition)`: of shape `(...)`."""
@@ -111,16 +123,14 @@ class CNF(Wrapper, Equation):
 
     def transport(self, x: Any, ps: Any, st: Any, *, reverse: bool = False) -> jax.Array:
         """Points `x`, or `(x, condition)`, from noise to data by the flow; with `reverse` from data to noise."""
-        (x, condition), ps = _parts(x), parameter_tree(self, ps)
+        x, condition = _parts(x)
 
-        def one(x, condition, ts):
-            return solve(self, diffrax.ODETerm(Field(self._velocity(st, condition))), x, ts, ps).ys[-1]
+        def solve(fields):
+            condition, _ = fields.problem.data
+            return diffeqsolve(self, diffrax.ODETerm(_Velocity(fields["model"], condition)), fields.problem.y0, fields)
 
-        ends = jnp.array([1.0, 0.0] if reverse else [0.0, 1.0], _real(x))
-        return batched(self, st["model"], one, (x, condition), ends)
-
-    def _velocity(self, st: Any, condition: Any) -> "_Velocity":
-        return _Velocity(FrozenLayer(self.model, st["model"], on_state_update=self.on_state_update), condition)
+        problem = Problem(x, _times(x, *((1.0, 0.0) if reverse else (0.0, 1.0))), None, (condition, None))
+        return self.solved(problem, parameter_tree(self, ps), st, solve)[0]
 
 
 def flow_matching(layer: CNF, x: Any, ps: Any, st: Any, *, sigma: float = 0.0) -> tuple[jax.Array, Any]:
@@ -170,11 +180,11 @@ def concat_time(inputs: tuple[Any, ...]) -> jax.Array:
 class _Velocity(eqx.Module):
     """`f(t, x, ps)` with the condition of a solve."""
 
-    frozen: FrozenLayer
+    field: Field
     condition: Any
 
     def __call__(self, t, x, ps):
-        return self.frozen(t, _input(t, x, self.condition), ps)
+        return like(x, self.field.output(_input(t, x, self.condition), ps))
 
 
 class _WithTrace(eqx.Module):
@@ -185,14 +195,14 @@ class _WithTrace(eqx.Module):
     regularize: bool = eqx.field(static=True)
 
     def __call__(self, t, state, ps):
-        x, field = state["x"], Field(self.velocity)
+        x = state["x"]
         if self.probe is None:
-            dx, derivative = jax.linearize(lambda x: field(t, x, ps), x)
+            dx, derivative = jax.linearize(lambda x: self.velocity(t, x, ps), x)
             unit = jnp.eye(x.shape[-1], dtype=x.dtype)
             columns = jax.vmap(lambda e: derivative(jnp.broadcast_to(e, x.shape)))(unit)  # (features, ..., features)
             trace, norm = jnp.einsum("i...i->...", columns), jnp.sum(columns**2, axis=(0, -1))
         else:
-            dx, pull = jax.vjp(lambda x: field(t, x, ps), x)
+            dx, pull = jax.vjp(lambda x: self.velocity(t, x, ps), x)
             row = pull(self.probe)[0]
             trace, norm = jnp.sum(row * self.probe, axis=-1), jnp.sum(row**2, axis=-1)
         costs = {"kinetic": jnp.sum(dx**2, axis=-1), "jacobian": norm} if self.regularize else {}
@@ -218,6 +228,6 @@ def _log_normal(z: jax.Array) -> jax.Array:
     return -0.5 * jnp.sum(z**2 + jnp.log(2 * jnp.pi), axis=-1)
 
 
-def _real(x: jax.Array) -> Any:
-    """The type of the times: that of `x`, single precision at least."""
-    return x.dtype if jnp.finfo(x.dtype).bits >= 32 else jnp.float32
+def _times(x: jax.Array, start: float, end: float) -> jax.Array:
+    """The two times in the type of `x`, single precision at least."""
+    return jnp.array([start, end], x.dtype if jnp.finfo(x.dtype).bits >= 32 else jnp.float32)

@@ -1,15 +1,14 @@
 """HamiltonianODE: a Hamiltonian that separates, solved by a symplectic method."""
 
 from dataclasses import field
-from typing import Any
+from typing import Any, ClassVar
 
 import diffrax
 
-from ...core import Container, Layer, Wrapper
+from ...core import Container, Layer
 from ...core.parameters import parameter_tree
-from ..equation import Equation, batched, initial_value_and_times, output, renewed, save_times, solve
-from ..field import OfChild, vector_field
-from ..fields.energy import GradientFlow, energy_gradient
+from ..equation import Equation
+from ..fields.energy import EnergyGradient
 from ..solvers.symplectic import Verlet
 
 
@@ -36,6 +35,12 @@ class HamiltonianODE(Container, Equation):
     ((3, 2), (3, 2))
     """
 
+    takes: ClassVar = "a pair (q, p)"
+    lacks: ClassVar = dict.fromkeys(
+        ("rtol", "atol"), "it has fixed steps, and no tolerances: a smaller dt0 is more exact"
+    )
+    fixed_steps: ClassVar = True
+
     kinetic: Layer
     potential: Layer
     ts: Any = None
@@ -43,46 +48,34 @@ class HamiltonianODE(Container, Equation):
 
     def __post_init__(self):
         super().__post_init__()
-        self.ts = save_times(self.ts)
         if self.dt0 is None:
             raise ValueError("a HamiltonianODE has fixed steps: give their size, dt0=...")
-        if (self.rtol, self.atol) != (1e-6, 1e-8):
-            raise ValueError("a HamiltonianODE has fixed steps, and no tolerances: a smaller dt0 is more exact")
 
-    def forward(self, x, ps, st):
-        start = x if self.ts is not None else x[0] if isinstance(x, tuple) and x else None
+    def problem(self, x, ps, st):
+        alone = self.ts is not None and not self.controlled
+        start = x if alone else x[0] if isinstance(x, tuple) and x else None
         if not (isinstance(start, tuple) and len(start) == 2):
             kind = "pair (q, p)" if self.ts is not None else "tuple ((q, p), times)"
-            raise ValueError(f"this HamiltonianODE takes the {kind}")
-        y0, ts = initial_value_and_times(self, x)
-        parts = {"kinetic": _Velocity(self.kinetic), "potential": GradientFlow(self.potential)}
-        terms = tuple(
-            diffrax.ODETerm(OfChild(name, vector_field(part, st[name], on_state_update=self.on_state_update)))
-            for name, part in parts.items()
-        )
-        controller = self.controller() if self.stepsize_controller is not None else diffrax.ConstantStepSize()
+            raise ValueError(f"this HamiltonianODE takes the {kind}{', with its control' if self.controlled else ''}")
+        return super().problem(x, ps, st)
 
-        def one(y0, ts):
-            return solve(self, terms, y0, ts, ps, controller=controller)
+    def terms(self, fields):
+        signs = {"kinetic": 1, "potential": -1}
+        return tuple(diffrax.ODETerm(EnergyGradient(fields[name], sign)) for name, sign in signs.items())
 
-        sol = batched(self, st, one, (y0,), ts)
-        q, p = y0
-        inputs = {"kinetic": p, "potential": q}
-        return output(self, sol), {
-            name: renewed(self, self.children[name], value, ps[name], st[name]) for name, value in inputs.items()
-        }
+    def first_inputs(self, fields):
+        (q, p), ts, *_ = fields.problem
+        return {name: fields[name].input(ts[0], y) for name, y in {"kinetic": p, "potential": q}.items()}
 
-    def energy(self, y: Any, ps: Any, st: Any) -> Any:
-        """The energy of `y = (q, p)`, in total and sample by sample, of the shape that both layers give."""
+    def energy(self, y: Any, ps: Any, st: Any, *, t: Any = None, u: Any = None) -> Any:
+        """The energy of `y = (q, p)`, in total and sample by sample, of the shape that both layers give.
+
+        With `time_dependent` at the time `t`, and with `controlled` for the value `u` of the control.
+        """
         q, p = y
+        if self.controlled:
+            q, p = (q, u), (p, u)
+        if self.time_dependent:
+            q, p = (t, q), (t, p)
         (kinetic, potential), _ = self.run(parameter_tree(self, ps), st, kinetic=p, potential=q)
         return kinetic + potential
-
-
-class _Velocity(Wrapper):
-    """The gradient of the kinetic energy."""
-
-    energy: Layer
-
-    def forward(self, x, ps, st):
-        return energy_gradient(self.energy, x, ps, st)

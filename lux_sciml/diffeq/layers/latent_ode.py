@@ -2,10 +2,13 @@
 
 from typing import Any, NamedTuple
 
+import diffrax
 import jax
 import jax.numpy as jnp
 
+from ..._tree import describe, floating
 from ...core import Container, Layer, Mode
+from ..equation import Equation, equation_of, half_type, single
 
 
 class LatentPath(NamedTuple):
@@ -46,12 +49,19 @@ class LatentODE(Container):
     dynamics: Layer
     decoder: Layer
 
+    def __post_init__(self):
+        equation = equation_of(self.dynamics)
+        if equation is not None and equation.takes != Equation.takes:
+            raise ValueError(f"the dynamics of a LatentODE take (z0, times), and a {type(equation).__name__} takes "
+                             f"{equation.takes}")  # fmt: skip
+        if equation is not None and (equation.ts is not None or equation.controlled):
+            raise ValueError("the dynamics of a LatentODE take (z0, times): build them without `ts` and `controlled`")
+
     def init_state(self, key):
         return {**super().init_state(key), "key": jax.random.fold_in(key, len(self)), "mode": Mode.TRAIN}
 
     def forward(self, x, ps, st):
-        if getattr(self.dynamics, "ts", None) is not None:
-            raise ValueError("the dynamics of a LatentODE take (z0, times): build them without `ts`")
+        equation = equation_of(self.dynamics)
         if not (isinstance(x, tuple) and len(x) in (2, 3)):
             raise ValueError("a LatentODE takes the tuple (times, data), or (times, data, times to predict at)")
         (statistics,), st = self.run(ps, st, encoder=x[:2])
@@ -64,14 +74,15 @@ class LatentODE(Container):
             z0 = mean + jnp.exp(log_variance / 2) * jax.random.normal(key, mean.shape, mean.dtype)
         times = x[-1] if len(x) == 3 else x[0]
         (zs,), st = self.run(ps, st, dynamics=(z0, times))
-        zs = getattr(zs, "ys", zs)
-        if jnp.ndim(zs) != z0.ndim + 1 or jnp.shape(times)[-1] not in zs.shape[:2]:
+        zs = zs.ys if isinstance(zs, diffrax.Solution) else zs
+        count, separate = jnp.shape(times)[-1], equation is not None and equation.batching == "vmap"
+        expected = (z0.shape[0], count, *z0.shape[1:-1]) if separate else (count, *z0.shape[:-1])
+        if not isinstance(zs, jax.Array) or zs.shape[:-1] != expected:
             raise ValueError(
                 "the dynamics of a LatentODE return the path at all times: a NeuralODE with output='ys' or 'solution'; "
-                f"got the shape {jnp.shape(zs)} for {jnp.shape(times)[-1]} times and a start of shape {z0.shape}"
+                f"got {describe(zs)} for {count} times and a start of shape {z0.shape}"
             )
-        if getattr(self.dynamics, "batching", "joint") == "joint":
-            zs = jnp.moveaxis(zs, 0, -2)
+        zs = jnp.moveaxis(zs, 1 if separate else 0, -2)
         (xs,), st = self.run(ps, st, decoder=zs)
         return LatentPath(xs, mean, log_variance), st
 
@@ -95,9 +106,12 @@ def elbo(path: LatentPath, xs: jax.Array, *, noise: Any, kl_weight: Any = 1.0) -
     """
     if xs.shape != path.xs.shape:
         raise ValueError(f"the data has the shape of the reconstruction, {path.xs.shape}, got {xs.shape}")
-    missing = jnp.isnan(xs)
-    scaled = jnp.where(missing, 0, xs - path.xs) / noise
-    log_density = -0.5 * (scaled**2 + jnp.log(2 * jnp.pi * jnp.asarray(noise, xs.dtype) ** 2))
+    half = half_type(path.xs)
+    path, xs = single(path), single(floating(xs))
+    missing, noise = jnp.isnan(xs), jnp.asarray(noise, xs.dtype)
+    scaled = jnp.where(missing, 0, jnp.where(missing, 0, xs) - path.xs) / noise
+    log_density = -0.5 * (scaled**2 + jnp.log(2 * jnp.pi * noise**2))
     likelihood = jnp.sum(jnp.where(missing, 0, log_density), axis=(-2, -1))
     spread = path.mean**2 + jnp.exp(path.log_variance) - 1 - path.log_variance
-    return jnp.mean(likelihood - kl_weight * 0.5 * jnp.sum(spread, axis=-1))
+    bound = jnp.mean(likelihood - kl_weight * 0.5 * jnp.sum(spread, axis=-1))
+    return bound if half is None else bound.astype(half)

@@ -2,17 +2,17 @@
 
 import dataclasses
 from dataclasses import field
-from typing import Any
+from typing import Any, ClassVar
 
 import diffrax
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 
 from ...core import Container, Layer
 from ...core.container import call_child
-from ..equation import Equation, batched, floating, output, renewed, solve, times_like
-from ..field import FrozenLayer, OfChild
+from ..equation import Equation, Fields, Problem, diffeqsolve, half_type, single
+from ..field import Field
+from ..inputs import times_and_data
 from ..paths import control_path, first_values, increasing, require_interpolation
 
 
@@ -44,6 +44,9 @@ class NeuralCDE(Container, Equation):
     (5, 1)
     """
 
+    takes: ClassVar = "the tuple (times, data)"
+    lacks: ClassVar = {"controlled": "its data drive it"}
+
     model: Layer
     initial: Layer
     interpolation: str = field(default="hermite", kw_only=True)
@@ -53,37 +56,33 @@ class NeuralCDE(Container, Equation):
         super().__post_init__()
         require_interpolation(self.interpolation)
 
-    def forward(self, x, ps, st):
-        ts, xs = self._inputs(x)
-        first = jnp.concatenate([jnp.broadcast_to(ts[..., :1], (*xs.shape[:-2], 1)), first_values(xs[..., 0, :])], -1)
-        y0, st_initial = call_child("initial", self.initial, first, ps, st)
-        frozen = OfChild("model", FrozenLayer(self.model, st["model"], on_state_update=self.on_state_update))
-
-        def one(y0, xs, ts):
-            good = increasing(ts)
-            y0, ts = jnp.where(good, y0, jnp.nan), jnp.where(good, ts, jnp.arange(ts.size, dtype=ts.dtype))
-            path = control_path(ts, jnp.moveaxis(xs, -2, 0), self.interpolation, with_time=True)
-            times = path.ts[::2] if self.interpolation == "rectilinear" else ts
-            term = diffrax.ODETerm(ControlledField(frozen, path))
-            sol = solve(self, term, y0, times, ps, controller=self._controller(path))
-            return sol if self.output == "final" or self.saveat is not None else dataclasses.replace(sol, ts=ts)
-
-        sol = batched(self, st, one, (y0, xs), ts)
-        after = {"model": renewed(self, self.model, y0, ps["model"], st["model"]), "initial": st_initial}
-        return output(self, sol), after
-
-    def _inputs(self, x: Any) -> tuple[jax.Array, jax.Array]:
-        if not (isinstance(x, tuple) and len(x) == 2):
-            raise ValueError("a NeuralCDE takes the tuple (times, data)")
-        xs = floating(x[1])
-        ts = times_like(x[0], xs, self.batching)
-        unequal = ts.ndim == 2 and xs.shape[:1] != ts.shape[:1]
-        if xs.ndim < 2 or xs.shape[-2] != ts.shape[-1] or unequal:
-            raise ValueError(f"data for times of shape {ts.shape} has shape (..., times, channels), got {xs.shape}")
+    def problem(self, x, ps, st):
+        ts, xs = times_and_data(self, x)
         if self.counts:
             seen = jnp.cumsum(~jnp.isnan(xs), axis=-2) / xs.shape[-2]
             xs = jnp.concatenate([xs, seen.astype(xs.dtype)], axis=-1)
-        return ts, xs
+        times = jnp.broadcast_to(ts[..., :1], (*xs.shape[:-2], 1))
+        first = jnp.concatenate([times, first_values(single(xs[..., 0, :]))], axis=-1)
+        half = half_type(xs)
+        y0, st_initial = call_child("initial", self.initial, first, ps if half is None else single(ps), st)
+        y0 = y0 if half is None else y0.astype(half)  # so that the solution is rounded to it too
+        return Problem(y0, ts, None, xs), {**st, "initial": st_initial}
+
+    def solve(self, fields):
+        y0, ts, _, xs = fields.problem
+        good = increasing(ts)
+        y0, ts = jnp.where(good, y0, jnp.nan), jnp.where(good, ts, jnp.arange(ts.size, dtype=ts.dtype))
+        path = control_path(ts, jnp.moveaxis(xs, -2, 0), self.interpolation, with_time=True)
+        times = path.ts[::2] if self.interpolation == "rectilinear" else ts
+        fields = Fields(fields, Problem(y0, times, path), fields.ps)
+        sol = diffeqsolve(self, self.terms(fields), y0, fields, controller=self._controller(path))
+        return sol if self.output == "final" or self.saveat is not None else dataclasses.replace(sol, ts=ts)
+
+    def terms(self, fields):
+        return diffrax.ODETerm(_DrivenField(fields["model"], fields.problem.control))
+
+    def first_inputs(self, fields):
+        return {"model": fields["model"].input(fields.problem.ts[0], fields.problem.y0)}
 
     def _controller(self, path: Any) -> diffrax.AbstractStepSizeController:
         """The controller, which steps to the kinks of the path, unless one was given."""
@@ -93,19 +92,19 @@ class NeuralCDE(Container, Equation):
         return diffrax.ClipStepSizeController(controller, jump_ts=path.ts[1:-1])
 
 
-class ControlledField(eqx.Module):
-    """The vector field `f(y) dX/dt` of a controlled equation; `args` are the parameters of the whole layer."""
+class _DrivenField(eqx.Module):
+    """The vector field `f(y) dX/dt`."""
 
-    frozen: OfChild
+    field: Field
     path: diffrax.AbstractPath
 
     def __call__(self, t, y, ps):
         slope = self.path.derivative(t)
-        f = self.frozen(t, y, ps)
+        f = self.field.value(t, y, ps)
         shape = (*y.shape, slope.shape[-1])
         if f.shape not in (shape, (*y.shape[:-1], y.shape[-1] * slope.shape[-1])):
             raise ValueError(
-                f"the model of a NeuralCDE with {y.shape[-1]} hidden numbers and {slope.shape[-1]} channels, time "
+                f"the model of a NeuralCDE with {y.shape[-1]} hidden features and {slope.shape[-1]} channels, time "
                 f"included, has the output shape {shape} here, or that with the last two axes as one; got {f.shape}"
             )
         return jnp.einsum("...hc,...c->...h", f.reshape(shape), slope)

@@ -1,5 +1,6 @@
 """Differential-algebraic equations: NeuralDAE, and MassMatrixODE for a singular mass matrix."""
 
+import abc
 from collections.abc import Callable
 from dataclasses import field
 from typing import Any
@@ -13,20 +14,36 @@ import optimistix
 
 from ...components import ComponentVector
 from ...core import Constant, Container, Layer, Wrapper
-from ..equation import (
-    Equation,
-    batched,
-    initial_array,
-    initial_value_and_times,
-    output,
-    renewed,
-    save_times,
-    solve,
-)
-from ..field import FrozenLayer, OfChild
+from ..equation import Equation, Fields, diffeqsolve
+from ..inputs import initial_array
 
 
-class NeuralDAE(Container, Equation):
+class _ConstrainedEquation(Equation):
+    """What the differential-algebraic equations share: a solve that starts on the constraint and is saved on it."""
+
+    root_finder: Any = field(default=None, kw_only=True)
+
+    @abc.abstractmethod
+    def flow(self, fields: Fields) -> "_ConstrainedFlow":
+        """The equation with its algebraic variables solved for."""
+
+    def problem(self, x, ps, st):
+        problem, st = super().problem(x, ps, st)
+        return problem._replace(y0=initial_array(type(self).__name__, problem.y0)), st
+
+    def terms(self, fields):
+        return diffrax.ODETerm(self.flow(fields))
+
+    def solve(self, fields):
+        flow, (y0, ts, *_) = self.flow(fields), fields.problem
+        sol = diffeqsolve(self, diffrax.ODETerm(flow), flow.consistent(ts[0], y0, fields.ps), fields)
+        if self.saveat is None:
+            ys = jax.vmap(flow.consistent, (0, 0, None))(sol.ts, sol.ys, fields.ps)
+            sol = eqx.tree_at(lambda sol: sol.ys, sol, ys)
+        return sol
+
+
+class NeuralDAE(Container, _ConstrainedEquation):
     r"""The solution of :math:`du/dt = f(y)`, :math:`0 = g(y)` with :math:`y = (u, z)`.
 
     `model` is `f`, `(..., n) -> (..., d)`, and `constraint` is `g`, `(..., n) -> (..., n - d)`: known,
@@ -57,35 +74,20 @@ class NeuralDAE(Container, Equation):
     model: Layer
     constraint: Layer
     ts: Any = None
-    time_dependent: bool = field(default=False, kw_only=True)
-    root_finder: Any = field(default=None, kw_only=True)
 
-    def __post_init__(self):
-        super().__post_init__()
-        self.ts = save_times(self.ts)
-
-    def forward(self, x, ps, st):
-        y0, ts = initial_value_and_times(self, x)
-        y0 = initial_array(type(self).__name__, y0)
-        rate, constraint = (
-            OfChild(name, FrozenLayer(child, st[name], self.time_dependent, self.on_state_update))
-            for name, child in self.children.items()
-        )
-        rows = [jax.eval_shape(f, ts.reshape(-1)[0], y0, ps).shape[-1] for f in (rate, constraint)]
+    def flow(self, fields):
+        y0, ts, *_ = fields.problem
+        rate, constraint = fields["model"], fields["constraint"]
+        rows = [jax.eval_shape(f.value, ts[0], y0, fields.ps).shape[-1] for f in (rate, constraint)]
         if sum(rows) != y0.shape[-1]:
             raise ValueError(
                 f"the model and the constraint of a NeuralDAE have as many outputs as there are variables, "
                 f"{y0.shape[-1]}; got {rows[0]} and {rows[1]}"
             )
-        flow = _ConstrainedFlow(rate, constraint, Constant(np.eye(sum(rows))), rows[0], self.root_finder)
-        sol = _solve_constrained(self, flow, y0, ts, ps, st)
-        start = (ts.reshape(-1)[0], y0) if self.time_dependent else y0
-        return output(self, sol), {
-            name: renewed(self, child, start, ps[name], st[name]) for name, child in self.children.items()
-        }
+        return _ConstrainedFlow(rate.value, constraint.value, Constant(np.eye(sum(rows))), rows[0], self.root_finder)
 
 
-class MassMatrixODE(Wrapper, Equation):
+class MassMatrixODE(Wrapper, _ConstrainedEquation):
     r"""The solution of :math:`M\, dy/dt = f(y)` with a constant, singular matrix `M`.
 
     `mass` is the matrix `(n, n)`, or its diagonal `(n,)`; `model` is `f`, `(..., n) -> (..., n)`. By the singular value
@@ -107,47 +109,25 @@ class MassMatrixODE(Wrapper, Equation):
     model: Layer
     mass: Any
     ts: Any = None
-    time_dependent: bool = field(default=False, kw_only=True)
-    root_finder: Any = field(default=None, kw_only=True)
 
     def __post_init__(self):
         super().__post_init__()
-        self.ts = save_times(self.ts)
         self.mass = Constant(self.mass)
         shape = np.shape(self.mass)
         if len(shape) not in (1, 2) or shape[0] != shape[-1] or not np.any(self.mass):
             raise ValueError(f"mass is a matrix (n, n) or a diagonal (n,), not of zeros alone; got the shape {shape}")
 
-    def forward(self, x, ps, st):
-        y0, ts = initial_value_and_times(self, x)
-        y0 = initial_array(type(self).__name__, y0)
+    def flow(self, fields):
+        y0, field = fields.problem.y0, fields["model"]
         mass = np.asarray(self.mass, float)
         mass = np.diag(mass) if mass.ndim == 1 else mass
         if y0.shape[-1] != len(mass):
             raise ValueError(f"the initial value has {y0.shape[-1]} variables, the mass matrix {len(mass)}")
         left, sizes, right = np.linalg.svd(mass)
         rank = int(np.sum(sizes > sizes[0] * len(mass) * np.finfo(float).eps))
-        f = FrozenLayer(self.model, st, self.time_dependent, self.on_state_update)
-        rate = _Rows(f, Constant(left[:, :rank].T / sizes[:rank, None]))
-        constraint = _Rows(f, Constant(left[:, rank:].T))
-        flow = _ConstrainedFlow(rate, constraint, Constant(right.T), rank, self.root_finder)
-        sol = _solve_constrained(self, flow, y0, ts, ps, st)
-        start = (ts.reshape(-1)[0], y0) if self.time_dependent else y0
-        return output(self, sol), renewed(self, self.model, start, ps, st)
-
-
-def _solve_constrained(layer: Any, flow: "_ConstrainedFlow", y0: Any, ts: jax.Array, ps: Any, st: Any) -> Any:
-    """A solve that starts on the constraint and is saved on it."""
-
-    def one(y0, ts):
-        y0 = flow.consistent(ts[0], y0, ps)
-        sol = solve(layer, diffrax.ODETerm(flow), y0, ts, ps)
-        if layer.saveat is None:
-            ys = jax.vmap(flow.consistent, (0, 0, None))(sol.ts, sol.ys, ps)
-            sol = eqx.tree_at(lambda sol: sol.ys, sol, ys)
-        return sol
-
-    return batched(layer, st, one, (y0,), ts)
+        rate = _Rows(field.value, Constant(left[:, :rank].T / sizes[:rank, None]))
+        constraint = _Rows(field.value, Constant(left[:, rank:].T))
+        return _ConstrainedFlow(rate, constraint, Constant(right.T), rank, self.root_finder)
 
 
 class _ConstrainedFlow(eqx.Module):

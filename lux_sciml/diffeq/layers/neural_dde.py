@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import field
-from typing import Any
+from typing import Any, ClassVar
 
 import diffrax
 import jax
@@ -11,12 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ...core import Layer, Wrapper
-from ..equation import Equation, batched, initial_array, output, renewed, save_times, times_like
+from ...core import Constant, Layer, Wrapper
+from ..equation import Equation
 from ..failure import mark_failure
-from ..field import FrozenLayer
-
-_HAS_NONE = ("rtol", "atol", "stepsize_controller", "adjoint", "saveat", "event", "progress_meter", "throw")
+from ..inputs import initial_array
+from ..times import save_times
 
 
 class NeuralDDE(Wrapper, Equation):
@@ -46,51 +45,51 @@ class NeuralDDE(Wrapper, Equation):
     True
     """
 
+    lacks: ClassVar = dict.fromkeys(
+        ("rtol", "atol", "stepsize_controller", "adjoint", "saveat", "event", "progress_meter", "throw"),
+        "it takes fixed steps in one scan",
+    )
+
     model: Layer
     lags: Any
     ts: Any = None
     history: Callable | None = field(default=None, kw_only=True)
-    time_dependent: bool = field(default=False, kw_only=True)
 
     def __post_init__(self):
         super().__post_init__()
-        self.ts = save_times(self.ts)
         self.lags = tuple(map(float, self.lags))
         if not self.lags or min(self.lags) <= 0:
             raise ValueError(f"lags are one or more positive times, got {self.lags}")
-        if self.dt0 is not None and not 0 < self.dt0 <= min(self.lags) * (1 + 1e-9):
+        if self.dt0 is not None and self.dt0 > min(self.lags) * (1 + 1e-9):
             raise ValueError(f"steps are at most as long as the shortest lag, {min(self.lags)}, got dt0={self.dt0}")
-        refused = [name for name in _HAS_NONE if getattr(self, name) != getattr(Equation, name)]
-        if refused:
-            raise ValueError(f"a NeuralDDE takes fixed steps in one scan and has no {', '.join(refused)}")
         solver = self.option("solver")
         if not (isinstance(solver, diffrax.AbstractERK) and isinstance(solver.tableau, diffrax.ButcherTableau)):
             raise ValueError(f"a NeuralDDE takes an explicit Runge-Kutta solver of diffrax, got {solver}")
 
-    def forward(self, x, ps, st):
-        y0, times = self._inputs(x)
-        h = self._step(times)
-        ts = times_like(times, y0, "joint")
-        f = FrozenLayer(self.model, st, self.time_dependent, self.on_state_update)
-
-        def one(y0, ts):
-            pieces = self._pieces(f, y0, ts[0], h, self._steps(times, h), ps)
-            return mark_failure(self._solution(pieces, times, ts, h), complete=True)
-
-        sol = batched(self, st, one, (y0,), ts)
-        start = jnp.concatenate([y0] * (1 + len(self.lags)), -1)
-        return output(self, sol), renewed(self, self.model, (ts[0], start) if self.time_dependent else start, ps, st)
-
-    def _inputs(self, x: Any) -> tuple[jax.Array, np.ndarray]:
-        if self.ts is None and not (isinstance(x, tuple) and len(x) == 2):
-            raise ValueError("a NeuralDDE built without `ts` takes the tuple (initial value, times)")
-        y0, ts = (x, self.ts) if self.ts is not None else x
-        if isinstance(ts, jax.core.Tracer):
+    def problem(self, x, ps, st):
+        if self.ts is None and isinstance(x, tuple) and len(x) > 1 and isinstance(x[1], jax.core.Tracer):
             raise ValueError("the times of a NeuralDDE are known while tracing: give `ts` to the layer")
-        times = np.asarray(save_times(ts), float)
-        if times.ndim != 1 or times[-1] < times[0]:
+        ts = self.ts if self.ts is not None else x[1] if isinstance(x, tuple) and len(x) > 1 else None
+        times = None if ts is None else np.asarray(save_times(ts), float)
+        if times is not None and (times.ndim != 1 or times[-1] < times[0]):
             raise ValueError(f"the times of a NeuralDDE increase, and have shape (times,); got shape {times.shape}")
-        return initial_array("NeuralDDE", y0), times
+        problem, st = super().problem(x, ps, st)
+        return problem._replace(y0=initial_array("NeuralDDE", problem.y0), data=Constant(times)), st
+
+    def terms(self, fields):
+        return diffrax.ODETerm(fields["model"].value)
+
+    def solve(self, fields):
+        y0, ts, _, times = fields.problem
+        times = np.asarray(times)
+        h = self._step(times)
+        steps, f = self._steps(times, h), self.terms(fields).vector_field
+        pieces = self._pieces(f, y0, ts[0], h, steps, fields.ps)
+        return mark_failure(self._solution(pieces, times, ts, h), complete=True)
+
+    def first_inputs(self, fields):
+        y0, ts, *_ = fields.problem
+        return {"model": fields["model"].input(ts[0], jnp.concatenate([y0] * (1 + len(self.lags)), -1))}
 
     def _step(self, times: np.ndarray) -> float:
         """The step: as given, or a part of the shortest lag, a tenth at most, that makes fifty steps at least."""

@@ -1,38 +1,37 @@
 """NeuralSDE and NeuralDSDE: layers whose output is a solution of a stochastic differential equation."""
 
-from collections.abc import Callable
 from dataclasses import field
 from typing import Any, ClassVar
 
 import diffrax
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..._tree import describe
+from ...components import ComponentVector
 from ...core import Container, Layer
-from ..equation import Equation, batched, initial_value_and_times, output, renewed, save_times, solve
-from ..field import Field, FrozenLayer, OfChild
+from ..equation import Equation, Fields, diffeqsolve
+from ..field import Field
 
 
 class _StochasticEquation(Container, Equation):
     """What the equations with diagonal and with general noise share: all but the product of diffusion and noise."""
 
+    fixed_steps: ClassVar = True
     diagonal: ClassVar[bool]
 
     drift: Layer
     diffusion: Layer
     ts: Any = None
-    time_dependent: bool = field(default=False, kw_only=True)
     trajectories: int | None = field(default=None, kw_only=True)
     solver: Any = field(default=diffrax.Euler(), kw_only=True)
 
     def __post_init__(self):
         super().__post_init__()
-        self.ts = save_times(self.ts)
         if self.ts is not None:
             _require_forward(np.asarray(self.ts))
-        if self.stepsize_controller is None and (self.dt0 is None or (self.rtol, self.atol) != (1e-6, 1e-8)):
+        if self.stepsize_controller is None and (self.dt0 is None or not self.has_default("rtol", "atol")):
             raise ValueError(
                 f"a {type(self).__name__} takes fixed steps, `dt0=...`, or adaptive ones with a solver that estimates "
                 "its error, `stepsize_controller=diffrax.PIDController(rtol, atol)`"
@@ -41,46 +40,52 @@ class _StochasticEquation(Container, Equation):
     def init_state(self, key):
         return {**super().init_state(key), "key": jax.random.fold_in(key, len(self))}
 
-    def forward(self, x, ps, st):
-        y0, ts = initial_value_and_times(self, x)
-        if not isinstance(ts, jax.core.Tracer):
-            _require_forward(np.asarray(ts))
+    def problem(self, x, ps, st):
+        problem, st = super().problem(x, ps, st)
+        if not isinstance(problem.ts, jax.core.Tracer):
+            _require_forward(np.asarray(problem.ts))
         key, next_key = jax.random.split(st["key"])
-        frozen = FrozenLayer(self.drift, st["drift"], self.time_dependent, self.on_state_update)
-        drift = OfChild("drift", Field(frozen))
+        if self.batching == "vmap":
+            key = jax.random.split(key, jnp.shape(jax.tree.leaves(problem.y0)[0])[:1])
+        return problem._replace(data=key), {**st, "key": next_key}
 
-        def one(y0, key, ts):
-            if self.trajectories is not None:
-                y0 = jax.tree.map(lambda y: jnp.broadcast_to(y, (self.trajectories, *y.shape)), y0)
-            terms = diffrax.MultiTerm(diffrax.ODETerm(drift), self._noise(y0, key, ts, ps, st))
-            fixed = self.stepsize_controller is None
-            return solve(self, terms, y0, ts, ps, controller=diffrax.ConstantStepSize() if fixed else None)
+    def solve(self, fields):
+        y0 = fields.problem.y0
+        if self.trajectories is not None:
+            y0 = jax.tree.map(lambda y: jnp.broadcast_to(y, (self.trajectories, *y.shape)), y0)
+        fields = Fields(fields, fields.problem._replace(y0=y0), fields.ps)
+        return diffeqsolve(self, self.terms(fields), y0, fields)
 
-        keys = jax.random.split(key, jax.tree.leaves(y0)[0].shape[0]) if self.batching == "vmap" else key
-        sol = batched(self, st, one, (y0, keys), ts)
-        start = (ts[0], y0) if self.time_dependent else y0
-        after = {name: renewed(self, child, start, ps[name], st[name]) for name, child in self.children.items()}
-        return output(self, sol), {**after, "key": next_key}
+    def terms(self, fields):
+        y0, ts, _, key = fields.problem
+        g0 = jax.eval_shape(lambda: self._diffusion(fields["diffusion"].value(ts[0], y0, fields.ps), y0))
+        if self.diagonal:
+            motions = jax.tree.map(lambda y: jax.ShapeDtypeStruct(y.shape, y.dtype), y0)
+        else:
+            y, g = jax.tree.leaves(y0)[0], jax.tree.leaves(g0)[0]
+            motions = jax.ShapeDtypeStruct((*y.shape[:-1], g.shape[-1]), y.dtype)
+        tol = self.dt0 / 2 if self.stepsize_controller is None else (ts[-1] - ts[0]) / 2**16
+        path = diffrax.VirtualBrownianTree(ts[0], ts[-1], tol, motions, key, _levy_area(self.option("solver")))
+        return diffrax.MultiTerm(diffrax.ODETerm(fields["drift"]), _Noise(self, fields["diffusion"], path))
 
-    def _noise(self, y0: Any, key: jax.Array, ts: jax.Array, ps: Any, st: Any) -> "Noise":
-        frozen = FrozenLayer(self.diffusion, st["diffusion"], self.time_dependent, self.on_state_update)
-        frozen = OfChild("diffusion", frozen)
-
-        def diffusion(t, y, ps):
-            g = frozen(t, y, ps)
-            expected = y.shape if self.diagonal else (*y.shape, g.shape[-1] if g.ndim else 0)
-            if g.shape != expected:
-                size = y.shape if self.diagonal else f"({', '.join(map(str, y.shape))}, noises)"
-                raise ValueError(f"the diffusion of a {type(self).__name__} has shape {size} here, got {g.shape}")
-            return g
-
-        g0 = jax.eval_shape(diffusion, ts[0], y0, ps)
-        shape = y0.shape if self.diagonal else (*y0.shape[:-1], g0.shape[-1])
-        span = ts[-1] - ts[0]
-        tol = self.dt0 / 2 if self.stepsize_controller is None else span / 2**16
-        area = _levy_area(self.option("solver"))
-        increments = jax.ShapeDtypeStruct(shape, y0.dtype)
-        return Noise(diffusion, diffrax.VirtualBrownianTree(ts[0], ts[-1], tol, increments, key, area), self.diagonal)
+    def _diffusion(self, g: Any, y: Any) -> Any:
+        """The output of the diffusion in the form of `y`, with one more axis if the noise is general; checked."""
+        name = f"the diffusion of a {type(self).__name__}"
+        if isinstance(y, ComponentVector) and isinstance(g, dict) and self.diagonal:
+            g = ComponentVector.from_tree(g, like=y)
+        if isinstance(y, ComponentVector) and isinstance(g, jax.Array):
+            g = jax.tree.structure(y).unflatten([g])
+        if jax.tree.structure(g) != jax.tree.structure(y):
+            raise ValueError(f"{name} is a tree like the state, {describe(y)}; got {describe(g)}")
+        ys, gs = jax.tree.leaves(y), jax.tree.leaves(g)
+        noises = () if self.diagonal else gs[0].shape[-1:]
+        for a, b in zip(ys, gs, strict=True):
+            if b.shape != (*a.shape, *noises) or b.ndim != a.ndim + (not self.diagonal):
+                shape = a.shape if self.diagonal else f"({', '.join(map(str, (*a.shape, 'noises')))})"
+                raise ValueError(f"{name} has shape {shape} here, got {b.shape}")
+        if not self.diagonal and len({a.shape[:-1] for a in ys}) > 1:
+            raise ValueError(f"{name} drives all arrays by the same noises: all axes but the last are those of all")
+        return g
 
 
 class NeuralSDE(_StochasticEquation):
@@ -132,21 +137,28 @@ class NeuralDSDE(_StochasticEquation):
     diagonal = True
 
 
-class Noise(diffrax.AbstractTerm):
+class _Noise(diffrax.AbstractTerm):
     """The term `g(t, y) dW` for batches: `g` is `(..., n)` if diagonal, `(..., n, m)` otherwise."""
 
-    diffusion: Callable
+    equation: _StochasticEquation
+    field: Field
     path: diffrax.AbstractBrownianPath
-    diagonal: bool = eqx.field(static=True)
 
     def vf(self, t, y, args):
-        return self.diffusion(t, y, args)
+        return self.equation._diffusion(self.field.value(t, y, args), y)
 
     def contr(self, t0, t1, **kwargs):
         return self.path.evaluate(t0, t1, **kwargs)
 
     def prod(self, vf, control):
-        return vf * control if self.diagonal else jnp.einsum("...ij,...j->...i", vf, control)
+        if self.equation.diagonal:
+            return jax.tree.map(jnp.multiply, vf, control)
+        return jax.tree.map(lambda g: _times(g, control), vf)
+
+
+def _times(g: jax.Array, noise: jax.Array) -> jax.Array:
+    """`g @ noise`, sample by sample, of `(..., n, m)` and `(..., m)`; also for one number, `(m,)`."""
+    return g @ noise if g.ndim == 1 else jnp.einsum("...ij,...j->...i", g, noise)
 
 
 def ensemble_moments(ys: jax.Array, axis: int = 1) -> tuple[jax.Array, jax.Array]:

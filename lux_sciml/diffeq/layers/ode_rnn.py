@@ -1,17 +1,19 @@
 """ODERNN: a recurrent cell whose hidden state moves on between observations."""
 
 from dataclasses import field
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import diffrax
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ..._tree import floating
 from ...core import Container, Layer
-from ...nn.recurrent_cells import cell_of
-from ..equation import Equation, batched, floating, renewed, solve, times_like
-from ..field import FrozenLayer, OfChild, vector_field
+from ...nn.recurrent_cells import RecurrentCell, cell_of
+from ..equation import Equation, Problem, diffeqsolve, half_type
+from ..inputs import split_control, times_and_data
+from ..times import times_in
 
 
 class IrregularSequence(Layer):
@@ -28,7 +30,8 @@ class IrregularSequence(Layer):
     """
 
     def forward(self, x, ps, st):
-        ts, xs = x
+        ts, xs = x[0], floating(x[1])
+        ts = times_in(max(xs.dtype, jnp.dtype("float32"), key=lambda dtype: dtype.itemsize), ts)
         gaps = jnp.diff(ts, axis=-1, prepend=ts[..., :1])[..., None]
         return jnp.concatenate([jnp.broadcast_to(gaps, (*xs.shape[:-1], 1)).astype(xs.dtype), marked(xs)], -1), st
 
@@ -59,6 +62,9 @@ class ODERNN(Container, Equation):
     (5, 8)
     """
 
+    takes: ClassVar = "the tuple (times, data)"
+    lacks: ClassVar = dict.fromkeys(("saveat", "event"), "it is many solves in a row")
+
     cell: Layer
     model: Layer
     reverse: bool = field(default=False, kw_only=True)
@@ -68,40 +74,33 @@ class ODERNN(Container, Equation):
         super().__post_init__()
         if cell_of(self.cell) is None:
             raise TypeError(f"ODERNN runs a recurrent cell, got {self.cell!r}")
-        if self.output == "solution" or self.saveat is not None:
-            raise ValueError('an ODERNN is many solves in a row: its output is "ys" or "final", without saveat')
+        if self.output == "solution":
+            raise ValueError('an ODERNN is many solves in a row: its output is "ys" or "final"')
 
-    def forward(self, x, ps, st):
-        if not (isinstance(x, tuple) and len(x) == 2):
-            raise ValueError("an ODERNN takes the tuple (times, data)")
-        xs = floating(x[1])
-        ts = times_like(x[0], xs, self.batching)
-        if xs.ndim < 2 or xs.shape[-2] != ts.shape[-1]:
-            raise ValueError(f"data for times of shape {ts.shape} has shape (..., times, channels), got {xs.shape}")
+    def problem(self, x, ps, st):
+        x, control = split_control("ODERNN", x, ("times", "data")) if self.controlled else (x, None)
+        ts, xs = times_and_data(self, x)
         if self.reverse:
             ts, xs = jnp.flip(ts, -1), jnp.flip(xs, -2)
-        hs = batched(self, st, lambda xs, ts: self._run(xs, ts, ps, st), (xs,), ts)
-        h0 = hs[0] if self.batching == "joint" else hs[:, 0]
-        inputs = {"cell": marked(xs[..., 0, :]), "model": h0}
-        after = {name: renewed(self, self[name], x, ps[name], st[name]) for name, x in inputs.items()}
-        if self.output == "final":
-            return (hs[-1] if self.batching == "joint" else hs[:, -1]), after
-        return (jnp.flip(hs, 0 if self.batching == "joint" else 1) if self.reverse else hs), after
+        carry = _initial_carry(self.cell, ps["cell"], st["cell"], xs.shape[:-2], xs.dtype)
+        half = half_type(xs)
+        carry = carry if half is None else jax.tree.map(lambda h: h.astype(half), carry)
+        return Problem(carry, ts, control, xs), st
 
-    def _run(self, xs: jax.Array, ts: jax.Array, ps: Any, st: Any) -> jax.Array:
-        """The hidden states `(times, ..., hidden)`, in the order of `ts`."""
-        frozen = vector_field(self.model, st["model"], on_state_update=self.on_state_update)
-        term = diffrax.ODETerm(OfChild("model", frozen))
-        cell = OfChild("cell", FrozenLayer(self.cell, st["cell"], on_state_update=self.on_state_update))
-        carry = cell_of(self.cell).initial_carry(ps["cell"], xs.shape[:-2], xs.dtype)
+    def terms(self, fields):
+        return diffrax.ODETerm(fields["model"])
+
+    def solve(self, fields):
+        carry, ts, _, xs = fields.problem
+        term, cell = self.terms(fields), fields["cell"]
 
         def moved(carry, span):
             h, *rest = carry if isinstance(carry, tuple) else (carry,)
-            h = solve(self, term, h, span, ps).ys[-1]
+            h = diffeqsolve(self, term, h, fields, ts=span).ys[-1]
             return (h, *rest) if isinstance(carry, tuple) else h
 
         def observed(carry, x):
-            _, new = cell(None, (marked(x), carry), ps)
+            _, new = cell.output((marked(x), carry), fields.ps)
             seen = jnp.any(~jnp.isnan(x), axis=-1, keepdims=True)
             return jax.tree.map(lambda a, b: jnp.where(seen, a, b), new, carry)
 
@@ -113,8 +112,24 @@ class ODERNN(Container, Equation):
         xs = jnp.moveaxis(xs, -2, 0)
         first = observed(carry, xs[0])
         _, hs = lax.scan(step, first, (jnp.stack([ts[:-1], ts[1:]], axis=-1), xs[1:]))
-        return jnp.concatenate([_hidden(first)[None], hs])
+        hs = jnp.concatenate([_hidden(first)[None], hs])
+        return _HiddenStates(jnp.flip(hs, 0) if self.reverse and self.output == "ys" else hs)
+
+    def first_inputs(self, fields):
+        carry, ts, _, xs = fields.problem
+        return {"cell": (marked(xs[..., 0, :]), carry), "model": fields["model"].input(ts[0], _hidden(carry))}
+
+
+class _HiddenStates(NamedTuple):
+    ys: jax.Array
 
 
 def _hidden(carry: Any) -> jax.Array:
     return carry[0] if isinstance(carry, tuple) else carry
+
+
+def _initial_carry(cell: Any, ps: Any, st: Any, batch_shape: tuple[int, ...], dtype: Any) -> Any:
+    """The initial carry of a cell, or of one in wrappers, which may keep its parameters in another form."""
+    while not isinstance(cell, RecurrentCell):
+        (ps, st), cell = cell.to_child(ps, st), cell.child
+    return cell.initial_carry(ps, batch_shape, dtype)

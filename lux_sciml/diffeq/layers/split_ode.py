@@ -6,8 +6,7 @@ from typing import Any
 import diffrax
 
 from ...core import Container, Layer
-from ..equation import Equation, batched, initial_value_and_times, output, save_times, solve
-from ..field import OfChild, vector_field
+from ..equation import Equation
 
 
 class SplitODE(Container, Equation):
@@ -15,7 +14,7 @@ class SplitODE(Container, Equation):
 
     `explicit` and `implicit` are layers, vector fields both, and children of these names. The solver is one of
     diffrax's IMEX methods: `KenCarp4()` by default, `KenCarp3()`, `KenCarp5()` or `Sil3()`. Input, output and all other
-    options are those of `NeuralODE`.
+    options are those of `NeuralODE`; see `lux.Equation`.
 
     Kennedy and Carpenter, "Additive Runge-Kutta schemes for convection-diffusion-reaction equations", Applied Numerical
     Mathematics 44, 2003.
@@ -33,14 +32,5 @@ class SplitODE(Container, Equation):
     ts: Any = None
     solver: Any = field(default=diffrax.KenCarp4(), kw_only=True)
 
-    def __post_init__(self):
-        super().__post_init__()
-        self.ts = save_times(self.ts)
-
-    def forward(self, x, ps, st):
-        y0, ts = initial_value_and_times(self, x)
-        terms = diffrax.MultiTerm(*(diffrax.ODETerm(self._field(name, st)) for name in ("explicit", "implicit")))
-        return output(self, batched(self, st, lambda y0, ts: solve(self, terms, y0, ts, ps), (y0,), ts)), st
-
-    def _field(self, name: str, st: Any) -> OfChild:
-        return OfChild(name, vector_field(self.children[name], st[name], on_state_update=self.on_state_update))
+    def terms(self, fields):
+        return diffrax.MultiTerm(diffrax.ODETerm(fields["explicit"]), diffrax.ODETerm(fields["implicit"]))

@@ -5,33 +5,43 @@ from collections.abc import Callable
 from typing import Any
 
 import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optimistix
 
 from ...core import Layer, Wrapper
-from .neural_ode import NeuralODE
+from ..equation import Equation, Fields, diffeqsolve
+from ..failure import guarded
+
+
+def _squares(tree: Any) -> jax.Array:
+    """The sum of squares over the features, the last axis, of all arrays, for each sample."""
+    squares = [jnp.real(x * jnp.conj(x)) for x in jax.tree.leaves(tree)]
+    return sum(jnp.sum(x, axis=-1) if x.ndim else x for x in squares)
 
 
 def _kinetic(t: Any, y: Any, dy: Any, f: Callable, probe: Any) -> jax.Array:
-    return jnp.sum(dy**2, axis=-1)
+    return _squares(dy)
 
 
 def _jacobian(t: Any, y: Any, dy: Any, f: Callable, probe: Any) -> jax.Array:
-    return jnp.sum(jax.vjp(lambda y: f(t, y), y)[1](probe)[0] ** 2, axis=-1)
+    return _squares(jax.vjp(lambda y: f(t, y), y)[1](probe)[0])
 
 
 def _acceleration(t: Any, y: Any, dy: Any, f: Callable, probe: Any) -> jax.Array:
-    return jnp.sum(jax.jvp(f, (t, y), (jnp.ones_like(t), dy))[1] ** 2, axis=-1)
+    return _squares(jax.jvp(f, (t, y), (jnp.ones_like(t), dy))[1])
 
 
 _COSTS = {"kinetic": _kinetic, "jacobian": _jacobian, "acceleration": _acceleration}
 
 
 class WithCosts(Wrapper):
-    r"""A `NeuralODE` that returns, beside its output, what its trajectory costs: `(output, {cost: value})`.
+    r"""An equation that returns, beside its output, what its trajectory costs: `(output, {cost: value})`.
 
-    The costs, integrated along the same steps, are of shape `y0.shape[:-1]`, and those asked for in `costs`:
+    `layer` is a `NeuralODE`, or another equation of one vector field. The costs, integrated along the same steps, are
+    of shape `y0.shape[:-1]` (for a tree, whose arrays share these axes, they are sums over its arrays), and those asked
+    for in `costs`:
 
     * `"kinetic"`: :math:`\int \|f\|^2 dt`, the kinetic energy;
     * `"jacobian"`: :math:`\int \|v^T \partial f/\partial y\|^2 dt` with one Gaussian probe v a solve, whose mean is the
@@ -40,7 +50,7 @@ class WithCosts(Wrapper):
 
     Finlay et al., "How to train your neural ODE", ICML 2020; Kelly et al., "Learning differential equations that are
     easy to solve", NeurIPS 2020. Parameters are the layer's; state: that of the layer, `layer`, and `key`, renewed by a
-    call. Raises `ValueError` for unknown costs and for a layer that saves by `saveat`.
+    call. Raises `ValueError` for unknown costs, for a layer that saves by `saveat`, and for equations of several terms.
 
     >>> import jax, jax.numpy as jnp, lux_sciml as lux
     >>> node = lux.WithCosts(lux.NeuralODE(lux.Dense(2, 2), ts=[0.0, 1.0], output="final"), ("kinetic",))
@@ -50,14 +60,19 @@ class WithCosts(Wrapper):
     ((8, 2), (8,))
     """
 
-    layer: NeuralODE
+    layer: Layer
     costs: tuple[str, ...] = ("kinetic", "jacobian")
 
     def __post_init__(self):
         unknown = [name for name in self.costs if name not in _COSTS]
         if unknown:
             raise ValueError(f"the costs are {', '.join(map(repr, _COSTS))}, got {unknown[0]!r}")
-        if self.layer.saveat is not None:
+        layer = self.layer
+        if not isinstance(layer, Equation):
+            raise TypeError(f"WithCosts goes around an equation itself, such as a NeuralODE, got {layer!r}")
+        if type(layer).solve is not Equation.solve:
+            raise ValueError(f"a {type(layer).__name__} is not one vector field alone, and has no costs")
+        if layer.saveat is not None:
             raise ValueError("WithCosts needs the end of the trajectory: build its layer with ts, not with saveat")
 
     def init_state(self, key):
@@ -71,51 +86,66 @@ class WithCosts(Wrapper):
         return ps, {**whole, "layer": st}
 
     def forward(self, x, ps, st):
-        y0, *rest = x if isinstance(x, tuple) else (x,)
-        y0 = jnp.asarray(y0)
+        layer = self.layer
+        problem, layer_st = layer.problem(x, ps, st["layer"])
         key, next_key = jax.random.split(st["key"])
-        start = {"y": y0, "probe": jax.random.normal(key, y0.shape, y0.dtype)}
-        start["costs"] = {name: jnp.zeros(y0.shape[:-1], y0.dtype) for name in self.costs}
-        field = _WithCosts(self.layer.model, self.layer.time_dependent, self.costs)
-        layer = self.layer.replace(model=field, time_dependent=True, **_tolerances_of_y(self.layer))
-        out, layer_st = layer.forward((start, *rest) if rest else start, ps, st["layer"])
+        problem = problem._replace(data=(problem.data, _random_like(key, problem.y0)))
+        out, layer_st = layer.solved(problem, ps, layer_st, self._solve)
         saved = out.ys if isinstance(out, diffrax.Solution) else out
-        time_axis = 1 if layer.batching == "vmap" else 0
         costs = saved["costs"]
         if layer.output != "final":
+            time_axis = 1 if layer.batching == "vmap" else 0
             costs = jax.tree.map(lambda c: jnp.take(c, -1, axis=time_axis), costs)
         y = dataclasses.replace(out, ys=saved["y"]) if isinstance(out, diffrax.Solution) else saved["y"]
         return (y, costs), {"layer": layer_st, "key": next_key}
+
+    def _solve(self, fields):
+        data, probe = fields.problem.data
+        y0 = fields.problem.y0
+        samples = {y.shape[:-1] for y in jax.tree.leaves(y0)}
+        if len(samples) > 1:
+            raise ValueError(f"the arrays of a state with costs share all axes but the last, got {sorted(samples)}")
+        terms = self.layer.terms(Fields(fields, fields.problem._replace(data=data), fields.ps))
+        if type(terms) is not diffrax.ODETerm:
+            raise ValueError(f"a {type(self.layer).__name__} is not one vector field alone, and has no costs")
+        zeros = jnp.zeros(samples.pop(), jnp.finfo(jax.tree.leaves(y0)[0].dtype).dtype)
+        start = {"y": y0, "costs": dict.fromkeys(self.costs, zeros)}
+        term = diffrax.ODETerm(_WithCosts(terms.vector_field, probe, self.costs))
+        return diffeqsolve(self.layer, term, start, fields, controller=self._controller())
+
+    def _controller(self) -> diffrax.AbstractStepSizeController:
+        """The layer's controller, by which the steps are those of the trajectory alone."""
+        controller = self.layer.option("stepsize_controller")
+        if controller is None:
+            controller = diffrax.PIDController(self.layer.rtol, self.layer.atol)
+        if isinstance(controller, diffrax.PIDController) and controller.norm is optimistix.rms_norm:
+            controller = dataclasses.replace(controller, norm=_norm_of_y)
+        return guarded(controller)
 
 
 def _norm_of_y(scaled_error: Any) -> jax.Array:
     return optimistix.rms_norm(scaled_error["y"])
 
 
-def _tolerances_of_y(layer: NeuralODE) -> dict[str, Any]:
-    """The options by which the steps are those of the trajectory alone."""
-    controller = layer.option("stepsize_controller")
-    if controller is None:
-        controller = diffrax.PIDController(layer.rtol, layer.atol)
-    if isinstance(controller, diffrax.PIDController) and controller.norm is optimistix.rms_norm:
-        controller = dataclasses.replace(controller, norm=_norm_of_y)
-    default = NeuralODE(layer.model)
-    return {"stepsize_controller": controller, "rtol": default.rtol, "atol": default.atol}
+def _random_like(key: jax.Array, y0: Any) -> Any:
+    """Normal random numbers in the form of `y0`."""
+    leaves, treedef = jax.tree.flatten(y0)
+    keys = [key] if len(leaves) == 1 else jax.random.split(key, len(leaves))
+    return treedef.unflatten([jax.random.normal(k, y.shape, y.dtype) for k, y in zip(keys, leaves, strict=True)])
 
 
-class _WithCosts(Wrapper):
-    """The vector field on states with costs: the probe stands still."""
+class _WithCosts(eqx.Module):
+    """The vector field on states with costs."""
 
-    model: Layer
-    time_dependent: bool
-    costs: tuple[str, ...]
+    field: Callable
+    probe: Any
+    costs: tuple[str, ...] = eqx.field(static=True)
 
-    def forward(self, x, ps, st):
-        t, state = x
+    def __call__(self, t, state, ps):
+        y = state["y"]
 
         def f(t, y):
-            return self.model.forward((t, y) if self.time_dependent else y, ps, st)[0]
+            return self.field(t, y, ps)
 
-        dy, st = self.model.forward((t, state["y"]) if self.time_dependent else state["y"], ps, st)
-        costs = {name: _COSTS[name](t, state["y"], dy, f, state["probe"]) for name in self.costs}
-        return {"y": dy, "probe": jnp.zeros_like(state["probe"]), "costs": costs}, st
+        dy = f(t, y)
+        return {"y": dy, "costs": {name: _COSTS[name](t, y, dy, f, self.probe) for name in self.costs}}
