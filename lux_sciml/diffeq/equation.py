@@ -1,9 +1,10 @@
 """Equation: the base of all differential-equation layers, with their options and the one way that they are solved."""
 
 import abc
+import inspect
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple, final
+from typing import Any, ClassVar, NamedTuple, SupportsFloat, final
 
 import diffrax
 import equinox as eqx
@@ -13,10 +14,11 @@ import jax.numpy as jnp
 from .. import derivatives
 from .._tree import is_inexact
 from ..components import ComponentVector
-from ..core import Constant, Container, Layer, Wrapper
+from ..core import Constant, Container, Lambda, Layer, Wrapper, field
+from ..core.converters import checks_itself, choice, count, flag, number, optional
 from ..core.frozen import refuse_training
 from ..core.parameters import parameter_layout
-from ..core.static import holds_arrays
+from ..core.static import fields_of, holds_arrays
 from .adjoints.discrete import DiscreteAdjoint
 from .adjoints.gauss import GaussAdjoint
 from .failure import guarded, mark_failure
@@ -26,8 +28,7 @@ from .solvers.root_finding import converging
 from .solvers.runge_kutta import unrolled
 from .times import save_times
 
-_OBJECTS = ("solver", "stepsize_controller", "saveat", "event", "progress_meter")
-_ADJOINTS = {
+_ADJOINTS: dict[str, Callable[[], diffrax.AbstractAdjoint]] = {
     "checkpointed": DiscreteAdjoint,
     "direct": diffrax.DirectAdjoint,
     "forward": diffrax.ForwardMode,
@@ -35,19 +36,51 @@ _ADJOINTS = {
     "gauss": GaussAdjoint,
     "implicit": diffrax.ImplicitAdjoint,
 }
-_KINDS = {
-    "solver": (diffrax.AbstractSolver, "diffrax.Tsit5()"),
-    "stepsize_controller": (diffrax.AbstractStepSizeController, "diffrax.PIDController(rtol, atol)"),
-    "adjoint": (diffrax.AbstractAdjoint | str, "diffrax.DirectAdjoint()"),
-    "saveat": (diffrax.SaveAt, "diffrax.SaveAt(steps=True)"),
-    "event": (diffrax.Event, "diffrax.Event(function)"),
-    "progress_meter": (diffrax.AbstractProgressMeter, "diffrax.TqdmProgressMeter()"),
-}
-_CHOICES = {
-    "output": ("solution", "ys", "final"),
-    "batching": ("joint", "vmap"),
-    "on_state_update": ("raise", "discard"),
-}
+
+
+def option_object(kind: type, example: str) -> Callable[[Any], Any]:
+    """The converter of an option that is an object of diffrax; one that holds arrays becomes a Constant."""
+
+    @checks_itself
+    def convert(value: Any) -> Any:
+        if not isinstance(value.value if isinstance(value, Constant) else value, kind):
+            raise TypeError(f"expected an object such as {example}, got {value!r}")
+        return Constant(value) if holds_arrays(value) else value
+
+    return convert
+
+
+@checks_itself
+def _tolerance(value: SupportsFloat) -> float:
+    if not number(value) >= 0:
+        raise ValueError(f"expected a number of at least 0, got {value}")
+    return number(value)
+
+
+@checks_itself
+def _step_size(value: SupportsFloat) -> float:
+    size = abs(number(value))
+    if not (math.isfinite(size) and size > 0):
+        raise ValueError(f"expected the size of a step, got {value}")
+    return size
+
+
+@checks_itself
+def _adjoint(value: str | diffrax.AbstractAdjoint) -> Any:
+    if isinstance(value, str) and value in ("auto", *_ADJOINTS):
+        return value
+    if isinstance(value, diffrax.AbstractAdjoint):
+        return value
+    names = ", ".join(map(repr, ("auto", *_ADJOINTS)))
+    kind = ValueError if isinstance(value, str) else TypeError
+    raise kind(f"expected one of {names}, or an object such as diffrax.DirectAdjoint(), got {value!r}")
+
+
+_solver = option_object(diffrax.AbstractSolver, "diffrax.Tsit5()")
+_controller = option_object(diffrax.AbstractStepSizeController, "diffrax.PIDController(rtol, atol)")
+_saveat = option_object(diffrax.SaveAt, "diffrax.SaveAt(steps=True)")
+_event = option_object(diffrax.Event, "diffrax.Event(function)")
+_progress_meter = option_object(diffrax.AbstractProgressMeter, "diffrax.TqdmProgressMeter()")
 
 
 class Problem(NamedTuple):
@@ -132,22 +165,22 @@ class Equation(Layer, kw_only=True):
     fixed_steps: ClassVar[bool] = False  # of the size dt0 where no controller is given
 
     ts = None  # a field of those that take it; an annotation here would put it before all of theirs
-    time_dependent: bool = False
-    controlled: bool = False
-    solver: Any = diffrax.Tsit5()
-    rtol: float = 1e-6
-    atol: float = 1e-8
-    stepsize_controller: Any = None
-    dt0: float | None = None
-    max_steps: int | None = 4096
-    adjoint: Any = "auto"
-    saveat: Any = None
-    event: Any = None
-    progress_meter: Any = diffrax.NoProgressMeter()
-    throw: bool = False
-    output: str = "solution"
-    batching: str = "joint"
-    on_state_update: str = "raise"
+    time_dependent: bool = field(default=False, converter=flag)
+    controlled: bool = field(default=False, converter=flag)
+    solver: Any = field(default=diffrax.Tsit5(), converter=_solver)
+    rtol: float = field(default=1e-6, converter=_tolerance)
+    atol: float = field(default=1e-8, converter=_tolerance)
+    stepsize_controller: Any = field(default=None, converter=optional(_controller))
+    dt0: float | None = field(default=None, converter=optional(_step_size))
+    max_steps: int | None = field(default=4096, converter=optional(count))
+    adjoint: str | diffrax.AbstractAdjoint = field(default="auto", converter=_adjoint)
+    saveat: Any = field(default=None, converter=optional(_saveat))
+    event: Any = field(default=None, converter=optional(_event))
+    progress_meter: Any = field(default=diffrax.NoProgressMeter(), converter=_progress_meter)
+    throw: bool = field(default=False, converter=flag)
+    output: str = field(default="solution", converter=choice("solution", "ys", "final"))
+    batching: str = field(default="joint", converter=choice("joint", "vmap"))
+    on_state_update: str = field(default="raise", converter=choice("raise", "discard"))
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -155,42 +188,30 @@ class Equation(Layer, kw_only=True):
             raise TypeError(f"{cls.__name__}.forward: that of an Equation is final; write `terms`, see `lux.Equation`")
 
     def __post_init__(self):
-        self._refuse_what_it_lacks()
         if self.ts is not None:
             self.ts = save_times(self.ts)
-        for name, (kind, example) in _KINDS.items():
-            value = self.option(name)
-            if not isinstance(value, kind) and (value is not None or name in ("solver", "adjoint", "progress_meter")):
-                raise TypeError(f"{name} is an object such as {example}, got {value!r}")
-        if not (self.rtol >= 0 and self.atol >= 0 and self.rtol + self.atol > 0):
-            raise ValueError(f"tolerances are positive numbers, got rtol={self.rtol} and atol={self.atol}")
-        if self.max_steps is not None and self.max_steps < 1:
-            raise ValueError(f"max_steps is one or more, or None, got {self.max_steps}")
-        if self.dt0 is not None:
-            if not (math.isfinite(self.dt0) and self.dt0 != 0):
-                raise ValueError(f"dt0 is the size of a step, got {self.dt0}")
-            self.dt0 = abs(float(self.dt0))
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} is one of {', '.join(map(repr, choices))}, got {getattr(self, name)!r}")
-        if isinstance(self.adjoint, str) and self.adjoint not in ("auto", *_ADJOINTS):
-            names = ", ".join(map(repr, ("auto", *_ADJOINTS)))
-            raise ValueError(f"adjoint is one of {names}, or a diffrax adjoint, got {self.adjoint!r}")
+
+    def __check_init__(self):
+        name = type(self).__name__
+        if not isinstance(self, Wrapper | Container):
+            raise TypeError(f"{name} is a Wrapper or a Container of its vector fields: class {name}(Wrapper, Equation)")
+        given = [option for option in self.lacks if not self.has_default(option)]
+        if given:
+            raise ValueError(f"a {name} has no {', '.join(given)}: {self.lacks[given[0]]}")
+        if self.rtol + self.atol == 0:
+            raise ValueError(f"{name}: one of the tolerances is above zero, got rtol={self.rtol} and atol={self.atol}")
         if self.stepsize_controller is not None and not self.has_default("rtol", "atol"):
             raise ValueError("give the tolerances either as rtol and atol or in the stepsize_controller, not both")
-        for name in _OBJECTS:
-            if holds_arrays(getattr(self, name)):
-                setattr(self, name, Constant(getattr(self, name)))
-
-    def _refuse_what_it_lacks(self) -> None:
-        given = [name for name in self.lacks if not self.has_default(name)]
-        if given:
-            raise ValueError(f"a {type(self).__name__} has no {', '.join(given)}: {self.lacks[given[0]]}")
+        if self.saveat is not None and self.output == "final" and not _saves_end(self.option("saveat")):
+            raise ValueError(f'{name}: output="final" is the last value that `saveat` saves; give it t1=True or ts')
+        for value in fields_of(self).values():
+            if isinstance(value, Lambda):
+                _require_one_argument(name, value.function)
 
     # --- the options ---------------------------------------------------------------------------------------------
 
     def option(self, name: str) -> Any:
-        """An option as diffrax takes it."""
+        """An option that is an object of diffrax, as diffrax takes it."""
         value = getattr(self, name)
         return value.value if isinstance(value, Constant) else value
 
@@ -382,6 +403,27 @@ def _flat(layer: Layer, ps: Any) -> ComponentVector:
     """The layer's parameters as a vector, in their own type where they have one in common."""
     layout, dtypes = parameter_layout(layer), {leaf.dtype for leaf in jax.tree.leaves(ps)}
     return ComponentVector.from_tree(ps, like=layout.astype(*dtypes) if len(dtypes) == 1 else layout)
+
+
+def _saves_end(saveat: diffrax.SaveAt) -> bool:
+    """Whether the last of the saved values is there and is that of the last time."""
+    subs = jax.tree.leaves(saveat.subs, is_leaf=lambda x: isinstance(x, diffrax.SubSaveAt))
+    return bool(subs) and all((sub.t0 or sub.t1 or sub.ts is not None) and not sub.steps for sub in subs)
+
+
+def _require_one_argument(name: str, function: Callable) -> None:
+    """Raise `TypeError` for a function that wants more than `y`, or the tuple `(t, y)`, as those of diffrax do."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # of functions written in C
+        return
+    places = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind in places]
+    if len(needed) > 1:
+        raise TypeError(
+            f"the functions of a {name} take one argument, y, or with time_dependent=True the tuple (t, y); got "
+            f"a function of ({', '.join(needed)}). A function f(t, y, p) is for diffrax: see `lux.vector_field`"
+        )
 
 
 def half_type(y0: Any) -> Any:

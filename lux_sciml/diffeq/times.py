@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core import Constant
+from ..core.converters import checks_itself
 
 
+@checks_itself
 def save_times(ts: Any) -> Constant | None:
     """The times in a layer's field, checked; `None` where they come with each call."""
     if ts is None:

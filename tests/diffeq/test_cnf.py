@@ -198,7 +198,7 @@ def test_too_few_steps_are_nan():
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: LINEAR.replace(trace="stochastic"), "trace is 'exact' or 'hutchinson', got 'stochastic'"),
+        (lambda: LINEAR.replace(trace="stochastic"), "trace: expected 'exact' or 'hutchinson', got 'stochastic'"),
         (lambda: LINEAR.replace(output="ys"), "a CNF has no output: it goes from data to noise and returns the end"),
         (lambda: run(LINEAR, (X, X, X)), r"x or the tuple \(x, condition\), got a tuple of 3"),
         (lambda: run(LINEAR, jnp.array(1.0)), r"points of shape \(\.\.\., features\), got a number"),

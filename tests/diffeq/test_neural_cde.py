@@ -213,7 +213,7 @@ def test_traced_times_that_do_not_increase_give_nan():
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: small(interpolation="cubic"), "one of 'hermite', 'linear', 'rectilinear', got 'cubic'"),
+        (lambda: small(interpolation="cubic"), "expected 'hermite' or 'linear' or 'rectilinear', got 'cubic'"),
         (lambda: lux.diffeq.control_path(jnp.asarray(TS), jnp.asarray(XS), "cubic"), "got 'cubic'"),
         (lambda: lux.diffeq.control_path(jnp.asarray(TS[::-1].copy()), jnp.asarray(XS)), "must increase"),
         (

@@ -195,4 +195,4 @@ def test_bad_input_is_one_sentence(make, sentence):
 def test_it_prints_and_compares():
     ode = lux.MassMatrixODE(lux.Dense(2, 2), mass=[1, 0])
     assert ode == lux.MassMatrixODE(lux.Dense(2, 2), mass=[1, 0])
-    assert "mass = Constant(int64[2])" in repr(ode)
+    assert "mass = [1, 0]" in repr(ode)

@@ -100,7 +100,7 @@ def test_in_a_chain_with_frozen_state_and_print():
         chain(jnp.ones((3, 2)), ps, st)
     after = lux.Chain(dde.replace(on_state_update="discard"), lux.Dense(2, 1))(jnp.ones((3, 2)), ps, st)[1]
     assert after["layer_0"]["layer_1"]["key"] != st["layer_0"]["layer_1"]["key"]
-    assert "lags = (0.5,)" in repr(dde)
+    assert "lags = 0.5" in repr(dde)
 
 
 @pytest.mark.parametrize(

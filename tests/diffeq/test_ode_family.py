@@ -21,7 +21,7 @@ def test_augmented_features_start_from_zero():
     np.testing.assert_allclose(ys[:, 0], np.array([5.0, 0.0, 0.0]) + TS[:, None], rtol=1e-6)
     per_call = lux.AugmentedODE(lux.NeuralODE(lux.Lambda(jnp.ones_like), output="ys"), 2)
     np.testing.assert_allclose(per_call((jnp.array([[5.0]]), TS), {}, {})[0], ys, rtol=1e-6)
-    with pytest.raises(ValueError, match="one feature or more, got 0"):
+    with pytest.raises(ValueError, match="extra: expected a whole number of at least 1, got 0"):
         lux.AugmentedODE(lux.NeuralODE(DECAY), 0)
 
 

@@ -4,7 +4,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from ...core import Layer, Wrapper
+from ...core import Layer, Wrapper, as_layer, field
+from ...core.converters import count
 from ..equation import Equation, equation_of
 from ..inputs import initial_array
 
@@ -27,12 +28,10 @@ class AugmentedODE(Wrapper):
     (8, 3)
     """
 
-    layer: Layer
-    extra: int
+    layer: Layer = field(converter=as_layer)
+    extra: int = field(converter=count)
 
-    def __post_init__(self):
-        if self.extra < 1:
-            raise ValueError(f"AugmentedODE appends one feature or more, got {self.extra}")
+    def __check_init__(self):
         equation = equation_of(self.layer)
         if equation is not None and equation.takes != Equation.takes:
             raise ValueError(

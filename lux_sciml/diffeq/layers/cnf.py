@@ -1,7 +1,6 @@
 """CNF: a probability density by the flow of a differential equation; flow matching, to train it without solves."""
 
 import dataclasses
-from dataclasses import field
 from typing import Any, ClassVar, NamedTuple
 
 import diffrax
@@ -10,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from ..._tree import floating
-from ...core import Layer, Wrapper
+from ...core import Layer, StatefulWrapper, as_layer, field
+from ...core.converters import choice, flag
 from ...core.parameters import parameter_tree
 from ..equation import Equation, Problem, diffeqsolve
 from ..field import Field, like
@@ -30,7 +30,7 @@ class Density(NamedTuple):
     jacobian: jax.Array | None
 
 
-class CNF(Wrapper, Equation):
+class CNF(StatefulWrapper, Equation):
     r"""A continuous normalizing flow: :math:`dx/dt = f(t, x; p)` takes noise, N(0, I) at `t = 0`, to data at `t = 1`.
 
     Input `x` `(..., features)`, or the tuple `(x, condition)`; output a `Density`, by the flow backward in time:
@@ -68,25 +68,14 @@ class CNF(Wrapper, Equation):
         "controlled": "a condition, (x, condition), is what its model is called with too",
     }
 
-    model: Layer
-    trace: str = field(default="exact", kw_only=True)
-    regularize: bool = field(default=False, kw_only=True)
+    model: Layer = field(converter=as_layer)
+    trace: str = field(default="exact", converter=choice("exact", "hutchinson"), kw_only=True)
+    regularize: bool = field(default=False, converter=flag, kw_only=True)
     output: str = field(default="final", kw_only=True)
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.trace not in ("exact", "hutchinson"):
-            raise ValueError(f"trace is 'exact' or 'hutchinson', got {self.trace!r}")
 
     def init_state(self, key):
         model_key, key = jax.random.split(key)
         return {"model": self.model.init_state(model_key), "key": key}
-
-    def to_child(self, ps, st):
-        return ps, st["model"]
-
-    def from_child(self, ps, st, whole):
-        return ps, {**whole, "model": st}
 
     def problem(self, x, ps, st):
         x, condition = _parts(x)

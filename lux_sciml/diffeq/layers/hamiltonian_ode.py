@@ -1,15 +1,15 @@
 """HamiltonianODE: a Hamiltonian that separates, solved by a symplectic method."""
 
-from dataclasses import field
 from typing import Any, ClassVar
 
 import diffrax
 
-from ...core import Container, Layer
+from ...core import Constant, Container, Layer, as_layer, field
 from ...core.parameters import parameter_tree
 from ..equation import Equation
 from ..fields.energy import EnergyGradient
 from ..solvers.symplectic import Verlet
+from ..times import save_times
 
 
 class HamiltonianODE(Container, Equation):
@@ -41,13 +41,12 @@ class HamiltonianODE(Container, Equation):
     )
     fixed_steps: ClassVar = True
 
-    kinetic: Layer
-    potential: Layer
-    ts: Any = None
+    kinetic: Layer = field(converter=as_layer)
+    potential: Layer = field(converter=as_layer)
+    ts: Constant | None = field(default=None, converter=save_times)
     solver: Any = field(default=Verlet(), kw_only=True)
 
-    def __post_init__(self):
-        super().__post_init__()
+    def __check_init__(self):
         if self.dt0 is None:
             raise ValueError("a HamiltonianODE has fixed steps: give their size, dt0=...")
 

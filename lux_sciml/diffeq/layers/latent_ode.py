@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ..._tree import describe, floating
-from ...core import Container, Layer, Mode
+from ...core import Container, Layer, Mode, as_layer, field
 from ..equation import Equation, equation_of, half_type, single
 
 
@@ -45,11 +45,11 @@ class LatentODE(Container):
     ((5, 3, 1), ())
     """
 
-    encoder: Layer
-    dynamics: Layer
-    decoder: Layer
+    encoder: Layer = field(converter=as_layer)
+    dynamics: Layer = field(converter=as_layer)
+    decoder: Layer = field(converter=as_layer)
 
-    def __post_init__(self):
+    def __check_init__(self):
         equation = equation_of(self.dynamics)
         if equation is not None and equation.takes != Equation.takes:
             raise ValueError(f"the dynamics of a LatentODE take (z0, times), and a {type(equation).__name__} takes "

@@ -1,19 +1,19 @@
 """NeuralCDE: a layer whose hidden state is driven by irregular, incomplete data."""
 
 import dataclasses
-from dataclasses import field
 from typing import Any, ClassVar
 
 import diffrax
 import equinox as eqx
 import jax.numpy as jnp
 
-from ...core import Container, Layer
+from ...core import Container, Layer, as_layer, field
 from ...core.container import call_child
+from ...core.converters import choice, flag
 from ..equation import Equation, Fields, Problem, diffeqsolve, half_type, single
 from ..field import Field
 from ..inputs import times_and_data
-from ..paths import control_path, first_values, increasing, require_interpolation
+from ..paths import INTERPOLATIONS, control_path, first_values, increasing
 
 
 class NeuralCDE(Container, Equation):
@@ -47,14 +47,10 @@ class NeuralCDE(Container, Equation):
     takes: ClassVar = "the tuple (times, data)"
     lacks: ClassVar = {"controlled": "its data drive it"}
 
-    model: Layer
-    initial: Layer
-    interpolation: str = field(default="hermite", kw_only=True)
-    counts: bool = field(default=False, kw_only=True)
-
-    def __post_init__(self):
-        super().__post_init__()
-        require_interpolation(self.interpolation)
+    model: Layer = field(converter=as_layer)
+    initial: Layer = field(converter=as_layer)
+    interpolation: str = field(default="hermite", converter=choice(*INTERPOLATIONS), kw_only=True)
+    counts: bool = field(default=False, converter=flag, kw_only=True)
 
     def problem(self, x, ps, st):
         ts, xs = times_and_data(self, x)

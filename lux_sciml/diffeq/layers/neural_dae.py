@@ -2,7 +2,6 @@
 
 import abc
 from collections.abc import Callable
-from dataclasses import field
 from typing import Any
 
 import diffrax
@@ -13,15 +12,19 @@ import numpy as np
 import optimistix
 
 from ...components import ComponentVector
-from ...core import Constant, Container, Layer, Wrapper
-from ..equation import Equation, Fields, diffeqsolve
+from ...core import Constant, Container, Layer, Wrapper, as_layer, field
+from ...core.converters import checks_itself, optional
+from ..equation import Equation, Fields, diffeqsolve, option_object
 from ..inputs import initial_array
+from ..times import save_times
+
+_root_finder = option_object(optimistix.AbstractRootFinder, "optimistix.Newton(rtol, atol)")
 
 
 class _ConstrainedEquation(Equation):
     """What the differential-algebraic equations share: a solve that starts on the constraint and is saved on it."""
 
-    root_finder: Any = field(default=None, kw_only=True)
+    root_finder: Any = field(default=None, converter=optional(_root_finder), kw_only=True)
 
     @abc.abstractmethod
     def flow(self, fields: Fields) -> "_ConstrainedFlow":
@@ -71,9 +74,9 @@ class NeuralDAE(Container, _ConstrainedEquation):
     True
     """
 
-    model: Layer
-    constraint: Layer
-    ts: Any = None
+    model: Layer = field(converter=as_layer)
+    constraint: Layer = field(converter=as_layer)
+    ts: Constant | None = field(default=None, converter=save_times)
 
     def flow(self, fields):
         y0, ts, *_ = fields.problem
@@ -84,7 +87,17 @@ class NeuralDAE(Container, _ConstrainedEquation):
                 f"the model and the constraint of a NeuralDAE have as many outputs as there are variables, "
                 f"{y0.shape[-1]}; got {rows[0]} and {rows[1]}"
             )
-        return _ConstrainedFlow(rate.value, constraint.value, Constant(np.eye(sum(rows))), rows[0], self.root_finder)
+        return _ConstrainedFlow(
+            rate.value, constraint.value, Constant(np.eye(sum(rows))), rows[0], self.option("root_finder")
+        )
+
+
+@checks_itself
+def _mass(value: Any) -> Constant:
+    shape = np.shape(value)
+    if len(shape) not in (1, 2) or shape[0] != shape[-1] or not np.any(value):
+        raise ValueError(f"expected a matrix (n, n) or a diagonal (n,), not of zeros alone; got the shape {shape}")
+    return Constant(value)
 
 
 class MassMatrixODE(Wrapper, _ConstrainedEquation):
@@ -106,16 +119,9 @@ class MassMatrixODE(Wrapper, _ConstrainedEquation):
     True
     """
 
-    model: Layer
-    mass: Any
-    ts: Any = None
-
-    def __post_init__(self):
-        super().__post_init__()
-        self.mass = Constant(self.mass)
-        shape = np.shape(self.mass)
-        if len(shape) not in (1, 2) or shape[0] != shape[-1] or not np.any(self.mass):
-            raise ValueError(f"mass is a matrix (n, n) or a diagonal (n,), not of zeros alone; got the shape {shape}")
+    model: Layer = field(converter=as_layer)
+    mass: Constant = field(converter=_mass)
+    ts: Constant | None = field(default=None, converter=save_times)
 
     def flow(self, fields):
         y0, field = fields.problem.y0, fields["model"]
@@ -127,7 +133,7 @@ class MassMatrixODE(Wrapper, _ConstrainedEquation):
         rank = int(np.sum(sizes > sizes[0] * len(mass) * np.finfo(float).eps))
         rate = _Rows(field.value, Constant(left[:, :rank].T / sizes[:rank, None]))
         constraint = _Rows(field.value, Constant(left[:, rank:].T))
-        return _ConstrainedFlow(rate, constraint, Constant(right.T), rank, self.root_finder)
+        return _ConstrainedFlow(rate, constraint, Constant(right.T), rank, self.option("root_finder"))
 
 
 class _ConstrainedFlow(eqx.Module):

@@ -1,8 +1,7 @@
 """NeuralDDE: a layer whose output is the solution of a delay differential equation."""
 
 import math
-from collections.abc import Callable
-from dataclasses import field
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import diffrax
@@ -11,11 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ...core import Constant, Layer, Wrapper
+from ...core import Constant, Layer, Wrapper, as_layer, field
+from ...core.converters import checks_itself, function, number, optional
 from ..equation import Equation
 from ..failure import mark_failure
 from ..inputs import initial_array
 from ..times import save_times
+
+
+@checks_itself
+def _lags(value: float | Sequence[float] | np.ndarray) -> tuple[float, ...]:
+    lags = tuple(map(number, np.ravel(np.asarray(value, float))))
+    if not (lags and min(lags) > 0 and max(lags) < math.inf):
+        raise ValueError(f"expected one or more positive times, got {value}")
+    return lags
 
 
 class NeuralDDE(Wrapper, Equation):
@@ -50,16 +58,12 @@ class NeuralDDE(Wrapper, Equation):
         "it takes fixed steps in one scan",
     )
 
-    model: Layer
-    lags: Any
-    ts: Any = None
-    history: Callable | None = field(default=None, kw_only=True)
+    model: Layer = field(converter=as_layer)
+    lags: tuple[float, ...] = field(converter=_lags)
+    ts: Constant | None = field(default=None, converter=save_times)
+    history: Callable | None = field(default=None, converter=optional(function), kw_only=True)
 
-    def __post_init__(self):
-        super().__post_init__()
-        self.lags = tuple(map(float, self.lags))
-        if not self.lags or min(self.lags) <= 0:
-            raise ValueError(f"lags are one or more positive times, got {self.lags}")
+    def __check_init__(self):
         if self.dt0 is not None and self.dt0 > min(self.lags) * (1 + 1e-9):
             raise ValueError(f"steps are at most as long as the shortest lag, {min(self.lags)}, got dt0={self.dt0}")
         solver = self.option("solver")

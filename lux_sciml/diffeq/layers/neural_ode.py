@@ -1,11 +1,10 @@
 """NeuralODE: a layer whose output is the solution of an ordinary differential equation."""
 
-from typing import Any
-
 import diffrax
 
-from ...core import Layer, Wrapper
+from ...core import Constant, Layer, Wrapper, as_layer, field
 from ..equation import Equation
+from ..times import save_times
 
 
 class NeuralODE(Wrapper, Equation):
@@ -37,8 +36,8 @@ class NeuralODE(Wrapper, Equation):
     (30, 2)
     """
 
-    model: Layer
-    ts: Any = None
+    model: Layer = field(converter=as_layer)
+    ts: Constant | None = field(default=None, converter=save_times)
 
     def terms(self, fields):
         return diffrax.ODETerm(fields["model"])

@@ -1,6 +1,5 @@
 """NeuralSDE and NeuralDSDE: layers whose output is a solution of a stochastic differential equation."""
 
-from dataclasses import field
 from typing import Any, ClassVar
 
 import diffrax
@@ -10,9 +9,11 @@ import numpy as np
 
 from ..._tree import describe
 from ...components import ComponentVector
-from ...core import Container, Layer
+from ...core import Constant, Container, Layer, as_layer, field
+from ...core.converters import count, optional
 from ..equation import Equation, Fields, diffeqsolve
 from ..field import Field
+from ..times import save_times
 
 
 class _StochasticEquation(Container, Equation):
@@ -21,14 +22,13 @@ class _StochasticEquation(Container, Equation):
     fixed_steps: ClassVar = True
     diagonal: ClassVar[bool]
 
-    drift: Layer
-    diffusion: Layer
-    ts: Any = None
-    trajectories: int | None = field(default=None, kw_only=True)
+    drift: Layer = field(converter=as_layer)
+    diffusion: Layer = field(converter=as_layer)
+    ts: Constant | None = field(default=None, converter=save_times)
+    trajectories: int | None = field(default=None, converter=optional(count), kw_only=True)
     solver: Any = field(default=diffrax.Euler(), kw_only=True)
 
-    def __post_init__(self):
-        super().__post_init__()
+    def __check_init__(self):
         if self.ts is not None:
             _require_forward(np.asarray(self.ts))
         if self.stepsize_controller is None and (self.dt0 is None or not self.has_default("rtol", "atol")):

@@ -1,6 +1,5 @@
 """ODERNN: a recurrent cell whose hidden state moves on between observations."""
 
-from dataclasses import field
 from typing import Any, ClassVar, NamedTuple
 
 import diffrax
@@ -9,7 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..._tree import floating
-from ...core import Container, Layer
+from ...core import Container, Layer, as_layer, field
+from ...core.converters import flag
 from ...nn.recurrent_cells import RecurrentCell, cell_of
 from ..equation import Equation, Problem, diffeqsolve, half_type
 from ..inputs import split_control, times_and_data
@@ -65,13 +65,12 @@ class ODERNN(Container, Equation):
     takes: ClassVar = "the tuple (times, data)"
     lacks: ClassVar = dict.fromkeys(("saveat", "event"), "it is many solves in a row")
 
-    cell: Layer
-    model: Layer
-    reverse: bool = field(default=False, kw_only=True)
+    cell: Layer = field(converter=as_layer)
+    model: Layer = field(converter=as_layer)
+    reverse: bool = field(default=False, converter=flag, kw_only=True)
     output: str = field(default="ys", kw_only=True)
 
-    def __post_init__(self):
-        super().__post_init__()
+    def __check_init__(self):
         if cell_of(self.cell) is None:
             raise TypeError(f"ODERNN runs a recurrent cell, got {self.cell!r}")
         if self.output == "solution":

@@ -1,12 +1,12 @@
 """SplitODE: a stiff part stepped implicitly, the rest explicitly."""
 
-from dataclasses import field
 from typing import Any
 
 import diffrax
 
-from ...core import Container, Layer
+from ...core import Constant, Container, Layer, as_layer, field
 from ..equation import Equation
+from ..times import save_times
 
 
 class SplitODE(Container, Equation):
@@ -27,9 +27,9 @@ class SplitODE(Container, Equation):
     (2,)
     """
 
-    explicit: Layer
-    implicit: Layer
-    ts: Any = None
+    explicit: Layer = field(converter=as_layer)
+    implicit: Layer = field(converter=as_layer)
+    ts: Constant | None = field(default=None, converter=save_times)
     solver: Any = field(default=diffrax.KenCarp4(), kw_only=True)
 
     def terms(self, fields):

@@ -1,7 +1,7 @@
 """WithCosts: what a trajectory costs, integrated along with it."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import diffrax
@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import optimistix
 
-from ...core import Layer, Wrapper
+from ...core import Layer, StatefulWrapper, as_layer, field
+from ...core.converters import checks_itself
 from ..equation import Equation, Fields, diffeqsolve
 from ..failure import guarded
 
@@ -36,7 +37,16 @@ def _acceleration(t: Any, y: Any, dy: Any, f: Callable, probe: Any) -> jax.Array
 _COSTS = {"kinetic": _kinetic, "jacobian": _jacobian, "acceleration": _acceleration}
 
 
-class WithCosts(Wrapper):
+@checks_itself
+def _cost_names(value: str | Sequence[str]) -> tuple[str, ...]:
+    names = (value,) if isinstance(value, str) else tuple(value)
+    unknown = [name for name in names if name not in _COSTS]
+    if unknown:
+        raise ValueError(f"expected some of {', '.join(map(repr, _COSTS))}, got {unknown[0]!r}")
+    return names
+
+
+class WithCosts(StatefulWrapper):
     r"""An equation that returns, beside its output, what its trajectory costs: `(output, {cost: value})`.
 
     `layer` is a `NeuralODE`, or another equation of one vector field. The costs, integrated along the same steps, are
@@ -60,13 +70,10 @@ class WithCosts(Wrapper):
     ((8, 2), (8,))
     """
 
-    layer: Layer
-    costs: tuple[str, ...] = ("kinetic", "jacobian")
+    layer: Layer = field(converter=as_layer)
+    costs: tuple[str, ...] = field(default=("kinetic", "jacobian"), converter=_cost_names)
 
-    def __post_init__(self):
-        unknown = [name for name in self.costs if name not in _COSTS]
-        if unknown:
-            raise ValueError(f"the costs are {', '.join(map(repr, _COSTS))}, got {unknown[0]!r}")
+    def __check_init__(self):
         layer = self.layer
         if not isinstance(layer, Equation):
             raise TypeError(f"WithCosts goes around an equation itself, such as a NeuralODE, got {layer!r}")
@@ -78,12 +85,6 @@ class WithCosts(Wrapper):
     def init_state(self, key):
         layer_key, key = jax.random.split(key)
         return {"layer": self.layer.init_state(layer_key), "key": key}
-
-    def to_child(self, ps, st):
-        return ps, st["layer"]
-
-    def from_child(self, ps, st, whole):
-        return ps, {**whole, "layer": st}
 
     def forward(self, x, ps, st):
         layer = self.layer
