@@ -1,4 +1,7 @@
-"""Activations, beside those of `jax.nn`, and the gains that initial weights take from them."""
+"""Activations, beside those of `jax.nn`, and the gains that initial weights take from them.
+
+Integers become JAX's default float; half precision is computed in float32 and rounded at the end.
+"""
 
 import functools
 import math
@@ -8,13 +11,31 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ._tree import floating, widened
+
 
 def identity(x: Any) -> Any:
-    """`x` itself."""
+    """`x` itself.
+
+    >>> identity(3)
+    3
+    """
     return x
 
 
-def lisht(x: Any) -> Any:
+def _rounded(activation: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """The activation of arrays in float32 at least, rounded to the precision of the input."""
+
+    @functools.wraps(activation)
+    def rounded(x: Any, *args: Any, **kwargs: Any) -> jax.Array:
+        x = floating(x)
+        return activation(widened(x), *args, **kwargs).astype(x.dtype)
+
+    return rounded
+
+
+@_rounded
+def lisht(x: Any) -> jax.Array:
     """`x * tanh(x)`. Roy et al., "LiSHT", arXiv:1901.05894.
 
     >>> lisht(jnp.array([-1.0, 0.0, 1.0]))
@@ -23,7 +44,8 @@ def lisht(x: Any) -> Any:
     return x * jnp.tanh(x)
 
 
-def tanhshrink(x: Any) -> Any:
+@_rounded
+def tanhshrink(x: Any) -> jax.Array:
     """`x - tanh(x)`.
 
     >>> tanhshrink(jnp.array([-1.0, 0.0, 1.0]))
@@ -32,8 +54,9 @@ def tanhshrink(x: Any) -> Any:
     return x - jnp.tanh(x)
 
 
-def softshrink(x: Any, bound: float = 0.5) -> Any:
-    """`x` moved towards zero by `bound`, and zero closer to it than that.
+@_rounded
+def softshrink(x: Any, bound: float = 0.5) -> jax.Array:
+    """`x` moved toward zero by `bound`, and zero closer to it than that.
 
     >>> softshrink(jnp.array([-1.0, 0.3, 1.0]))
     Array([-0.5,  0. ,  0.5], dtype=float32)
@@ -41,7 +64,8 @@ def softshrink(x: Any, bound: float = 0.5) -> Any:
     return x - jnp.clip(x, -bound, bound)
 
 
-def hardshrink(x: Any, bound: float = 0.5) -> Any:
+@_rounded
+def hardshrink(x: Any, bound: float = 0.5) -> jax.Array:
     """`x`, and zero where it is closer to zero than `bound`.
 
     >>> hardshrink(jnp.array([-1.0, 0.3, 1.0]))
@@ -50,7 +74,8 @@ def hardshrink(x: Any, bound: float = 0.5) -> Any:
     return jnp.where(jnp.abs(x) > bound, x, jnp.zeros_like(x))
 
 
-def trelu(x: Any, bound: float = 1.0) -> Any:
+@_rounded
+def trelu(x: Any, bound: float = 1.0) -> jax.Array:
     """`x` above `bound`, zero elsewhere. Konda, Memisevic and Krueger, arXiv:1402.3337.
 
     >>> trelu(jnp.array([-1.0, 0.5, 2.0]))
@@ -59,7 +84,8 @@ def trelu(x: Any, bound: float = 1.0) -> Any:
     return jnp.where(x > bound, x, jnp.zeros_like(x))
 
 
-def logcosh(x: Any) -> Any:
+@_rounded
+def logcosh(x: Any) -> jax.Array:
     """`log(cosh(x))`, without overflow.
 
     >>> bool(jnp.isclose(logcosh(-1000.0), 1000.0 - jnp.log(2.0)))
@@ -78,7 +104,7 @@ _GAINS = {
 }
 
 
-def gain(activation: Callable) -> float:
+def gain(activation: Callable[..., Any]) -> float:
     """The factor by which initial weights are enlarged so that the activation keeps the variance; 1 if none is known.
 
     The values are those of `torch.nn.init.calculate_gain`: tanh 5/3, relu sqrt(2), leaky_relu sqrt(2 / (1 + slope^2)),

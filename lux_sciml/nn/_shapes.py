@@ -10,7 +10,7 @@ import numpy as np
 
 from .._tree import floating
 from ..core.converters import checks_itself, count, integer, number, tuple_of
-from ..core.printing import option_text
+from ..core.printing import brief
 from ..core.static import is_traced
 
 T = TypeVar("T")
@@ -60,7 +60,7 @@ def positive(value: float) -> float:
 
 
 @checks_itself
-def rate(value: float) -> float:
+def fraction(value: float) -> float:
     """A number from 0 to 1."""
     p = number(value)
     if not 0 <= p <= 1:
@@ -77,10 +77,10 @@ def require_last(layer: Any, x: Any, shape: tuple[int, ...]) -> jax.Array:
     """`x` in floating point. Raises `ValueError` unless its last axes have this shape, `TypeError` for no array."""
     if not hasattr(x, "ndim"):
         got = f"a tuple of {len(x)}" if isinstance(x, tuple) else type(x).__name__
-        raise TypeError(f"{option_text(layer)} takes an array, got {got}")
+        raise TypeError(f"{brief(layer)} takes an array, got {got}")
     if x.ndim < len(shape) or x.shape[x.ndim - len(shape) :] != shape:
         sizes = ", ".join(map(str, shape))
-        raise ValueError(f"{option_text(layer)} expects inputs of shape (..., {sizes}), got {x.shape}")
+        raise ValueError(f"{brief(layer)} expects inputs of shape (..., {sizes}), got {x.shape}")
     return floating(x)
 
 

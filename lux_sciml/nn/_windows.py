@@ -12,14 +12,14 @@ from jax import lax
 
 from ..core import Layer, field
 from ..core.converters import checks_itself, choice, optional
-from ..core.printing import option_text
+from ..core.printing import brief
 from ._shapes import natural, one_or_each, size_or_sizes
 
 Sizes = int | tuple[int, ...]  # for all spatial axes, or for each
 Pads = int | tuple[int | tuple[int, int], ...]  # for all spatial axes, or for each: before and after, or a pair
 
 _MODES = {"circular": "wrap", "reflect": "reflect", "replicate": "edge"}  # names of PyTorch and of NumPy
-padding_mode = choice("zeros", *_MODES)
+_mode = choice("zeros", *_MODES)
 
 
 @checks_itself
@@ -34,7 +34,7 @@ def _pad(value: SupportsIndex | Sequence[SupportsIndex]) -> int | tuple[int, int
 
 
 @checks_itself
-def padding(value: str | SupportsIndex | Sequence[Any] | np.ndarray) -> str | Pads:
+def _padding(value: str | SupportsIndex | Sequence[Any] | np.ndarray) -> str | Pads:
     """`"SAME"`, `"VALID"`, or how much to pad all axes, or each."""
     if isinstance(value, str) and value not in ("SAME", "VALID"):
         raise ValueError(f'expected "SAME", "VALID" or whole numbers, got {value!r}')
@@ -64,7 +64,7 @@ class Window:
             out = list(self.padding)
         padded = tuple(size + sum(pad) for size, pad in zip(space, out, strict=True))
         if any(reach > size for reach, size in zip(self.extent, padded, strict=True)):
-            raise ValueError(f"{option_text(layer)}: a window that reaches {self.extent} does not fit into {padded}")
+            raise ValueError(f"{brief(layer)}: a window that reaches {self.extent} does not fit into {padded}")
         return out
 
     def pad(self, layer: Layer, x: jax.Array) -> tuple[jax.Array, list[tuple[int, int]]]:
@@ -76,7 +76,7 @@ class Window:
         for size, pad in zip(space, pads, strict=True):
             if max(pad) and size <= (max(pad) if self.mode == "reflect" else 0):
                 says = "reflected padding is narrower than the axis" if size else "an empty axis has nothing to repeat"
-                raise ValueError(f"{option_text(layer)} cannot pad an axis of {size} elements by {pad}: {says}")
+                raise ValueError(f"{brief(layer)} cannot pad an axis of {size} elements by {pad}: {says}")
         return jnp.pad(x, [(0, 0), *pads, (0, 0)], mode=_MODES[self.mode]), [(0, 0)] * len(pads)
 
 
@@ -84,8 +84,8 @@ class Sliding(Layer, kw_only=True):
     """The options of a layer with a window; a subclass declares `kernel_size`, one size for each spatial axis."""
 
     stride: Sizes | None = field(default=1, converter=optional(size_or_sizes))
-    padding: str | Pads = field(default=0, converter=padding)
-    padding_mode: str = field(default="zeros", converter=padding_mode)
+    padding: str | Pads = field(default=0, converter=_padding)
+    padding_mode: str = field(default="zeros", converter=_mode)
     dilation: Sizes = field(default=1, converter=size_or_sizes)
     window: Window = field(init=False)
 
@@ -95,9 +95,8 @@ class Sliding(Layer, kw_only=True):
             raise ValueError(f"{type(self).__name__} needs a kernel_size of one size for each spatial axis, got ()")
         stride = size if self.stride is None else self._each("stride", self.stride)
         dilation = self._each("dilation", self.dilation)
-        if self.padding == "SAME":
-            pads = self.padding
-        else:
+        pads: str | tuple[tuple[int, int], ...] = "SAME"
+        if self.padding != "SAME":
             given = self._each("padding", 0 if self.padding == "VALID" else self.padding)
             pads = tuple((pad, pad) if isinstance(pad, int) else pad for pad in given)
             self.padding = _short(tuple(before if before == after else (before, after) for before, after in pads))
@@ -122,7 +121,7 @@ class Sliding(Layer, kw_only=True):
         if x.ndim <= n or features not in (None, x.shape[-1]):
             space = ", ".join(("depth", "height", "width")[-n:] if n <= 3 else ["space"] * n)
             last = "features" if features is None else features
-            raise ValueError(f"{option_text(self)} expects inputs of shape (..., {space}, {last}), got {x.shape}")
+            raise ValueError(f"{brief(self)} expects inputs of shape (..., {space}, {last}), got {x.shape}")
         lead = x.shape[: x.ndim - n - 1]
         return jnp.reshape(x, (math.prod(lead), *x.shape[x.ndim - n - 1 :])), lead
 

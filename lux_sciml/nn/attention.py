@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Shaped
 from .._tree import floating, widened
 from ..core import Container, Layer, field
 from ..core.converters import count, flag, optional
-from ._shapes import as_mask, rate
+from ._shapes import as_mask, fraction
 from .dropout import Dropout
 from .linear import Dense
 from .shaping import NoOp
@@ -47,12 +47,12 @@ def attention_weights(
     >>> attention_weights(jnp.ones((2, 1, 4)), jnp.ones((2, 1, 4)), is_causal=True)[0].tolist()
     [[1.0, 0.0], [0.5, 0.5]]
     """
-    query, key = floating((query, key))
     _require_fit(query, key)
-    dtype = jnp.result_type(query, key)
+    q, k = floating((query, key))
+    dtype = jnp.result_type(q, k)
     seen = visible(mask, is_causal, query.shape[-3], key.shape[-3])
-    query, key = without_blind(query, seen, 2), without_hidden(key, seen, 2)
-    q, k = _heads_first(query) * (query.shape[-1] ** -0.5 if scale is None else scale), _heads_first(key)
+    q, k = _heads_first(without_blind(q, seen, 2)), _heads_first(without_hidden(k, seen, 2))
+    q = q * (query.shape[-1] ** -0.5 if scale is None else scale)
     wide = jnp.float32 if jnp.finfo(dtype).bits < 32 else None
     logits = jnp.einsum("...qd,...kd->...qk", _stacked(q, k), k, preferred_element_type=wide)
     logits = logits.reshape(*logits.shape[:-3], *q.shape[-3:-1], k.shape[-2])
@@ -91,11 +91,10 @@ def scaled_dot_product_attention(
     >>> scaled_dot_product_attention(jnp.ones((5, 2, 4)), jnp.ones((7, 2, 4)), jnp.ones((7, 2, 4))).shape
     (5, 2, 4)
     """
-    query, key, value = floating((query, key, value))
     _require_fit(query, key, value)
     weights = attention_weights(query, key, mask=mask, bias=bias, is_causal=is_causal, scale=scale)
     seen = visible(mask, is_causal, query.shape[-3], key.shape[-3])
-    return weighted_values(weights, without_hidden(value, seen, 2))
+    return weighted_values(weights, without_hidden(floating(value), seen, 2))
 
 
 # --- masks ----------------------------------------------------------------------------------------------------------
@@ -181,7 +180,7 @@ class MultiHeadAttention(Container):
     out_features: int | None = field(default=None, converter=optional(count), kw_only=True)
     num_kv_heads: int | None = field(default=None, converter=optional(count), kw_only=True)
     use_bias: bool = field(default=True, converter=flag, kw_only=True)
-    dropout_rate: float = field(default=0.0, converter=rate, kw_only=True)
+    dropout_rate: float = field(default=0.0, converter=fraction, kw_only=True)
     is_causal: bool = field(default=False, converter=flag, kw_only=True)
     return_weights: bool = field(default=False, converter=flag, kw_only=True)
     query: Layer = field(init=False)
@@ -255,7 +254,7 @@ def _split(x: Array, heads: int) -> Array:
     return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
 
 
-def _require_fit(query: Array, key: Array, value: Array | None = None) -> None:
+def _require_fit(query: Any, key: Any, value: Any = None) -> None:
     heads, kv_heads = query.shape[-2], key.shape[-2]
     if query.shape[-1] != key.shape[-1]:
         raise ValueError(f"queries have {query.shape[-1]} features a head, keys {key.shape[-1]}")

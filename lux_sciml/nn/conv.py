@@ -66,11 +66,12 @@ class Conv(_Convolution):
     with stride s and dilation d, as all Python libraries define it (a cross-correlation: the kernel is not flipped).
 
     * `in_features`, `out_features`: the sizes of the last axis.
-    * `kernel_size`: one size for each spatial axis; a number is a kernel in one dimension.
+    * `kernel_size`: one size for each spatial axis; a whole number is a kernel in one dimension.
     * `activation`: a function of an array (default: the identity).
-    * `stride`, `dilation`: a number, or one for each axis.
-    * `padding`: `"VALID"` (none, the default), `"SAME"` (the size of the output is ceil(input / stride), as in XLA), a
-      number, or, for each axis, a number or a pair `(before, after)`.
+    * `stride`, `dilation`: a whole number, or one for each axis.
+    * `padding`: `"VALID"` (none, the default), `"SAME"` (the size of the output is ceil(input / stride), as in XLA), or
+      how many elements to add before and after every axis, or, for each axis, such a number or a pair
+      `(before, after)`.
     * `padding_mode`: what the padding holds: `"zeros"`; `"circular"`, the other end of the axis, for functions on
       periodic domains; `"reflect"`, the elements next to the border in reverse, without the border itself;
       `"replicate"`, the border. The names are PyTorch's.
@@ -109,8 +110,8 @@ class ConvTranspose(_Convolution):
     `(size - 1) * stride + dilation * (kernel_size - 1) + 1 - before - after + output_padding`, where `padding` removes
     elements before and after; `"SAME"` makes it `size * stride + output_padding`.
 
-    * `output_padding`: a number, or one for each axis, smaller than stride or dilation; it tells apart the inputs that
-      a `Conv` with a stride maps to one size.
+    * `output_padding`: a whole number, or one for each axis, smaller than stride or dilation; it tells apart the inputs
+      that a `Conv` with a stride maps to one size.
     * `padding_mode` is `"zeros"`, as in PyTorch.
     * All other options, shapes, parameters and errors are those of `Conv`.
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from .._tree import floating, is_inexact, widened
 from ..core import Layer, Mode, field
 from ..core.converters import integers, number, optional
-from ._shapes import rate
+from ._shapes import fraction
 
 
 class _Random(Layer):
@@ -25,7 +25,7 @@ class _Random(Layer):
 class _Dropout(_Random):
     """What all dropouts share: a rate."""
 
-    rate: float = field(converter=rate)
+    rate: float = field(converter=fraction)
 
     def _keeps_all(self, st):
         return st["mode"] is Mode.TEST or self.rate == 0

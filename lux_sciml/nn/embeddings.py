@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from .._tree import floating, widened
 from ..core import Layer, field
 from ..core.converters import checks_itself, count, flag, integers, number
-from ..core.printing import option_text
+from ..core.printing import brief
 from ._shapes import even, one_or_each, positive, require_last
 
 
@@ -50,7 +50,7 @@ class PeriodicEmbedding(Layer):
     def forward(self, x, ps, st):
         x, n = floating(x), x.shape[-1]
         if not all(0 <= index < n for index in self.indices):
-            raise ValueError(f"{option_text(self)} got an input with the features 0 to {n - 1}: {x.shape}")
+            raise ValueError(f"{brief(self)} got an input with the features 0 to {n - 1}: {x.shape}")
         others = [index for index in range(n) if index not in self.indices]
         periodic = widened(x[..., self.indices])
         angles = periodic * (2 * math.pi / jnp.asarray(self.periods, periodic.dtype))

@@ -11,7 +11,7 @@ from .._tree import floating, widened
 from ..activations import identity
 from ..core import Container, Layer, field
 from ..core.converters import count, function, sizes
-from ..core.printing import option_text
+from ..core.printing import brief
 from ..initializers import Uniform
 from .linear import Dense
 from .mlp import MLP
@@ -21,10 +21,10 @@ class SpectralConv(Layer):
     r"""A convolution over a whole periodic domain, as a matrix at each low frequency: :math:`\hat y_k = \hat x_k W_k`.
 
     Input `(..., *space, in_features)`, output `(..., *space, out_features)`, on 1 to 3 spatial axes, as many as
-    `modes` has numbers (a number is one axis). Along the last spatial axis the frequencies 0 to `modes - 1` are kept,
-    along the others also the negative ones, 2 `modes` in all; the others become zero. The Fourier coefficients are
-    those of the function, not of its samples, so that the same parameters serve grids of every resolution; they are
-    computed in float32 at least. Parameter: `weight` `(2, *kept, in_features, out_features)`, the real and the
+    `modes` has entries (a whole number is one axis). Along the last spatial axis the frequencies 0 to `modes - 1` are
+    kept, along the others also the negative ones, 2 `modes` in all; the others become zero. The Fourier coefficients
+    are those of the function, not of its samples, so that the same parameters serve grids of every resolution; they
+    are computed in float32 at least. Parameter: `weight` `(2, *kept, in_features, out_features)`, the real and the
     imaginary parts, which at first keep the variance of each frequency.
 
     Li et al., "Fourier neural operator for parametric partial differential equations", ICLR 2021. Raises `ValueError`
@@ -58,7 +58,7 @@ class SpectralConv(Layer):
             size < 2 * m for size, m in zip(space, self.modes, strict=True)
         ):  # fmt: skip
             raise ValueError(
-                f"{option_text(self)} expects inputs (..., *space, {self.in_features}) with at least "
+                f"{brief(self)} expects inputs (..., *space, {self.in_features}) with at least "
                 f"{tuple(2 * m for m in self.modes)} points along the spatial axes, got {x.shape}"
             )
         axes = tuple(range(-n - 1, -1))

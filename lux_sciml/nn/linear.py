@@ -12,7 +12,7 @@ from .._tree import floating
 from ..activations import gain, identity
 from ..core import Layer, field
 from ..core.converters import count, flag, function, optional
-from ..core.printing import option_text
+from ..core.printing import brief
 from ..initializers import KaimingUniform, Normal, Uniform, ones, zeros
 from ._affine import weight_and_bias
 from ._shapes import as_tuple, natural, require_last, size_or_sizes
@@ -145,7 +145,7 @@ class Bilinear(Layer):
         ends = [(self.in1_features,), (self.in2_features,)]
         if [one.shape[-1:] for one in pair] != ends:
             raise ValueError(
-                f"{option_text(self)} expects inputs of shapes (..., {self.in1_features}) and "
+                f"{brief(self)} expects inputs of shapes (..., {self.in1_features}) and "
                 f"(..., {self.in2_features}), got {' and '.join(str(one.shape) for one in pair)}"
             )
         x1, x2 = pair
@@ -182,10 +182,10 @@ class Embedding(Layer):
     def forward(self, x, ps, st):
         indices, sizes = x if isinstance(x, tuple) else (x,), as_tuple(self.num_embeddings)
         if len(indices) != len(sizes):
-            raise ValueError(f"{option_text(self)} expects {len(sizes)} arrays of indices, got {len(indices)}")
+            raise ValueError(f"{brief(self)} expects {len(sizes)} arrays of indices, got {len(indices)}")
         indices = tuple(map(jnp.asarray, indices))
         for index in indices:
             if not jnp.issubdtype(index.dtype, jnp.integer):
-                raise TypeError(f"{option_text(self)} expects integers, got {index.dtype}")
+                raise TypeError(f"{brief(self)} expects integers, got {index.dtype}")
         rows = ps["weight"].at[indices]
         return rows.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False), st

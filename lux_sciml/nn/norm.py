@@ -3,6 +3,7 @@
 import abc
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,8 @@ from .._tree import floating, widened
 from ..activations import identity
 from ..core import Layer, Mode, field
 from ..core.converters import checks_itself, count, flag, function, number
-from ..core.printing import option_text
-from ._shapes import as_tuple, rate, require_last, size_or_sizes
+from ..core.printing import brief
+from ._shapes import as_tuple, fraction, require_last, size_or_sizes
 
 
 @checks_itself
@@ -43,13 +44,12 @@ class _Norm(Layer):
             y = y + widened(ps["bias"])
         return y.astype(jnp.result_type(x, ps["scale"]))
 
-    def _require_features(self, x, before=1):
-        """Raise unless x has `features` last and at least `before` axes in front of them, the batch first."""
-        if x.ndim <= before or x.shape[-1] != self.features:
-            space = "space, " * (before - 1)
-            raise ValueError(
-                f"{option_text(self)} expects inputs of shape (batch, {space}..., {self.features}), got {x.shape}"
-            )
+
+def _require_features(layer: Any, x: Any, before: int = 1) -> None:
+    """Raise unless x has `features` last and at least `before` axes in front of them, the batch first."""
+    if x.ndim <= before or x.shape[-1] != layer.features:
+        space = "space, " * (before - 1)
+        raise ValueError(f"{brief(layer)} expects inputs of shape (batch, {space}..., {layer.features}), got {x.shape}")
 
 
 def _standardized(x: jax.Array, axes: tuple[int, ...], epsilon: float) -> jax.Array:
@@ -65,7 +65,7 @@ class _TrackingNorm(_Norm):
     features: int = field(converter=count)
     activation: Callable = field(default=identity, converter=function)
     track_stats: bool = field(default=True, converter=flag, kw_only=True)
-    momentum: float = field(default=0.1, converter=rate, kw_only=True)
+    momentum: float = field(default=0.1, converter=fraction, kw_only=True)
 
     def init_params(self, key):
         return self._init_affine(self.features)
@@ -77,7 +77,7 @@ class _TrackingNorm(_Norm):
         return {"running_mean": zeros, "running_var": ones, "mode": Mode.TRAIN}
 
     @abc.abstractmethod
-    def _axes(self, x):
+    def _axes(self, x) -> tuple[int, ...]:
         """The axes to take the statistics over."""
 
     def forward(self, x, ps, st):
@@ -89,7 +89,7 @@ class _TrackingNorm(_Norm):
         else:
             count = math.prod(x.shape[axis] for axis in axes)
             if count < 2:
-                raise ValueError(f"{option_text(self)} needs more than one value a feature, got shape {x.shape}")
+                raise ValueError(f"{brief(self)} needs more than one value a feature, got shape {x.shape}")
             mean, var = jnp.mean(widened(x), axes, keepdims=True), jnp.var(widened(x), axes, keepdims=True)
             if self.track_stats:
                 st = {**st, **self._moved(st, mean, var * (count / (count - 1)))}
@@ -143,7 +143,7 @@ class BatchNorm(_TrackingNorm):
     """
 
     def _axes(self, x):
-        self._require_features(x)
+        _require_features(self, x)
         return tuple(range(x.ndim - 1))
 
 
@@ -167,11 +167,11 @@ class InstanceNorm(_TrackingNorm):
     True
     """
 
-    affine: bool = field(default=False, kw_only=True)
-    track_stats: bool = field(default=False, kw_only=True)
+    affine: bool = field(default=False, converter=flag, kw_only=True)
+    track_stats: bool = field(default=False, converter=flag, kw_only=True)
 
     def _axes(self, x):
-        self._require_features(x, before=2)
+        _require_features(self, x, before=2)
         return tuple(range(1, x.ndim - 1))
 
 
@@ -210,7 +210,7 @@ class GroupNorm(_Norm):
         return self._init_affine(self.features)
 
     def forward(self, x, ps, st):
-        self._require_features(x)
+        _require_features(self, x)
         x = floating(x)
         grouped = (x.shape[0], math.prod(x.shape[1:-1]), self.groups, self.features // self.groups)
         standard = _standardized(x.reshape(grouped), (1, 3), self.epsilon).reshape(x.shape)

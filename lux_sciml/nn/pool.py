@@ -13,8 +13,8 @@ from jax import lax
 
 from .._tree import floating, widened
 from ..core import Layer, field
-from ..core.converters import flag, sizes
-from ..core.printing import option_text
+from ..core.converters import flag, optional, sizes
+from ..core.printing import brief
 from ._shapes import positive, size_or_sizes
 from ._windows import Sizes, Sliding
 
@@ -75,7 +75,7 @@ class _Pool(_Reduction, Sliding):
     """Pooling by a window that slides over the spatial axes."""
 
     kernel_size: tuple[int, ...] = field(converter=sizes)
-    stride: Sizes | None = field(default=None, kw_only=True)
+    stride: Sizes | None = field(default=None, converter=optional(size_or_sizes), kw_only=True)
 
     def _pooled(self, x):
         x, lead = self.batched(x)
@@ -83,7 +83,7 @@ class _Pool(_Reduction, Sliding):
         return y.reshape(*lead, *y.shape[1:])
 
     @abc.abstractmethod
-    def _slid(self, x, pads, space):
+    def _slid(self, x, pads, space) -> jax.Array:
         """The pooled `(batch, *space, features)`, for what is padded already and the padding that is left to do."""
 
     def _slide(self, x, start, combine, pads):
@@ -109,15 +109,15 @@ class _Pool(_Reduction, Sliding):
             along.append(np.sum((places >= 0) & (places < n), 1))
         counts = functools.reduce(np.multiply.outer, along)
         if not counts.all():
-            raise ValueError(f"{option_text(self)}: with padding by {pads}, a window on {space} holds nothing else")
+            raise ValueError(f"{brief(self)}: with padding by {pads}, a window on {space} holds nothing else")
         return counts
 
 
 class MaxPool(_Max, _Pool):
     """The maximum of each window.
 
-    * `kernel_size`: a size for each spatial axis; a number is a window in one dimension.
-    * `stride`: a number, or one for each axis (default: the kernel size).
+    * `kernel_size`: one size for each spatial axis; a whole number is a window in one dimension.
+    * `stride`: a whole number, or one for each axis (default: the kernel size).
     * `padding`, `dilation`: as in `Conv`.
     * `padding_mode`: as in `Conv`; with `"zeros"` the padding does not count: it never is the maximum.
 
@@ -249,7 +249,7 @@ class _AdaptivePool(_Reduction):
         space = _space(self, x)
         sizes = self.size if isinstance(self.size, tuple) else (self.size,) * len(space)
         if len(sizes) > len(space):
-            raise ValueError(f"{option_text(self)} cannot pool the spatial axes of an input of shape {x.shape}")
+            raise ValueError(f"{brief(self)} cannot pool the spatial axes of an input of shape {x.shape}")
         for axis, size in zip(space[len(space) - len(sizes) :], sizes, strict=True):  # maxima of maxima, and so on
             x = jnp.concatenate([self._reduce(part, axis) for part in _bins(x, axis, size)], axis)
         return x
@@ -258,7 +258,7 @@ class _AdaptivePool(_Reduction):
 class AdaptiveMaxPool(_Max, _AdaptivePool):
     """The maximum of each of several bins, so that the output has a given size.
 
-    Input `(batch, *space, features)`. `size` is one number for all spatial axes, or a tuple for the last ones. Bin i of
+    Input `(batch, *space, features)`. `size` is one size for all spatial axes, or a tuple for the last ones. Bin i of
     n along an axis of m elements goes from floor(i m / n) to ceil((i + 1) m / n): bins overlap where n does not divide
     m. Raises `ValueError` for inputs with too few axes or with an empty one.
 
@@ -295,7 +295,6 @@ def _space(layer: Layer, x: Any) -> tuple[int, ...]:
     """The axes between the first and the last, none of them empty."""
     if x.ndim < 3 or 0 in x.shape[1:-1]:
         raise ValueError(
-            f"{option_text(layer)} expects inputs of shape (batch, *space, features), no spatial axis empty, "
-            f"got {x.shape}"
+            f"{brief(layer)} expects inputs of shape (batch, *space, features), no spatial axis empty, got {x.shape}"
         )
     return tuple(range(1, x.ndim - 1))

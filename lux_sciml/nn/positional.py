@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Inexact
 from .._tree import floating, widened
 from ..core import Layer, field
 from ..core.converters import count, flag, function, number, optional
-from ..core.printing import option_text
+from ..core.printing import brief
 from ..initializers import Normal
 from ._shapes import even, positive, require_last
 
@@ -76,7 +76,7 @@ class RotaryPositionalEmbedding(Layer):
         x, positions = x if isinstance(x, tuple) else (x, None)
         if x.ndim < 3 or x.shape[-1] != self.features:
             raise ValueError(
-                f"{option_text(self)} expects inputs of shape (..., tokens, heads, {self.features}), got {x.shape}"
+                f"{brief(self)} expects inputs of shape (..., tokens, heads, {self.features}), got {x.shape}"
             )
         positions = jnp.arange(x.shape[-3]) if positions is None else positions
         return apply_rotary(x, rotary_angles(positions, self.features, base=self.base)), st

@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import jax.numpy as jnp
 import numpy as np
 
 from ..core import Layer, field
 from ..core.converters import checks_itself, count, integer, integers, optional
-from ..core.printing import option_text
+from ..core.printing import brief
 
 
 class NoOp(Layer):
@@ -39,12 +39,12 @@ class Flatten(Layer):
     def forward(self, x, ps, st):
         kept = 1 if self.axes is None else x.ndim - self.axes
         if not 0 <= kept <= x.ndim:
-            raise ValueError(f"{option_text(self)} needs an input of {self.axes or 1} axes or more, got {x.shape}")
+            raise ValueError(f"{brief(self)} needs an input of {self.axes or 1} axes or more, got {x.shape}")
         return jnp.reshape(x, (*x.shape[:kept], math.prod(x.shape[kept:]))), st
 
 
 @checks_itself
-def _shape(value: SupportsIndex | Sequence[SupportsIndex]) -> tuple[int, ...]:
+def _shape(value: Any) -> tuple[int, ...]:
     """A tuple of whole numbers of at least 0; one of them may be -1."""
     sizes = integers(value)
     if min(sizes, default=0) < -1 or sizes.count(-1) > 1:
@@ -65,13 +65,13 @@ class Reshape(Layer):
     shape: tuple[int, ...] = field(converter=_shape)
 
     def __init__(self, *shape: SupportsIndex | Sequence[SupportsIndex] | np.ndarray):
-        self.shape = shape[0] if len(shape) == 1 else shape
+        self.shape = _shape(shape[0] if len(shape) == 1 else shape)
 
     def forward(self, x, ps, st):
         known, size = math.prod(size for size in self.shape if size != -1), math.prod(x.shape[1:])
         free = -1 in self.shape
         if x.ndim == 0 or (size != known if not free else known == 0 or size % known):
-            raise ValueError(f"{option_text(self)} cannot take samples of {size} elements, of an input {x.shape}")
+            raise ValueError(f"{brief(self)} cannot take samples of {size} elements, of an input {x.shape}")
         return x.reshape(x.shape[0], *(size // known if n == -1 else n for n in self.shape)), st
 
 
@@ -90,7 +90,5 @@ class SelectDim(Layer):
 
     def forward(self, x, ps, st):
         if not -x.ndim <= self.axis < x.ndim or not -x.shape[self.axis] <= self.index < x.shape[self.axis]:
-            raise ValueError(
-                f"{option_text(self)} takes item {self.index} along axis {self.axis}, got an input {x.shape}"
-            )
+            raise ValueError(f"{brief(self)} takes item {self.index} along axis {self.axis}, got an input {x.shape}")
         return jnp.take(x, self.index % x.shape[self.axis], axis=self.axis), st

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from .._tree import floating
 from ..core import Container, Layer, field
 from ..core.converters import checks_itself, count, flag, function
-from ..core.printing import option_text
+from ..core.printing import brief
 from ..initializers import KaimingUniform, Uniform, zeros
 from ._affine import weight_and_bias
-from ._shapes import rate, require_last, size_or_sizes
+from ._shapes import fraction, require_last, size_or_sizes
 from .attention import MultiHeadAttention, visible, without_hidden
 from .containers import Chain
 from .dropout import Dropout
@@ -44,9 +44,7 @@ class ClassTokens(Layer):
     def forward(self, x, ps, st):
         x = require_last(self, x, (self.features,))
         if x.ndim < 2:
-            raise ValueError(
-                f"{option_text(self)} expects inputs of shape (..., tokens, {self.features}), got {x.shape}"
-            )
+            raise ValueError(f"{brief(self)} expects inputs of shape (..., tokens, {self.features}), got {x.shape}")
         dtype = jnp.result_type(x, ps["token"])
         token = jnp.broadcast_to(ps["token"].astype(dtype), (*x.shape[:-2], 1, self.features))
         return jnp.concatenate([token, x.astype(dtype)], -2), st
@@ -97,7 +95,7 @@ class PatchEmbedding(Layer):
         space = x.shape[-n - 1 : -1]
         if x.ndim < n + 1 or x.shape[-1] != self.in_features or any(map(lambda a, b: a % b, space, self.patch_size)):
             raise ValueError(
-                f"{option_text(self)} expects {self.in_features} features on spatial axes that patches "
+                f"{brief(self)} expects {self.in_features} features on spatial axes that patches "
                 f"{self.patch_size} fill, got {x.shape}"
             )
         batch = x.shape[: -n - 1]
@@ -146,7 +144,7 @@ class TransformerEncoderBlock(Container):
     hidden_features: int = field(converter=count)
     activation: Callable = field(default=jax.nn.gelu, converter=function)
     norm_first: bool = field(default=True, converter=flag, kw_only=True)
-    dropout_rate: float = field(default=0.0, converter=rate, kw_only=True)
+    dropout_rate: float = field(default=0.0, converter=fraction, kw_only=True)
     is_causal: bool = field(default=False, converter=flag, kw_only=True)
     norm_1: Layer = field(init=False)
     attention: Layer = field(init=False)

@@ -10,7 +10,7 @@ import numpy as np
 from .._tree import floating, widened
 from ..core import Layer, field
 from ..core.converters import choice, count, flag, optional
-from ..core.printing import option_text
+from ..core.printing import brief
 from ._shapes import one_or_each, positive, size_or_sizes
 from ._windows import Sizes
 
@@ -21,7 +21,7 @@ class Upsample(Layer):
     * `mode`: `"nearest"`, the element whose cell holds the center of the output's cell; `"linear"`, linear along each
       axis (bilinear and trilinear in two and three); `"cubic"`, cubic convolution along each axis with a = -3/4,
       repeating the elements at the border (Keys, "Cubic convolution interpolation", IEEE Trans. ASSP 29, 1981).
-    * `size` or `scale`, exactly one of them: the size of the output, or a factor; one number for all spatial axes, or a
+    * `size` or `scale`, exactly one of them: the size of the output, or a factor; one value for all spatial axes, or a
       tuple for the last ones.
     * `align_corners`: the centers of the first and last cells stay where they are; by default the outer edges do.
 
@@ -55,8 +55,7 @@ class Upsample(Layer):
         given = given if isinstance(given, tuple) else (given,) * n
         if n < 1 or len(given) > n or 0 in x.shape[1:-1]:
             raise ValueError(
-                f"{option_text(self)} expects inputs of shape (batch, *space, features), no spatial axis empty, "
-                f"got {x.shape}"
+                f"{brief(self)} expects inputs of shape (batch, *space, features), no spatial axis empty, got {x.shape}"
             )
         axes = list(range(1 + n - len(given), 1 + n))
         shape, scales = list(x.shape), []
@@ -64,7 +63,7 @@ class Upsample(Layer):
             old = shape[axis]
             shape[axis], scale = (value, value / old) if self.scale is None else (math.floor(old * value), value)
             if shape[axis] < 1:
-                raise ValueError(f"{option_text(self)} makes a size of {shape[axis]} from {old}")
+                raise ValueError(f"{brief(self)} makes a size of {shape[axis]} from {old}")
             scales.append(scale)
         if self.mode == "nearest":
             x = jnp.asarray(x)
@@ -112,8 +111,7 @@ class PixelShuffle(Layer):
         n, r = x.ndim - 2, self.factor
         if n < 1 or x.shape[-1] % r**n:
             raise ValueError(
-                f"{option_text(self)} expects inputs of shape (batch, *space, a multiple of {r ** max(n, 1)}), "
-                f"got {x.shape}"
+                f"{brief(self)} expects inputs of shape (batch, *space, a multiple of {r ** max(n, 1)}), got {x.shape}"
             )
         batch, *space, features = x.shape
         x = jnp.reshape(x, (batch, *space, features // r**n, *(r,) * n))

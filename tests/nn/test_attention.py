@@ -293,6 +293,22 @@ def test_sinusoidal_embedding():
         lux.SinusoidalPositionalEmbedding(5)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_angles_of_half_precision_are_in_float32(dtype):
+    """In bfloat16 itself, positions above 256 are rounded to even ones."""
+    layer, x = lux.RotaryPositionalEmbedding(8), jnp.ones((600, 1, 8), dtype)
+    few = 2 * float(jnp.finfo(dtype).eps)
+    expected = layer(x.astype(float), {}, {})[0]
+    for given in (x, (x, jnp.arange(600)), (x, np.arange(600.0))):
+        y = layer(given, {}, {})[0]
+        assert y.dtype == dtype and np.allclose(y.astype(float), expected, atol=few)
+    assert lux.nn.rotary_angles(jnp.arange(600), 4, dtype=dtype).dtype == jnp.float32
+    layer = lux.SinusoidalPositionalEmbedding(8)
+    positions = jnp.arange(256).astype(dtype)
+    y, expected = layer(positions, {}, {})[0], layer(positions.astype(float), {}, {})[0]
+    assert y.dtype == dtype and np.allclose(y.astype(float), expected, atol=few)
+
+
 def test_rotary_embedding_knows_distances_only():
     layer = lux.RotaryPositionalEmbedding(8)
     q, k = RNG.normal(size=(2, 7, 1, 8))

@@ -106,6 +106,7 @@ KEEPING = (
     lux.MaxPool, lux.GlobalMaxPool, lux.AdaptiveMaxPool, lux.PixelShuffle, lux.ReverseSequence,
     lux.Flatten, lux.Reshape, lux.SelectDim, lux.NoOp,
 )  # fmt: skip
+ACTIVATIONS = ("lisht", "tanhshrink", "softshrink", "hardshrink", "trelu", "logcosh")
 ELSEWHERE = {"Embedding", "RecurrentCell", "RNNCell", "GRUCell", "LSTMCell", "StackedCells"}  # and bases
 
 
@@ -179,6 +180,14 @@ def test_half_precision_is_float32_to_its_rounding(key, layer, x, dtype):
         expected, after_expected = run(widened(ps.tree()), widened(x), widened(now))
         same(y, expected, few, dtype)
         same(widened(after), widened(after_expected), few)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "uint8", "bool", "bfloat16", "float16"])
+def test_activations_of_all_types(dtype):
+    x = cast(np.arange(4), dtype)
+    for f in (jnp.tanh, *(getattr(lux.activations, name) for name in ACTIVATIONS)):
+        few = 1e-6 if x.dtype.itemsize == 4 else float(jnp.finfo("bfloat16").eps)
+        same(f(x), f(x.astype("float32")), few, dtype if "float" in dtype else "float32")
 
 
 @pytest.mark.parametrize(("layer", "x"), LAYERS, ids=name)

@@ -103,6 +103,19 @@ def test_embedding(key):
     assert np.array_equal(gradient.weight, np.bincount(indices.ravel(), minlength=5)[:, None] * np.ones((1, 2)))
 
 
+def test_embedding_takes_indices_of_all_forms(key):
+    layer = lux.Embedding(300, 2)
+    ps, st = lux.setup(key, layer)
+    weight = np.asarray(ps.weight)
+    assert np.array_equal(layer(3, ps, st)[0], weight[3]) and np.array_equal(layer([1, 2], ps, st)[0], weight[1:3])
+    for dtype in ("uint8", "int8", "int32"):
+        indices = np.array([0, 100, 127], dtype)
+        assert np.array_equal(layer(indices, ps, st)[0], weight[[0, 100, 127]])
+    for wrong in (1.5, [1.0], np.array([True])):
+        with pytest.raises(TypeError, match=r"Embedding\(300, 2\) expects integers, got (float64|bool)"):
+            layer(wrong, ps, st)
+
+
 def test_embedding_of_a_grid(key):
     layer = lux.Embedding((3, 4), 2)
     ps, st = lux.setup(key, layer)
@@ -112,6 +125,39 @@ def test_embedding_of_a_grid(key):
         layer(i, ps, st)
     with pytest.raises(TypeError, match=r"expects integers, got float64"):
         layer((X, X), ps, st)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: lux.Dense(2, 2, "tanh"), r"Dense\.activation: expected a function such as jnp\.tanh, got 'tanh'"),
+        (lambda: lux.Dense(-1, 2), r"Dense\.in_features: expected a whole number of at least 0, got -1"),
+        (lambda: lux.Dense(2, 0), r"Dense\.out_features: expected a whole number of at least 1, got 0"),
+        (lambda: lux.Dense(2.0, 2), r"Dense\.in_features: expected a whole number, got 2\.0"),
+        (lambda: lux.Dense(2, 2, use_bias="no"), r"Dense\.use_bias: expected True or False, got 'no'"),
+        (lambda: lux.Dense(2, 2, init_weight=0.1), r"Dense\.init_weight: expected a function .* got 0\.1"),
+        (lambda: lux.Scale((2, 0)), r"Scale\.shape\[1\]: expected a whole number of at least 1, got 0"),
+        (lambda: lux.Bilinear(2, 2, "3"), r"Bilinear\.out_features: expected a whole number, got '3'"),
+        (lambda: lux.Embedding(0, 2), r"Embedding\.num_embeddings: expected a whole number of at least 1, got 0"),
+        (lambda: lux.Dropout("0.5"), r"Dropout\.rate: expected a number, got '0\.5'"),
+        (lambda: lux.Dropout(0.5, axes=0.5), r"Dropout\.axes: expected a whole number, got 0\.5"),
+        (lambda: lux.RReLU(None), r"RReLU\.lower: expected a number, got None"),
+        (lambda: lux.FourierFeatures(0, 2), r"FourierFeatures\.in_features: expected a whole number of at least 1"),
+        (lambda: lux.PeriodicEmbedding((0,), (0.0,)), r"periods\[0\]: expected a finite number above 0, got 0\.0"),
+    ],
+)
+def test_wrong_options_are_refused_by_name(make, says):
+    with pytest.raises((TypeError, ValueError), match=says):
+        make()
+
+
+def test_options_may_be_numbers_and_arrays_of_numpy(key):
+    layer = lux.Dropout(np.float32(0.5), axes=np.int64(0))
+    assert layer == lux.Dropout(0.5, axes=0) and lux.Dense(np.int32(2), np.int64(3)) == lux.Dense(2, 3)
+    assert lux.Scale(np.array([2, 3])) == lux.Scale((2, 3)) and lux.Embedding(np.array(3), 2) == lux.Embedding(3, 2)
+    assert lux.MaxPool(2, padding=np.int64(1)) == lux.MaxPool(2, padding=1)
+    assert lux.PeriodicEmbedding(np.array([0]), np.array([2.5])) == lux.PeriodicEmbedding(0, 2.5)
+    assert lux.FNO(1, 1, width=2, modes=np.array([2, 2])) == lux.FNO(1, 1, width=2, modes=(2, 2))
 
 
 # --- BatchNorm ----------------------------------------------------------------------------------------------------
@@ -191,6 +237,14 @@ def test_dropout_is_the_identity_in_testing_and_at_rate_zero(key):
         st = mode(lux.setup(key, layer)[1])
         y, st_next = layer(jnp.asarray(X), {}, st)
         assert np.array_equal(y, X) and st_next is st
+
+
+@pytest.mark.parametrize("layer", [lux.Dropout(0.5), lux.AlphaDropout(0.5), lux.VariationalHiddenDropout(0.5)], ids=str)
+def test_the_type_of_the_output_does_not_depend_on_the_mode(key, layer):
+    st = lux.setup(key, layer)[1]
+    for x, dtype in ((np.arange(4), float), (np.array([True]), float), (np.arange(4.0).astype("float16"), "float16")):
+        assert layer(x, {}, st)[0].dtype == layer(x, {}, lux.testmode(st))[0].dtype == dtype
+    assert np.array_equal(layer(np.arange(4), {}, st)[0], layer(np.arange(4.0), {}, st)[0])
 
 
 def test_dropout_at_rate_one_gives_zeros_and_a_zero_gradient(key):

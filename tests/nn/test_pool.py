@@ -53,6 +53,28 @@ def test_padding_may_not_count_in_the_mean():
     assert lux.MeanPool(2, padding=1, count_padding=False)(ones, {}, {})[0].ravel().tolist() == [1.0, 1.0]
 
 
+def test_sums_of_half_precision_are_in_float32():
+    """Of a window of 64 x 64, of numbers whose sum is beyond the largest, and of windows of other numbers."""
+    for dtype in (jnp.bfloat16, jnp.float16):
+        ones, large = jnp.ones((64, 64, 1), dtype), jnp.full((2, 1), 6e4, dtype)
+        assert lux.MeanPool((64, 64))(ones, {}, {})[0].ravel() == 1 == lux.GlobalMeanPool()(ones[None], {}, {})[0]
+        assert (
+            lux.LPPool((64, 64), p=1)(ones, {}, {})[0].ravel() == 4096 == lux.GlobalLPPool(p=1)(ones[None], {}, {})[0]
+        )
+        assert lux.MeanPool(2)(large, {}, {})[0].ravel() == large[0]
+        x = jnp.asarray(RNG.random((2, 32, 32, 3)), dtype)
+        for layer in (lux.MeanPool((16, 16)), lux.LPPool((16, 16), p=3), lux.AdaptiveMeanPool(3)):
+            y, expected = layer(x, {}, {})[0], layer(x.astype(float), {}, {})[0]
+            assert y.dtype == dtype and np.allclose(y.astype(float), expected, rtol=float(jnp.finfo(dtype).eps))
+
+
+def test_max_pool_of_booleans():
+    x = np.array([[True], [False], [False], [False]])
+    for layer in (lux.MaxPool(2), lux.MaxPool(2, stride=1, dilation=2), lux.MaxPool(2, padding=1)):
+        y = layer(x, {}, {})[0]
+        assert y.dtype == bool and np.array_equal(y, layer(x.astype(float), {}, {})[0])
+
+
 def test_max_pool_of_integers_and_of_negative_numbers_in_padding():
     for x in (np.full((1, 2, 1), -3), np.full((1, 2, 1), -3.0)):
         for dilation in (1, 2):
