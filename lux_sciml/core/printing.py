@@ -137,10 +137,10 @@ def _lines(member: _Member, depth: int) -> list[str]:
         items = content.items() if named else [("", item) for item in content]
         inside = [_Member("", f"{name!r}: " if named else "", item, ",") for name, item in items]
         return [f"{pad}{left}{'{' if named else '('}", *_inside(inside, depth), f"{pad}{'}' if named else ')'}{right}"]
-    given, body = _written(content) or (arguments(content, by_name=True), None)
-    if body is None and not any(_holds_layers(argument.value) for argument in given):
+    if _on_one_line(content):
         text = f"{pad}{left}{option_text(content, exact=True)}{right}"
         return [_comment(text, _counted(*_counts(content)) if depth else "", _COLUMN)]
+    given, body = _written(content) or (arguments(content, by_name=True), None)
     inside = []
     for argument in given:
         before, after = _named(argument.label, " = ")
@@ -180,7 +180,7 @@ def _inside(members: list[_Member], depth: int) -> list[str]:
 
 def _follows(first: _Member, other: _Member, distance: int) -> bool:
     """Whether a member is the same layer as the first, in its place `distance` after it."""
-    if not _is_layer(first.content) or first.content != other.content or "\n" in show(first.content):
+    if not _is_layer(first.content) or first.content != other.content or not _on_one_line(first.content):
         return False
     if not first.label:
         return not first.left and not other.left
@@ -205,6 +205,10 @@ def _written(layer: Any) -> tuple[list[Argument], list[str]] | None:
     """Of a layer that `@compact` made: its values, and the lines of its body."""
     printed = getattr(type(layer), "printed", None)
     return printed and printed(layer)
+
+
+def _on_one_line(layer: Any) -> bool:
+    return not _written(layer) and not any(_holds_layers(argument.value) for argument in arguments(layer))
 
 
 def _holds_layers(value: Any) -> bool:

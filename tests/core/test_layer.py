@@ -1,11 +1,13 @@
 """Layers: fields, freezing, equality, pickling, replacing, and what jit makes of them."""
 
 import copy
+import dataclasses
 import functools
 import pickle
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,6 +60,15 @@ def jitted_function(x):
 @jax.custom_jvp
 def custom_function(x):
     return x
+
+
+@dataclasses.dataclass(frozen=True)
+class Rate:
+    value: Any
+
+
+class Module(eqx.Module):
+    value: Any = eqx.field(static=True)
 
 
 def option(value: Any) -> lux.Layer:
@@ -149,6 +160,10 @@ DIFFERENT = [
     *(np.float32(1), np.float64(1), jnp.tanh, jnp.sin, Scale(1), Scale(1.0)),
     *(functools.partial(jnp.sum, axis=axis) for axis in (0, 1, True)),
     *map(lux.Constant, ([1.0], [1], [[1.0]], [0.0], [-0.0])),
+    *(kind(n) for kind in (Rate, Module) for n in (1, 1.0, True)),
+    *(frozenset({n}) for n in (1, 1.0, True)),
+    *(lux.Constant({"n": n}) for n in (1, 1.0, True)),
+    *(lux.Constant({"n": Module(n), "a": np.ones(2)}) for n in (1, 1.0, True)),
 ]
 
 
