@@ -1,14 +1,19 @@
 """Container and Wrapper: layers made of layers."""
 
+import operator
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, SupportsIndex, TypeVar, overload
 
 import jax
 
 from ..components.vector import refuse_reserved
 from .errors import errors_of, require_pair
 from .layer import Layer, as_layer, restore
+from .printing import holds_layers
 from .static import FrozenDict, fields_of
+
+C = TypeVar("C", bound="Container")
+W = TypeVar("W", bound="Wrapper")
 
 
 class Container(Layer):
@@ -21,7 +26,8 @@ class Container(Layer):
 
     Children are read by name (`model.encoder`, `model["encoder"]`), by position (`model[0]`), counted by `len`.
 
-    Raises `ValueError` for two children of one name, and for names that a ComponentVector needs.
+    Raises `ValueError` for two children of one name, and for names that a ComponentVector needs; `TypeError` for a
+    tuple or a dict that mixes layers with other values.
 
     >>> import jax, jax.numpy as jnp
     >>> from lux_sciml import Dense, field, setup
@@ -39,7 +45,14 @@ class Container(Layer):
     def __check_init__(self) -> None:
         out: dict[str, Layer] = {}
         for field, value in fields_of(self).items():
-            for name, child in _children_of(field, value):
+            children = _children_of(field, value)
+            if not children and holds_layers(value):
+                raise TypeError(
+                    f"{type(self).__name__}.{field} has layers beside or below other values, where they are no "
+                    "children: a field holds a layer, or a tuple or a dict of layers; functions become layers by "
+                    "`lux.field(converter=tuple_of(as_layer))`"
+                )
+            for name, child in children:
                 if name in out:
                     raise ValueError(f"{type(self).__name__} has two children of the name {name!r}")
                 refuse_reserved(name)
@@ -65,7 +78,7 @@ class Container(Layer):
             outputs.append(y)
         return tuple(outputs), st
 
-    def replace_children(self, children: Mapping[str, Layer]) -> "Container":
+    def replace_children(self: C, children: Mapping[str, Layer]) -> C:
         """The same container with other children under the same names."""
         out = {}
         for field, value in fields_of(self).items():
@@ -85,17 +98,25 @@ class Container(Layer):
             raise AttributeError(f"{type(self).__name__} has no field or child {name!r}{self._its_children()}")
         return self.children[name]
 
+    @overload
+    def __getitem__(self, key: str | SupportsIndex) -> Layer: ...
+
+    @overload
+    def __getitem__(self: C, key: slice) -> C: ...
+
     def __getitem__(self, key: Any) -> Any:
         name, items = type(self).__name__, list(self.children.items())
         if isinstance(key, slice):
             if dict(fields_of(self).get("layers", {})) != dict(items):
                 raise TypeError(f"{name} cannot be sliced: it is more than a sequence of layers")
             return self.replace(layers=dict(items[key]))
-        if isinstance(key, str) and key not in self.children:
-            raise KeyError(f"{name} has no child {key!r}{self._its_children()}")
-        if isinstance(key, int) and not -len(items) <= key < len(items):
-            raise IndexError(f"{name} has {len(items)} children, got the index {key}")
-        return self.children[key] if isinstance(key, str) else items[key][1]
+        if isinstance(key, str):
+            if key not in self.children:
+                raise KeyError(f"{name} has no child {key!r}{self._its_children()}")
+            return self.children[key]
+        if not -len(items) <= (i := operator.index(key)) < len(items):
+            raise IndexError(f"{name} has {len(items)} children, got the index {i}")
+        return items[i][1]
 
     def _its_children(self) -> str:
         return f"; its children: {', '.join(self.children) or 'none'}"
@@ -164,7 +185,7 @@ class Wrapper(Layer):
         """The wrapper's parameters and state from the child's, and from a state of the wrapper, `whole`."""
         return ps, st
 
-    def replace_child(self, child: Layer) -> "Wrapper":
+    def replace_child(self: W, child: Layer) -> W:
         """The same wrapper around another layer."""
         return restore(type(self), {**fields_of(self), self.child_field: child})
 

@@ -144,7 +144,7 @@ def _lines(member: _Member, depth: int) -> list[str]:
     inside = []
     for argument in given:
         before, after = _named(argument.label, " = ")
-        shown = argument.value if _holds_layers(argument.value) else argument.text(content, exact=True)
+        shown = argument.value if holds_layers(argument.value) else argument.text(content, exact=True)
         inside.append(_Member(argument.label, before, shown, f"{after},"))
     if body is None and all(member.label for member in inside):  # options first
         inside.sort(key=lambda member: not isinstance(member.content, str))
@@ -208,13 +208,13 @@ def _written(layer: Any) -> tuple[list[Argument], list[str]] | None:
 
 
 def _on_one_line(layer: Any) -> bool:
-    return not _written(layer) and not any(_holds_layers(argument.value) for argument in arguments(layer))
+    return not _written(layer) and not any(holds_layers(argument.value) for argument in arguments(layer))
 
 
-def _holds_layers(value: Any) -> bool:
+def holds_layers(value: Any) -> bool:
     """Whether a value is a layer, or a tuple or a dict with layers in it."""
     if isinstance(value, tuple | Mapping):
-        return any(map(_holds_layers, value.values() if isinstance(value, Mapping) else value))
+        return any(map(holds_layers, value.values() if isinstance(value, Mapping) else value))
     return _is_layer(value)
 
 

@@ -362,6 +362,29 @@ class Many(lux.Container):
         return x, st
 
 
+@pytest.mark.parametrize(
+    "layers", [(lux.Dense(1, 1), 3), ((lux.Dense(1, 1),),), {"a": lux.Dense(1, 1), "b": None}], ids=str
+)
+def test_layers_that_would_be_no_children_are_refused(layers):
+    class Any(lux.Container):
+        layers: tuple
+
+        def forward(self, x, ps, st):
+            return x, st
+
+    with pytest.raises(TypeError, match=r"^Any\.layers has layers beside or below other values.*as_layer"):
+        Any(layers)
+
+
+def test_children_by_position():
+    model = lux.Chain(lux.Dense(1, 2), jnp.tanh)
+    for i in (1, -1, np.int64(1), np.array(1)):
+        assert model[i] == lux.Lambda(jnp.tanh)
+    for i in (2, -3, np.int64(2)):
+        with pytest.raises(IndexError, match="Chain has 2 children, got the index"):
+            model[i]
+
+
 def test_a_layer_that_is_missing_is_named():
     with pytest.raises(TypeError, match=r"^Activated\.inner: expected a layer or a function, got None"):
         Activated(jnp.tanh, None)

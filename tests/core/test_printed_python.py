@@ -218,7 +218,7 @@ def test_what_cannot_be_imported_is_seen():
             eval(repr(lux.Chain(D, function)), scope())
 
 
-class Rows(lux.Container):
+class Rows(lux.Layer):
     """A tuple of layers, a dict of tuples of layers, and a number."""
 
     rows: tuple[lux.Layer, ...]
