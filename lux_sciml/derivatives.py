@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from ._compat import JitKey
-from ._tree import is_traced
+from ._tree import floating, is_traced, widened
 from .components import ComponentMatrix, ComponentVector, Layout, layout_of
 
 _MODES = ("forward", "reverse", "both")
@@ -148,7 +148,7 @@ def hessian(f: Callable[..., Any], *, has_aux: bool = False) -> Callable[..., An
     """The function whose value is the Hessian of the scalar function `f` by its first argument, as a ComponentMatrix.
 
     Forward over reverse mode. With `has_aux`, `f` returns `(value, aux)` and so does the Hessian. Raises `TypeError`
-    where the value of `f` is not one number.
+    where the value of `f` is no scalar.
 
     >>> H = hessian(lambda p: p.a**2 * p.b.sum())(ComponentVector(a=3, b=[1, 2]))
     >>> H["a", "a"], H["a", "b"]
@@ -210,7 +210,10 @@ def _flat_function(f: Callable[..., Any], x: Any, args: tuple[Any, ...], has_aux
     def flat_f(flat):
         out = f(_like(x, flat, layout), *args)
         out, aux = out if has_aux else (out, None)
-        flat_out, rows = _flat(out)
+        try:
+            flat_out, rows = _flat(out)
+        except TypeError as error:
+            raise TypeError(f"derivatives are of floating-point outputs: {error}") from error
         return flat_out, (_Static(rows), aux)
 
     return flat_f
@@ -223,7 +226,7 @@ def _scalar_function(f: Callable[..., Any], x: Any, args: tuple[Any, ...], has_a
         out = f(_like(x, flat, layout), *args)
         out, aux = out if has_aux else (out, None)
         if jnp.shape(out) != ():
-            raise TypeError(f"expected a function whose value is one number, got one of shape {jnp.shape(out)}")
+            raise TypeError(f"expected a function whose value is a scalar, got one of shape {jnp.shape(out)}")
         return out, aux
 
     return scalar_f
@@ -271,6 +274,7 @@ def batched_jacobian(f: Callable[[Any], Any], x: Any, *, mode: str = "auto") -> 
     >>> batched_jacobian(lambda x: x**2, x).tolist()
     [[[2.0, 0.0], [0.0, 4.0]], [[6.0, 0.0], [0.0, 8.0]]]
     """
+    x = floating(x)
     if mode not in ("auto", "forward", "reverse"):
         raise ValueError(f"batched_jacobian takes the mode 'auto', 'forward' or 'reverse', got {mode!r}")
     y = jax.eval_shape(f, x)
@@ -297,17 +301,19 @@ def divergence(f: Callable[[Any], Any], x: Any, probe: Any = None) -> tuple[Any,
     >>> divergence(lambda x: x**2, jnp.array([1.0, 2.0]))
     (Array([1., 4.], dtype=float32), Array(6., dtype=float32))
     """
+    x = floating(x)
     shape = jax.eval_shape(f, x).shape
     if shape != x.shape:
         raise ValueError(f"a divergence needs a function that keeps the shape {x.shape}, this one gives {shape}")
     if probe is None:
         directions, combine = _directions(x), jnp.sum
-    elif probe.shape in (x.shape, probe.shape[:1] + x.shape):
-        directions, combine = probe.reshape(-1, *x.shape), jnp.mean
+    elif jnp.shape(probe) in (x.shape, jnp.shape(probe)[:1] + x.shape):
+        directions, combine = jnp.asarray(probe, x.dtype), jnp.mean
+        directions = directions[None] if directions.ndim == x.ndim else directions
     else:
-        raise ValueError(f"the probe of inputs {x.shape} has their shape, or (k, *that), got {probe.shape}")
+        raise ValueError(f"the probe of inputs {x.shape} has their shape, or (k, *that), got {jnp.shape(probe)}")
     y, push = jax.linearize(f, x)
-    return y, combine(jax.vmap(lambda v: jnp.sum(v * push(v), -1))(directions), 0)
+    return y, combine(jax.vmap(lambda v: jnp.sum(widened(v * push(v)), -1))(directions), 0).astype(y.dtype)
 
 
 def laplacian(f: Callable[[Any], Any], x: Any) -> Any:
@@ -320,6 +326,7 @@ def laplacian(f: Callable[[Any], Any], x: Any) -> Any:
     >>> laplacian(lambda x: jnp.sum(x**3, -1), jnp.array([[1.0, 2.0], [0.0, 1.0]]))
     Array([18.,  6.], dtype=float32)
     """
+    x = floating(x)
     shape = jax.eval_shape(f, x).shape
     _require_batch(x, shape[: x.ndim - 1], shape)
 

@@ -135,3 +135,34 @@ def test_jvp_and_vjp_hand_the_state_on(key):
         jax.vjp(lambda x: layer(x, ps, st), x, has_aux=True),
     ):
         assert np.allclose(st_next["running_mean"], expected)
+
+
+def test_integers_half_precision_and_no_samples():
+    D = lux.derivatives
+
+    def f(x):
+        return jnp.concatenate([x**2, jnp.sum(x, -1, keepdims=True) ** 3], -1)
+
+    def keeping(x):
+        return x**2
+
+    for integers in (jnp.array([[1, 2], [3, 0]]), np.array([[1, 2], [3, 0]], np.uint8), jnp.array([[True, False]])):
+        x = jnp.asarray(integers, float)
+        for g in (f, keeping):
+            np.testing.assert_array_equal(D.batched_jacobian(g, integers), D.batched_jacobian(g, x))
+            np.testing.assert_array_equal(D.laplacian(g, integers), D.laplacian(g, x))
+        np.testing.assert_array_equal(D.divergence(keeping, integers)[1], D.divergence(keeping, x)[1])
+    x = jnp.ones((3, 2))
+    signs = jax.random.rademacher(jax.random.key(0), (5, 3, 2))
+    assert signs.dtype != x.dtype
+    np.testing.assert_array_equal(D.divergence(keeping, x, signs)[1], [4, 4, 4])
+    for dtype in ("float16", "bfloat16"):
+        wide = jnp.full((1, 4096), 0.5, dtype)
+        assert D.divergence(keeping, wide)[1].dtype == dtype and D.divergence(keeping, wide)[1] == 4096
+    for shape in ((0, 2), (3, 0, 2)):
+        empty = jnp.ones(shape)
+        assert D.batched_jacobian(f, empty).shape == (*shape[:-1], 3, 2)
+        assert D.batched_jacobian(f, empty, mode="reverse").shape == (*shape[:-1], 3, 2)
+        assert D.laplacian(f, empty).shape == (*shape[:-1], 3)
+        for probe in (None, jnp.ones(shape), jnp.ones((4, *shape))):
+            assert D.divergence(keeping, empty, probe)[1].shape == shape[:-1]

@@ -117,7 +117,7 @@ def test_hessian_aux_trees_and_outputs_that_are_no_numbers(cv):
     tree = hvp(lambda t: t["b"] ** 3 * t["a"])({"b": 2.0, "a": 5.0}, {"a": 0.0, "b": 1.0})
     assert list(tree) == ["b", "a"] and tree["b"] == 60 and tree["a"] == 12
     for derivative in (hessian(f), lambda cv: hvp(f)(cv, cv)):
-        with pytest.raises(TypeError, match=r"one number, got one of shape"):
+        with pytest.raises(TypeError, match=r"a scalar, got one of shape"):
             derivative(cv)
     with pytest.raises(ValueError, match="layouts differ"):
         hvp(loss)(cv, ComponentVector(x=[1, 2, 3, 4, 5]))
@@ -444,3 +444,8 @@ def test_coroutines_that_wait_inside_a_context_do_not_disturb_others(jitted, cv)
     asyncio.run(main())
     assert sorted(map(str, traces)) == ["None", "both", "forward", "reverse"]
     assert derivatives.current() is None and derivatives._jit_key.value is None and not derivatives._thread.waiting
+
+
+def test_outputs_that_are_no_floats_are_named(cv):
+    with pytest.raises(TypeError, match=r"derivatives are of floating-point outputs: `n` has dtype int64"):
+        jacobian(lambda cv: {"n": cv.a.astype(int)})(cv)

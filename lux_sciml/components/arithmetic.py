@@ -12,7 +12,7 @@ Named = TypeVar("Named", bound="NamedArray")
 
 
 def _operand(named: Any, other: Any) -> Any:
-    """The other operand as an array or a number; `NotImplemented` for types that are not ours to handle."""
+    """The other operand as an array or a scalar; `NotImplemented` for types that are not ours to handle."""
     if isinstance(other, type(named)):
         named._require_same_names(other)
         return other.data
@@ -54,7 +54,7 @@ class NamedArray:
     """An array with static names, one leaf for JAX: `data` and what a subclass calls its names.
 
     A subclass says `_named_shape`, `_require_same_names` and `_noun`; here are the operators. The names are kept with
-    numbers, with arrays of the same trailing shape on the right, with NumPy arrays on either side and with operands of
+    scalars, with arrays of the same trailing shape on the right, with NumPy arrays on either side and with operands of
     the same names; other names raise `ValueError`; comparisons give plain arrays.
     """
 

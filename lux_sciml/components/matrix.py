@@ -24,7 +24,7 @@ class ComponentMatrix(NamedArray):
     `J[...]` indexes `data`.
 
     `@`, `solve` and `T` carry the names along and raise `ValueError` where they do not fit. Sums, and products with
-    numbers, work as for ComponentVectors.
+    scalars, work as for ComponentVectors.
 
     >>> u, v = ComponentVector(a=1, b=[2, 3]), ComponentVector(c=[1, 10])
     >>> J = outer(u, v)
@@ -102,7 +102,12 @@ class ComponentMatrix(NamedArray):
         return ComponentMatrix(jnp.swapaxes(self.data, -1, -2), self.columns, self.rows)
 
     def diagonal(self) -> ComponentVector:
-        """The diagonal. Raises `ValueError` where rows and columns have different names."""
+        """The diagonal. Raises `ValueError` where rows and columns have different names.
+
+        >>> u = ComponentVector(a=1, b=[2, 3])
+        >>> outer(u, u).diagonal()
+        ComponentVector(a=1, b=[4, 9])
+        """
         self.rows.require_same(self.columns)
         return view(jnp.diagonal(self.data, axis1=-2, axis2=-1), self.rows)
 
@@ -124,8 +129,12 @@ class ComponentMatrix(NamedArray):
     def solve(self, other: Any) -> Any:
         """The solution `x` of `J @ x = other`, with the names of the columns; `other` is as for `@`.
 
-        By LU factorization; a singular matrix gives non-finite numbers. Raises `ValueError` unless the matrix is
+        By LU factorization; a singular matrix gives non-finite elements. Raises `ValueError` unless the matrix is
         square: `jnp.linalg.lstsq(J.data, b)` solves other systems.
+
+        >>> u = ComponentVector(a=1, b=4)
+        >>> ComponentMatrix(jnp.array([[1.0, 0.0], [1.0, 2.0]]), u, u).solve(u)
+        ComponentVector(a=1, b=1.5)
         """
         if self.rows.size != self.columns.size:
             raise ValueError(

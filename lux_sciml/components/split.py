@@ -9,7 +9,7 @@ from jax import lax
 
 from .._compat import never_inlined
 
-_FEWEST_PARTS, _MOST_NUMBERS = 8, 2**22  # fewer parts compile quickly anyway; of more numbers, copies cost run time
+_FEWEST_PARTS, _MOST_ELEMENTS = 8, 2**22  # fewer parts compile quickly anyway; of more elements, copies cost run time
 
 
 def split(x: jax.Array, sizes: tuple[int, ...]) -> list[jax.Array]:
@@ -17,7 +17,7 @@ def split(x: jax.Array, sizes: tuple[int, ...]) -> list[jax.Array]:
 
     XLA on the CPU compiles a slice, and whatever is fused with it, anew for each offset. For many parts the offsets are
     therefore made at run time, so that equal parts are cut, and used, by the same compiled code. And it computes what
-    is fused with a `concatenate`, such as the sum that makes the gradient of a bias, again for every number of the
+    is fused with a `concatenate`, such as the sum that makes the gradient of a bias, again for every element of the
     result, so that this is kept apart.
     """
     if len(sizes) == 1:
@@ -29,7 +29,7 @@ def split(x: jax.Array, sizes: tuple[int, ...]) -> list[jax.Array]:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _split(x, sizes):
-    if len(sizes) < _FEWEST_PARTS or x.size > _MOST_NUMBERS:
+    if len(sizes) < _FEWEST_PARTS or x.size > _MOST_ELEMENTS:
         return _parts(x, sizes)
     return _on_cpu(_chain, x, sizes)
 

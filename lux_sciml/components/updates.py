@@ -13,7 +13,12 @@ from .nodes import Path, close_container, open_container, path_string
 
 
 class At:
-    """`cv.at[path]`, and then one of `set`, `add`, `multiply`, `apply`. Arrays tied to a changed one change with it."""
+    """`cv.at[path]`, and then one of `set`, `add`, `multiply`, `apply`. Arrays tied to a changed one change with it.
+
+    >>> from lux_sciml import ComponentVector
+    >>> ComponentVector(a=1, b=[2, 3]).at["b"].multiply(10)
+    ComponentVector(a=1, b=[20, 30])
+    """
 
     def __init__(self, cv: Any, path: Path = ()):
         self._cv, self._path = cv, path
@@ -37,9 +42,11 @@ class At:
         return updated(self._cv, ((self._path + path, new) for path, new in updates(node, value)))
 
     def add(self, value: Any) -> Any:
+        """Every array at the path plus a value."""
         return self.apply(lambda x: x + value)
 
     def multiply(self, value: Any) -> Any:
+        """Every array at the path times a value."""
         return self.apply(lambda x: x * value)
 
 
@@ -93,7 +100,7 @@ def _fit(value: Any, leaf: Leaf, path: Path) -> jax.Array:
 def numbers(node: Any) -> Any:
     """Python's numbers, and (nested) lists of numbers, as arrays of floats; everything else as it is."""
     if _is_number(node):
-        return np.asarray(node, dtype=jax.dtypes.canonicalize_dtype(np.result_type(type(node), float)))
+        return np.asarray(node, jax.dtypes.canonicalize_dtype(complex if isinstance(node, complex) else float))
     if layout_of(node) is not None or hasattr(node, "shape"):
         return node
     if isinstance(node, list | tuple) and not hasattr(node, "_fields") and _all_numbers(node):
@@ -106,10 +113,11 @@ def numbers(node: Any) -> Any:
 
 
 def _is_number(node: Any) -> bool:
-    return isinstance(node, int | float | complex) and not isinstance(node, bool | np.generic)
+    plain = isinstance(node, int | float | complex) and not isinstance(node, bool | np.generic)
+    return plain or isinstance(node, np.integer)
 
 
 def _all_numbers(node: Any) -> bool:
     if isinstance(node, list | tuple):
         return all(map(_all_numbers, node)) and len({np.shape(item) for item in node}) < 2
-    return _is_number(node) or (isinstance(node, jax.Array | np.generic) and np.ndim(node) == 0)
+    return _is_number(node) or (isinstance(node, jax.Array | np.number) and np.ndim(node) == 0)

@@ -1,5 +1,6 @@
-"""ComponentVector: one flat vector of numbers and the layout that names them."""
+"""ComponentVector: one flat vector and the layout that names its parts."""
 
+import functools
 from collections.abc import Hashable, Iterable, Iterator
 from typing import Any
 
@@ -33,7 +34,7 @@ class ComponentVector(NamedArray):
     immutable: `replace`, `at`, `merge` and `select` return new ones. The component axis is the last one, so that data
     of shape `(batch, n)` is a batch of vectors.
 
-    Arithmetic with numbers, with arrays `(n,)` on the right, with NumPy arrays on either side and with vectors of the
+    Arithmetic with scalars, with arrays `(n,)` on the right, with NumPy arrays on either side and with vectors of the
     same layout keeps the names; another layout raises `ValueError`. `jnp` functions and comparisons give plain
     arrays, as does a JAX array on the left: `ComponentVector(x, layout)` puts the names back. `jax.lax` functions take
     `cv.data`.
@@ -50,6 +51,9 @@ class ComponentVector(NamedArray):
     def __init__(self, *args: Any, **components: Any):
         if len(args) == 2 and not components:
             data, layout = args
+            layout = getattr(layout, "layout", layout)
+            if not isinstance(layout, Layout):
+                raise TypeError(f"ComponentVector(data, layout) takes a Layout, got {type(layout).__name__}")
             layout = layout.in_force()
             data = layout.check_kind(jnp.asarray(data))
             if data.dtype != jax.dtypes.canonicalize_dtype(data.dtype):  # the precision in force is another one
@@ -75,7 +79,7 @@ class ComponentVector(NamedArray):
     def from_tree(
         cls,
         tree: Any,
-        dtype=None,
+        dtype: Any = None,
         like: "Layout | ComponentVector | None" = None,
         ties: Iterable[Iterable[str | Path]] = (),
     ) -> "ComponentVector":
@@ -83,8 +87,8 @@ class ComponentVector(NamedArray):
 
         `dtype` is the type of the flat vector; where the leaves have several types it must be given, and they come
         back in their own. `like` (a Layout or a ComponentVector) fixes order, shapes and ties: the tree is taken by
-        path. `ties` are groups of paths that share their numbers: they stand once in the vector, with the values of the
-        first path in declared order, their gradients sum, and all stay equal.
+        path. `ties` are groups of paths that share their elements: they stand once in the vector, with the values of
+        the first path in declared order, their gradients sum, and all stay equal.
 
         Raises `TypeError` with the path for leaves that are no parameters, `ValueError` for other paths than `like`'s.
 
@@ -94,7 +98,7 @@ class ComponentVector(NamedArray):
         (2, Array([3., 3.], dtype=float32))
         """
         if like is not None:
-            layout = getattr(like, "layout", like).tie(*ties)
+            layout = getattr(like, "layout", like).in_force().tie(*ties)
             return _make(layout.ravel(tree, dtype), layout)
         layout = Layout.of(tree, ties)
         return _make(layout.join(layout.own(layout.collect(tree)), dtype), layout)
@@ -202,7 +206,7 @@ class ComponentVector(NamedArray):
         return out
 
     def _gathered(self, key: Hashable) -> Any:
-        """A component that is, or holds, a tied array: its numbers lie apart. It comes back with its own copy."""
+        """A component that is, or holds, a tied array: its elements lie apart. It comes back with its own copy."""
         layout, data = self.layout.children[key].untied, jnp.asarray(self.data)[..., self.layout.index((key,))]
         return view(data, layout)
 
@@ -211,11 +215,19 @@ class ComponentVector(NamedArray):
         return _make(jnp.reshape(self.data, (*self.shape[:-1], len(children), children[0].size)), children[0])
 
     def tree(self) -> Any:
-        """The nested tree, in the containers and dtypes it was built from: one `lax.split`."""
+        """The nested tree, in the containers and dtypes it was built from: one `lax.split`.
+
+        >>> ComponentVector(a=1, b={"c": [2, 3]}).tree()
+        {'a': Array(1., dtype=float32), 'b': {'c': Array([2., 3.], dtype=float32)}}
+        """
         return self.layout.unravel(self.data)
 
     def unpack(self, *names: str | Path) -> tuple[Any, ...]:
-        """Several components at once: `a, b = cv.unpack("a", "b")`."""
+        """Several components at once: `a, b = cv.unpack("a", "b")`.
+
+        >>> ComponentVector(a=1, b={"c": 2}).unpack("b.c", "a")
+        (Array(2., dtype=float32), Array(1., dtype=float32))
+        """
         return tuple(self[name] for name in names)
 
     def keys(self):
@@ -244,7 +256,11 @@ class ComponentVector(NamedArray):
         return completions(self.layout)
 
     def labels(self) -> list[str]:
-        """A name for every number: `"layer_0.weight[0,3]"`."""
+        """A name for every element: `"layer_0.weight[0,3]"`.
+
+        >>> ComponentVector(a=1, b=[2, 3]).labels()
+        ['a', 'b[0]', 'b[1]']
+        """
         return self.layout.labels()
 
     def select(self, *paths: str | Path) -> "ComponentVector":
@@ -267,16 +283,30 @@ class ComponentVector(NamedArray):
 
         The new values are broadcast to the shapes of the old ones; arrays tied to a replaced one change with it. Raises
         `KeyError` for unknown names, `ValueError` for shapes that do not fit and for two values for tied arrays.
+
+        >>> ComponentVector(a=1, b={"c": [2, 3], "d": 4}).replace(a=0, b={"c": 9})
+        ComponentVector(a=0, b=(c=[9, 9], d=4))
         """
         return updated(self, updates(self.layout, components))
 
     @property
     def at(self) -> At:
-        """Functional updates by path: `cv.at["c.a"].set(0.0)`, `.add`, `.multiply`, `.apply`."""
+        """Functional updates by path: `cv.at["c.a"].set(0.0)`, `.add`, `.multiply`, `.apply`.
+
+        >>> cv = ComponentVector(a=1, b={"c": [2, 3]})
+        >>> cv.at["b.c"].add(10).at["a"].apply(jnp.negative)
+        ComponentVector(a=-1, b=(c=[12, 13]))
+        """
         return At(self)
 
     def merge(self, **components: Any) -> "ComponentVector":
-        """A new vector with root components replaced, whatever their shape, or appended."""
+        """A new vector with root components replaced, whatever their shape, or appended.
+
+        Raises `TypeError` unless the root is a dict, `ValueError` for names that are attributes of vectors.
+
+        >>> ComponentVector(a=1, b=2).merge(b=[3, 4], c=5)
+        ComponentVector(a=1, b=[3, 4], c=5)
+        """
         for name in components:
             refuse_reserved(name)
         if self.layout.container != DICT:
@@ -298,7 +328,14 @@ class ComponentVector(NamedArray):
         return f"ComponentVector({show(self.data, self.layout)})"
 
     def table(self) -> str:
-        """One line for each array: its path, shape, dtype, place in the vector, and range of values."""
+        """One line for each array: its path, shape, dtype, place in the vector, and range of values.
+
+        >>> print(ComponentVector(a=1, b=[[2, 3]]).table())
+        component  shape   dtype    place  values
+        -----------------------------------------
+        a          ()      float32  0:1    [1]
+        b          (1, 2)  float32  1:3    [2, 3]
+        """
         return table(self.data, self.layout)
 
     def _repr_html_(self) -> str:
@@ -332,18 +369,22 @@ def view(part: jax.Array, layout: Layout) -> Any:
 
 
 def concat(*vectors: ComponentVector) -> ComponentVector:
-    """One vector with the components of several. Raises `ValueError` where two of them share a name.
+    """One vector with the components of several, ties included, in the widest of their types.
+
+    Raises `ValueError` where two of them share a name, `TypeError` for vectors without names at the root.
 
     >>> concat(ComponentVector(a=1), ComponentVector(b=[2, 3]))
     ComponentVector(a=1, b=[2, 3])
     """
     out: dict[str, Any] = {}
     for cv in vectors:
+        if cv.layout.container != DICT:
+            raise TypeError(f"concat joins vectors of named components, got one of {cv.layout.summary()}")
         for name, value in cv.tree().items():
             if name in out:
                 raise ValueError(
                     f"component {name!r} stands in two of the vectors; rename one, or nest them by keyword"
                 )
             out[name] = value
-    dtype = jnp.result_type(*(cv.dtype for cv in vectors)) if vectors else None
+    dtype = functools.reduce(jnp.promote_types, (cv.dtype for cv in vectors)) if vectors else None
     return ComponentVector.from_tree(out, dtype, ties=[pair for cv in vectors for pair in cv.layout.ties])

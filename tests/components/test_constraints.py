@@ -8,7 +8,7 @@ import optax.contrib
 import pytest
 import scipy.optimize
 
-from lux_sciml import ComponentVector
+from lux_sciml import ComponentVector, Layout
 from lux_sciml.components.constraints import Constrained, Interval, Positive, Simplex, bounds
 from lux_sciml.optimize.per_array import per_array
 
@@ -151,3 +151,33 @@ def test_plot():
     Solution.ys = Solution.ys.data
     with pytest.raises(TypeError, match="start the solve from a ComponentVector"):
         plot(Solution)
+
+
+def test_limits_that_are_no_pairs_and_options_of_numpy():
+    ps = ComponentVector(a=1, b=[2, 3])
+    for limit in (0, None, (1, 2, 3), "ab"):
+        with pytest.raises(ValueError, match=r"the limits of 'a' are a pair, \(lower, upper\), got"):
+            bounds(ps, {"a": limit})
+    assert Interval(np.float64(0), np.int64(2)) == Interval(0, 2) and type(Interval(0, np.float32(2)).high) is float
+    x = jnp.zeros(2, jnp.float32)
+    assert Interval(np.float64(0), np.float64(2)).forward(x).dtype == x.dtype
+
+
+@pytest.mark.parametrize("constraint", [Positive(), Positive(exponential=True), Interval(0, 1), Simplex()], ids=str)
+def test_integers_scalars_and_half_precision(constraint):
+    free = [1, 0, -1]
+    x = constraint.forward(jnp.array(free, float))
+    for other in (jnp.array(free), np.array(free, np.int8)):
+        np.testing.assert_array_equal(constraint.forward(other), x)
+        np.testing.assert_array_equal(constraint.log_det(other), constraint.log_det(jnp.array(free, float)))
+    np.testing.assert_array_equal(constraint.inverse(jnp.array([1, 1])), constraint.inverse(jnp.ones(2)))
+    if not isinstance(constraint, Simplex):
+        assert constraint.forward(0.5).shape == constraint.log_det(0.5).shape == ()
+    half = jnp.linspace(-1, 1, 300).astype("bfloat16")
+    c = Constrained(Layout.of(jnp.ones(300 + isinstance(constraint, Simplex), "bfloat16")), {"*": constraint})
+    free = ComponentVector(half, c.free_layout)
+    exact = constraint.forward(half.astype("float32"))
+    assert c.forward(free).dtype == c.log_det(free).dtype == jnp.bfloat16
+    np.testing.assert_array_equal(c.forward(free).data, exact.astype("bfloat16"))
+    exact = constraint.log_det(half.astype(float))
+    np.testing.assert_allclose(c.log_det(free).astype(float), exact, rtol=float(jnp.finfo("bfloat16").eps))
