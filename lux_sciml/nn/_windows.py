@@ -49,35 +49,11 @@ class Window:
     stride: tuple[int, ...]
     dilation: tuple[int, ...]
     padding: str | tuple[tuple[int, int], ...]  # "SAME", or before and after
-    mode: str
 
     @property
     def extent(self) -> tuple[int, ...]:
         """How far the dilated window reaches along each axis."""
         return tuple(d * (size - 1) + 1 for d, size in zip(self.dilation, self.size, strict=True))
-
-    def pads(self, layer: Layer, space: tuple[int, ...]) -> list[tuple[int, int]]:
-        """How many elements to put before and after each of the axes `space`. Raises where the window does not fit."""
-        if isinstance(self.padding, str):
-            out = lax.padtype_to_pads(space, self.extent, self.stride, self.padding)
-        else:
-            out = list(self.padding)
-        padded = tuple(size + sum(pad) for size, pad in zip(space, out, strict=True))
-        if any(reach > size for reach, size in zip(self.extent, padded, strict=True)):
-            raise ValueError(f"{brief(layer)}: a window that reaches {self.extent} does not fit into {padded}")
-        return out
-
-    def pad(self, layer: Layer, x: jax.Array) -> tuple[jax.Array, list[tuple[int, int]]]:
-        """`(batch, *space, features)`, padded unless by zeros, and the padding by zeros that is left to do."""
-        space = x.shape[1:-1]
-        pads = self.pads(layer, space)
-        if self.mode == "zeros" or not any(map(any, pads)):
-            return x, pads
-        for size, pad in zip(space, pads, strict=True):
-            if max(pad) and size <= (max(pad) if self.mode == "reflect" else 0):
-                says = "reflected padding is narrower than the axis" if size else "an empty axis has nothing to repeat"
-                raise ValueError(f"{brief(layer)} cannot pad an axis of {size} elements by {pad}: {says}")
-        return jnp.pad(x, [(0, 0), *pads, (0, 0)], mode=_MODES[self.mode]), [(0, 0)] * len(pads)
 
 
 class Sliding(Layer, kw_only=True):
@@ -90,7 +66,7 @@ class Sliding(Layer, kw_only=True):
     window: Window = field(init=False)
 
     def __post_init__(self):
-        size = vars(self)["kernel_size"]
+        size = vars(self)["kernel_size"]  # declared by the subclasses, each at its place among their arguments
         if not size:
             raise ValueError(f"{type(self).__name__} needs a kernel_size of one size for each spatial axis, got ()")
         stride = size if self.stride is None else self._each("stride", self.stride)
@@ -100,7 +76,7 @@ class Sliding(Layer, kw_only=True):
             given = self._each("padding", 0 if self.padding == "VALID" else self.padding)
             pads = tuple((pad, pad) if isinstance(pad, int) else pad for pad in given)
             self.padding = _short(tuple(before if before == after else (before, after) for before, after in pads))
-        self.window = Window(size, stride, dilation, pads, self.padding_mode)
+        self.window = Window(size, stride, dilation, pads)
         self.stride, self.dilation = None if self.stride is None else _short(stride), _short(dilation)
 
     def _each(self, option: str, value: Any) -> tuple[Any, ...]:
@@ -113,10 +89,7 @@ class Sliding(Layer, kw_only=True):
         return values
 
     def batched(self, x: Any, features: int | None = None) -> tuple[jax.Array, tuple[int, ...]]:
-        """`(..., *space, features)` in floating point with the first axes as one, and these axes.
-
-        Raises `ValueError` for other inputs.
-        """
+        """`(..., *space, features)` with the first axes as one, and these axes; `ValueError` for other inputs."""
         n = len(self.window.size)
         if x.ndim <= n or features not in (None, x.shape[-1]):
             space = ", ".join(("depth", "height", "width")[-n:] if n <= 3 else ["space"] * n)
@@ -125,8 +98,33 @@ class Sliding(Layer, kw_only=True):
         lead = x.shape[: x.ndim - n - 1]
         return jnp.reshape(x, (math.prod(lead), *x.shape[x.ndim - n - 1 :])), lead
 
+    def padded(self, x: jax.Array) -> tuple[jax.Array, list[tuple[int, int]]]:
+        """`(batch, *space, features)`, padded unless by zeros, and the padding by zeros that is left to do.
+
+        Raises `ValueError` where the window does not fit, and for padding that an axis cannot give.
+        """
+        space, pads = x.shape[1:-1], self._pads(x.shape[1:-1])
+        if self.padding_mode == "zeros" or not any(map(any, pads)):
+            return x, pads
+        for size, pad in zip(space, pads, strict=True):
+            if max(pad) and size <= (max(pad) if self.padding_mode == "reflect" else 0):
+                says = "reflected padding is narrower than the axis" if size else "an empty axis has nothing to repeat"
+                raise ValueError(f"{brief(self)} cannot pad an axis of {size} elements by {pad}: {says}")
+        return jnp.pad(x, [(0, 0), *pads, (0, 0)], mode=_MODES[self.padding_mode]), [(0, 0)] * len(pads)
+
+    def _pads(self, space: tuple[int, ...]) -> list[tuple[int, int]]:
+        """How many elements to put before and after each axis."""
+        window = self.window
+        if isinstance(window.padding, str):
+            pads = lax.padtype_to_pads(space, window.extent, window.stride, window.padding)
+        else:
+            pads = list(window.padding)
+        padded = tuple(size + sum(pad) for size, pad in zip(space, pads, strict=True))
+        if any(reach > size for reach, size in zip(window.extent, padded, strict=True)):
+            raise ValueError(f"{brief(self)}: a window that reaches {window.extent} does not fit into {padded}")
+        return pads
+
 
 def _short(values: tuple[Any, ...]) -> Any:
-    """The one value of all axes where it is one whole number, else the values of all: options are equal if they mean
-    the same."""
+    """The one whole number of all axes, else the values of all: options that mean the same are equal."""
     return values[0] if isinstance(values[0], int) and set(values) == {values[0]} else values

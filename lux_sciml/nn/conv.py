@@ -97,7 +97,7 @@ class Conv(_Convolution):
 
     def forward(self, x, ps, st):
         x, lead = self.batched(floating(x), self.in_features)
-        x, pads = self.window.pad(self, x)
+        x, pads = self.padded(x)
         return self._convolve(x, ps, ps["weight"], lead, window_strides=self.window.stride, padding=pads), st
 
 
@@ -137,10 +137,10 @@ class ConvTranspose(_Convolution):
         x, lead = self.batched(floating(x), self.in_features)
         n = len(self.kernel_size)
         flipped = jnp.flip(ps["weight"], range(n))
-        options = {"window_strides": (1,) * n, "lhs_dilation": self.window.stride, "padding": self._pads()}
+        options = {"window_strides": (1,) * n, "lhs_dilation": self.window.stride, "padding": self._transposed_pads()}
         return self._convolve(x, ps, flipped, lead, **options), st
 
-    def _pads(self):
+    def _transposed_pads(self):
         """What to pad the input with, which the stride has spread out."""
         window = self.window
         if isinstance(window.padding, str):

@@ -22,11 +22,6 @@ from ._windows import Sizes, Sliding
 class _Reduction(Layer):
     """One element for many."""
 
-    def forward(self, x, ps, st):
-        """Sums of half precision are in float32, and rounded at the end."""
-        x = floating(x)
-        return self._pooled(widened(x)).astype(x.dtype), st
-
     @abc.abstractmethod
     def _pooled(self, x: jax.Array) -> jax.Array:
         """The output for `(batch, *space, features)`."""
@@ -44,12 +39,19 @@ class _Max(_Reduction):
         return jnp.max(x, axes, keepdims=True)
 
 
-class _Mean(_Reduction):
+class _Sum(_Reduction):
+    def forward(self, x, ps, st):
+        """Half precision is added up in float32, and rounded at the end."""
+        x = floating(x)
+        return self._pooled(widened(x)).astype(x.dtype), st
+
+
+class _Mean(_Sum):
     def _reduce(self, x, axes):
         return jnp.mean(x, axes, keepdims=True)
 
 
-class _LP(_Reduction):
+class _LP(_Sum):
     p: float = field(default=2.0, converter=positive, kw_only=True)
 
     def _reduce(self, x, axes):
@@ -64,8 +66,8 @@ class _LP(_Reduction):
 
     def _root(self, total):
         """The p-th root, with a gradient of zero at zero."""
-        positive = total > 0
-        return jnp.where(positive, jnp.where(positive, total, 1) ** (1 / self.p), 0)
+        some = total > 0
+        return jnp.where(some, jnp.where(some, total, 1) ** (1 / self.p), 0)
 
 
 # --- sliding windows ------------------------------------------------------------------------------------------------
@@ -79,7 +81,7 @@ class _Pool(_Reduction, Sliding):
 
     def _pooled(self, x):
         x, lead = self.batched(x)
-        y = self._slid(*self.window.pad(self, x), x.shape[1:-1])
+        y = self._slid(*self.padded(x), x.shape[1:-1])
         return y.reshape(*lead, *y.shape[1:])
 
     @abc.abstractmethod
