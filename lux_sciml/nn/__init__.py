@@ -10,10 +10,11 @@ from .containers import AlternatePrecision, BranchLayer, Chain, Maxout, Pairwise
 from .conv import Conv, ConvTranspose
 from .deeponet import DeepONet
 from .dropout import AlphaDropout, Dropout, RReLU, VariationalHiddenDropout
-from .embeddings import FourierFeatures, PeriodicEmbedding
+from .embeddings import Embedding
 from .fno import FNO, FourierBlock, SpectralConv
+from .fourier_features import FourierFeatures, PeriodicEmbedding
 from .kan import KANLayer
-from .linear import Bilinear, Dense, Embedding, Scale
+from .linear import Bilinear, Dense, Scale
 from .lyapunov import Pinned, PositiveDefinite
 from .mlp import MLP, Siren
 from .monotone import ConvexMLP, MonotoneMLP
