@@ -6,6 +6,8 @@ what                                              versions            where it i
 `jax._src.core.trace_ctx`, tracers' `_trace`      jax 0.10 to 0.12    parts of traced vectors are computed anew
 `jax.extend.core.get_opaque_trace_state`          jax 0.10 to 0.12    leaked tracers are JAX's own error, later
 `jax.make_user_context`                           jax 0.10 to 0.12    a change of context clears JAX's caches
+`jax._src.config.trace_context`                   jax 0.10 to 0.12    `minimize` traces the loss in every call
+jaxprs, their equations, contexts and constants   jax 0.10 to 0.12    `minimize` compiles anew for other closed-over data
 `jax.experimental.xla_metadata`                   jax 0.10 to 0.12    vectors are cut by one `lax.split`
 parameters of equations in a jaxpr                jax 0.10 to 0.12    what a traced call returns counts as updated
 `jax.extend.core.Primitive`, `jax.interpreters`   jax 0.10 to 0.12    wrong modes of derivatives are JAX's own error
@@ -19,15 +21,22 @@ of what has changed its meaning: the loop of diffrax is therefore bounded above 
 """
 
 import contextlib
+import dataclasses
+import enum
 import functools
+import hashlib
 import inspect
 import threading
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import diffrax
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 
 
 def made_in_current_trace(x: Any) -> bool:
@@ -223,3 +232,171 @@ def _has_loops() -> bool:
 def backward_solver(adjoint: Any) -> bool:
     """Whether `diffrax.BacksolveAdjoint` solves backward by its property `_diffeqsolve`, which may be replaced."""
     return isinstance(getattr(diffrax.BacksolveAdjoint, "_diffeqsolve", None), property)
+
+
+def trace_context() -> Hashable:
+    """A value that is equal where JAX's switches and contexts, the user's too, would let `jax.jit` reuse a trace.
+
+    Where this cannot be told, it is equal to nothing: the caller then traces anew.
+    """
+    try:
+        from jax._src.config import trace_context
+
+        return trace_context()
+    except ImportError:
+        return object()
+
+
+# --- jaxprs as values ---------------------------------------------------------------------------------------------
+
+
+def parametrized(closed: ClosedJaxpr) -> tuple[ClosedJaxpr, list[jax.Array]]:
+    """A program with the data that it closes over as its first arguments, and the data, as it is now.
+
+    Functions that are jitted inside it keep what they close over to themselves; their data comes out too. Constants of
+    the program remain: scalars that are not floating-point numbers, small NumPy arrays and integers of jitted functions
+    (libraries' tables, which XLA folds), and what jitted functions inside a loop close over. Where jaxprs are of another
+    make all of it remains: with other data it is then another program, which compiles anew.
+    """
+    try:
+        closed, _, data = _opened(_outside(closed), inside=False)
+        return closed, [jnp.array(x, x.dtype) if isinstance(x, np.ndarray) else x for x in data]
+    except (AttributeError, ImportError, KeyError, TypeError):
+        return closed, []
+
+
+def _outside(closed: ClosedJaxpr) -> ClosedJaxpr:
+    """The program with the data of the jitted functions in it among its own constants."""
+    from jax._src.named_sharding import UNSPECIFIED
+
+    constvars, consts, eqns = list(closed.jaxpr.constvars), list(closed.consts), []
+    for eqn in closed.jaxpr.eqns:
+        if eqn.primitive.name == "jit" and not any(hasattr(effect, "input_index") for effect in eqn.effects):
+            inner, variables, data = _opened(_outside(eqn.params["jaxpr"]), inside=True)
+            if data:
+                new = [Var(var.aval) for var in variables]
+                params = eqn.params | {"jaxpr": inner}
+                for name, value in (("in_shardings", UNSPECIFIED), ("in_layouts", None), ("donated_invars", False)):
+                    params[name] = (value,) * len(new) + params[name]
+                eqn = eqn.replace(invars=[*new, *eqn.invars], params=params)
+                constvars, consts = constvars + new, consts + data
+        eqns.append(eqn)
+    return ClosedJaxpr(closed.jaxpr.replace(constvars=constvars, eqns=eqns), consts)
+
+
+def _opened(closed: ClosedJaxpr, inside: bool) -> tuple[ClosedJaxpr, list[Var], list[Any]]:
+    """The program with its data as its first arguments, the variables of these, and the data."""
+    jaxpr = closed.jaxpr
+    pairs = list(zip(jaxpr.constvars, closed.consts, strict=True))
+    data = [pair for pair in pairs if _is_data(pair[1], inside)]
+    kept = [pair for pair in pairs if not _is_data(pair[1], inside)]
+    variables = [var for var, _ in data]
+    jaxpr = jaxpr.replace(constvars=[var for var, _ in kept], invars=[*variables, *jaxpr.invars])
+    return ClosedJaxpr(jaxpr, [x for _, x in kept]), variables, [x for _, x in data]
+
+
+def _is_data(x: Any, inside: bool) -> bool:
+    if not isinstance(x, jax.Array | np.ndarray):
+        return False
+    if isinstance(x, jax.Array) and not jnp.issubdtype(x.dtype, jnp.integer) and x.dtype != bool:
+        return True
+    return x.ndim > 0 and (not inside or x.size > 64)
+
+
+def program_key(closed: ClosedJaxpr) -> Hashable:
+    """A value that two programs share only where they compute the same. What is unknown in it is equal to itself only.
+
+    Constants count by content, which is held as it is now.
+    """
+    try:
+        return _jaxpr_key(closed)
+    except (AttributeError, TypeError):
+        return object()
+
+
+def _jaxpr_key(jaxpr: Any) -> Hashable:
+    """Of a Jaxpr or ClosedJaxpr: the equations that something needs, with the variables by number."""
+    consts = getattr(jaxpr, "consts", [])
+    for i, x in enumerate(consts):
+        if isinstance(x, np.ndarray):
+            consts[i] = x.copy()  # it may be the user's, who goes on to change it
+    number: dict[Any, int] = {}
+
+    def bind(var):
+        number[var] = len(number)
+        return var.aval
+
+    def atom(x):
+        return (_value_key(x.val), x.aval) if isinstance(x, Literal) else number[x]
+
+    inputs = tuple(map(bind, [*jaxpr.constvars, *jaxpr.invars]))
+    eqns = tuple(
+        (
+            eqn.primitive,
+            eqn.ctx,
+            tuple(map(atom, eqn.invars)),
+            tuple((name, _value_key(x)) for name, x in sorted(eqn.params.items()) if name not in _RULES),
+            tuple(map(bind, eqn.outvars)),
+        )
+        for eqn in _needed(jaxpr)
+    )
+    return (len(consts), tuple(map(_value_key, consts)), inputs, eqns, tuple(map(atom, jaxpr.outvars)))
+
+
+def _needed(jaxpr: Any) -> list[Any]:
+    """The equations without those that nothing depends on: what a library computes once and keeps appears only once."""
+    wanted, needed = set(map(id, jaxpr.outvars)), []
+    for eqn in reversed(jaxpr.eqns):
+        if eqn.effects or any(id(var) in wanted for var in eqn.outvars):
+            wanted.update(map(id, eqn.invars))
+            needed.append(eqn)
+    return needed[::-1]
+
+
+_RULES = {
+    "jvp_jaxpr_fun",
+    "fwd_jaxpr_thunk",
+    "bwd",
+    "out_trees",
+}  # of custom derivatives, which a program has behind it
+
+
+def _value_key(x: Any) -> Hashable:
+    kind = type(x)
+    if x is None or kind in (bool, int, str, bytes) or isinstance(x, enum.Enum | np.dtype | type):
+        return (kind, x)
+    if isinstance(x, Jaxpr | ClosedJaxpr):
+        return (kind, _jaxpr_key(x))
+    if isinstance(x, tuple | list):
+        return (kind, tuple(map(_value_key, x)))
+    if isinstance(x, dict):
+        return (kind, tuple((key, _value_key(item)) for key, item in x.items()))
+    if isinstance(x, jax.core.Tracer):  # left in a jaxpr that nothing evaluates, or the program would not compile
+        return (kind, x.aval)
+    if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.extended):
+        return (kind, x.dtype, _value_key(jax.random.key_data(x)))
+    if isinstance(x, float | complex | np.ndarray | np.generic | jax.Array):
+        array = np.asarray(x)
+        content = array.tobytes() if array.size <= 64 else hashlib.sha256(np.ascontiguousarray(array)).digest()
+        return (kind, array.dtype, array.shape, content)
+    if isinstance(x, types.FunctionType):  # a callback, which reads its cells when it is called; the program holds it
+        cells = dict(zip(x.__code__.co_freevars, x.__closure__ or (), strict=True))
+        if x.__globals__.get("__name__", "").partition(".")[0] in ("jax", "equinox"):  # made anew in every trace
+            cells.pop("stack", None)  # where that was
+            held = tuple(_value_key(cell.cell_contents) for cell in cells.values())
+        else:
+            held = tuple(map(id, cells.values()))
+        return (kind, x.__code__, id(x.__globals__), held, id(x.__defaults__), id(x.__kwdefaults__))
+    if isinstance(x, functools.partial):
+        return (kind, _value_key((x.func, x.args, x.keywords)))
+    if dataclasses.is_dataclass(x):
+        return (kind, tuple(_value_key(getattr(x, f.name)) for f in dataclasses.fields(x)))
+    if (
+        kind.__module__.startswith("equinox.internal") and kind.__name__ == "Flatten"
+    ):  # how a primitive's output unpacks
+        return (kind, _value_key(x.get() if x.called() else None))
+    try:
+        hash(x)
+    except TypeError:
+        return object()
+    return (kind, x)
