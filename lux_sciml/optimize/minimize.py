@@ -2,42 +2,57 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from types import ModuleType
+from typing import Any, Generic, TypeVar
 
+import equinox as eqx
 import numpy as np
 import optax
 import optimistix as optx
+from jaxtyping import Float
 
+from ..core.field import checks_itself
 from . import optax_backend, optimistix_backend, scipy_backend
-from .problem import Part, Problem, evaluate, flat_bounds, not_finite
-from .progress import NOT_FINITE_AT_START, Finished, Record
+from .problem import Evaluation, Inputs, Problem, not_finite
+from .programs import Programs
+from .progress import NOT_FINITE_AT_START, Finished, Progress
+
+P = TypeVar("P")
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class MinimizeResult:
+class MinimizeResult(Generic[P]):
     """What `minimize` returns.
 
     * `params`: the parameters, of the kind that was passed in;
     * `value`: the loss there;
     * `success`: whether the method converged, or the run ended as it was asked to (the callback stopped it; all steps
-      of an optax method without `tol` were made). Never true where the value is not finite, nor where SciPy claims to
-      have converged and the relative gradient, max |g_i| max(|x_i|, 1) / max(|f|, 1), is above 0.01 and `tol`;
+      of an optax method without `tol` were made). Never true where the value is not finite, nor where a method claims
+      to have converged while the loss plainly goes on to fall: where the relative gradient,
+      max |g_i| max(|x_i|, 1) / max(|f|, 1), is above 0.01 and the tolerance, or, for methods of values alone, where
+      that is what small steps along the axes find;
     * `message`: why the run ended, and what to do where it failed;
     * `steps`: iterations of the method;
     * `evaluations`: evaluations of the loss, each with its gradient where the method uses one. For optax and optimistix
       those that a method makes inside one step (line searches, simplices) are counted once;
     * `history`: the loss at the start and after each step, `(steps + 1,)`;
-    * `aux`: with `has_aux=True`, what the loss returned beside its value at `params`.
+    * `aux`: with `has_aux=True`, what the loss returned beside its value at `params`;
+    * `state`: with `state=`, the state that the loss returned at `params`.
+
+    >>> result = minimize(lambda x: (x - 1.0) ** 2, 0.0, method="BFGS")
+    >>> result.success, result.steps, result.history.shape
+    (True, 2, (3,))
     """
 
-    params: Any
+    params: P
     value: float
     success: bool
     message: str
     steps: int
     evaluations: int
-    history: np.ndarray
+    history: Float[np.ndarray, " n"]
     aux: Any = None
+    state: Any = None
 
     def __repr__(self) -> str:
         return (
@@ -46,28 +61,30 @@ class MinimizeResult:
         )
 
 
+@checks_itself
 def minimize(
-    loss: Any,
-    ps: Any,
+    loss: Callable[..., Any],
+    ps: P,
     *,
-    method: Any,
+    method: str | optax.GradientTransformation | optax.MultiSteps | optx.AbstractMinimiser,
     args: Any = None,
+    state: Any = None,
     bounds: Any = None,
     max_steps: int = 1000,
     tol: float | None = None,
-    callback: Callable[[int, Any, float], bool | None] | None = None,
+    callback: Callable[[int, P, float], Any] | None = None,
     progress: bool = False,
     has_aux: bool = False,
     keep_best: bool = True,
     trainable: str | Sequence[str] | None = None,
     options: dict[str, Any] | None = None,
-) -> MinimizeResult:
+) -> MinimizeResult[P]:
     """Find parameters where a loss is small: $\\min_p L(p)$.
 
     `loss(ps)`, or `loss(ps, args)` where `args` is given, returns one floating-point number, and with `has_aux=True`
-    `(value, aux)`. `ps` is a `ComponentVector`, or a nested tree or an array of floating-point numbers; the loss, the
-    callback and the result have the same kind, shapes and dtypes. `args` is a pytree of arrays: data that is passed
-    there may change from call to call without compiling anew, data that the loss closes over may not.
+    `(value, aux)`. With a state it is `loss(ps, state)` or `loss(ps, state, args)`, and returns `(value, state)` or
+    `(value, state, aux)`. `ps` is a `ComponentVector`, or a nested tree or an array of floating-point numbers; the
+    loss, the callback and the result have the same kind, shapes and dtypes.
 
     `method` is one of
 
@@ -75,25 +92,31 @@ def minimize(
       `"trust-constr"`, `"Newton-CG"`, `"trust-ncg"`, `"trust-krylov"`, `"trust-exact"`, `"dogleg"`, `"Nelder-Mead"`,
       `"Powell"`, `"COBYLA"`, `"COBYQA"`. Gradients and Hessians are JAX's, and SciPy works in float64 whatever the
       parameters' dtype;
-    * an optax optimizer: `optax.adam(1e-2)`, a chain, `optax.lbfgs()`;
+    * an optax optimizer: `optax.adam(1e-2)`, a chain, `optax.lbfgs()`, `optax.MultiSteps(...)`;
     * an optimistix minimizer: `optimistix.BFGS(rtol=1e-6, atol=1e-6)`, `LBFGS`, `NelderMead`, ...
 
     Further arguments:
 
-    * `bounds`: `(lower, upper)`, each a number, an array `(n,)`, a `ComponentVector` or `None`; or a
-      `scipy.optimize.Bounds`. The loss is never evaluated
-      outside: a start there is moved inside. For optax each step is projected onto the bounds.
-      Optimistix has no bounds.
-    * `max_steps`: the most iterations. Optax makes them all, unless `tol` is given.
+    * `args`: data for the loss, a pytree. What in it is neither an array nor a number (functions, names) is passed on
+      as it is.
+    * `state`: the state of the layers in the loss, where these update it in training (the statistics of `BatchNorm`,
+      the random keys of `Dropout`). Optax methods carry it: every accepted step begins with the state that the one
+      before returned, and `result.state` is the one at `result.params`. SciPy and optimistix evaluate the loss also
+      where they do not step, and take a state that stays as it is: `lux.testmode(st)`.
+    * `bounds`: `(lower, upper)`, each a number, an array `(n,)`, a `ComponentVector`, a tree like the parameters or
+      `None`; or a `scipy.optimize.Bounds`. The loss is never evaluated outside: a start there is moved inside. For
+      optax each step is projected onto the bounds. Optimistix has no bounds.
+    * `max_steps`: the maximum number of iterations. Optax makes them all, unless `tol` is given.
     * `tol`: SciPy's `tol`; for optax, stop where no entry of the gradient (with bounds, of its projection) is larger.
       Optimistix solvers have their own.
     * `callback(step, ps, value)`: called after every iteration of SciPy, and about ten times a second with optax and
       optimistix (after every step where one takes longer). It ends the run by returning `True`.
-    * `progress`: show a progress bar.
+    * `progress`: show a progress bar in a terminal or notebook, and elsewhere, as in a log, a line every ten seconds.
     * `keep_best`: return the best parameters evaluated, rather than the last. Set `False` where the values of two
       evaluations are not comparable (a loss with noise).
     * `trainable`: patterns of the components to fit, `"physics.*"` or `["physics.*", "net.layer_2"]`; the method sees
-      these numbers only, and the others stay as they are. Needs a ComponentVector; bounds are those of all components.
+      these components only, and the others stay as they are. Needs a ComponentVector; bounds are those of all
+      components.
     * `options`: SciPy's options of the method, or the options of the optimistix solver.
 
     Where the loss or its gradient is not finite, no method is led astray: SciPy sees a finite barrier there, and starts
@@ -101,13 +124,16 @@ def minimize(
     the step, where its solver has a line search. A run that fails, or that Ctrl-C ends, returns the best parameters so
     far with `success=False` and a message that says why.
 
-    The compiled step depends on the loss and the method: calls with the same function object, and with equal options,
-    compile once. Quasi-Newton methods need a loss without noise: tolerances of 1e-6 or less in the solvers inside it.
+    What the loss reads besides its arguments (globals, variables around it, attributes, arrays that were changed in
+    place, schedules of an optimizer) is read anew by every call. Only compiling is saved: a program that was compiled
+    before is taken where it computes the same, other numbers in `args` or in closed-over arrays included; where all
+    that is read is known to be unchanged, the loss is not even traced. Quasi-Newton methods need a loss without noise:
+    tolerances of 1e-6 or less in the solvers inside it.
 
-    Raises `TypeError` for a method, loss or parameters of another kind, `ValueError` for unknown names and sizes, and
-    `KeyError` for a pattern that matches nothing.
+    Raises `TypeError` for a method, loss, callback or parameters of another kind, `ValueError` for unknown names, other
+    sizes, and a state that changes where it cannot be carried, and `KeyError` for a pattern that matches nothing.
 
-    >>> import jax.numpy as jnp, lux_sciml as lux, optax
+    >>> import jax, jax.numpy as jnp, lux_sciml as lux, optax
     >>> def rosenbrock(p, a):
     ...     return (a - p.x) ** 2 + 100 * (p.y - p.x**2) ** 2
     >>> start = lux.ComponentVector(x=-1.2, y=1.0)
@@ -116,73 +142,90 @@ def minimize(
     (True, True)
     >>> lux.minimize(rosenbrock, start, method=optax.adam(0.1), args=1.0, max_steps=500).message
     'all 500 steps made'
+    >>> model = lux.Chain(lux.Dense(1, 4, jnp.tanh), lux.BatchNorm(4), lux.Dense(4, 1))
+    >>> ps, st = lux.setup(jax.random.key(0), model)
+    >>> def regression(ps, st, data):
+    ...     y, st = model(data[0], ps, st)
+    ...     return jnp.mean((y - data[1]) ** 2), st
+    >>> x = jnp.linspace(0.0, 1.0, 20)[:, None]
+    >>> result = lux.minimize(regression, ps, method=optax.adam(0.1), args=(x, x**2), state=st, max_steps=100)
+    >>> result.value < 1e-2, bool(jnp.all(result.state["layer_1"]["running_mean"] == st["layer_1"]["running_mean"]))
+    (True, False)
 
     References: Nocedal & Wright, *Numerical Optimization* (2006); Kingma & Ba, *Adam* (2015).
     """
     if max_steps < 1:
         raise ValueError(f"max_steps must be at least 1, got {max_steps}")
-    if trainable is not None:
-        part = Part.of(loss, ps, args, trainable)
-        told = callback and (lambda step, chosen, value: callback(step, part.join(chosen, ps), value))
-        result = minimize(
-            part,
-            part.take(ps),
-            method=method,
-            args=(ps, args),
-            bounds=part.bounds(bounds),
-            max_steps=max_steps,
-            tol=tol,
-            callback=told,
-            progress=progress,
-            has_aux=has_aux,
-            keep_best=keep_best,
-            options=options,
-        )
-        return dataclasses.replace(result, params=part.join(result.params, ps))
-    problem = Problem.of(loss, ps, args, has_aux)
-    run = _runner(problem, method, flat_bounds(bounds, problem), tol, keep_best, options or {})
-    if not problem.named:
-        ps = problem.unravel(problem.layout.ravel(ps, problem.dtype))
-    record = Record(ps, max_steps, callback, progress)
+    show = progress
+    problem, inputs = Problem.of(loss, ps, args, state, has_aux, trainable)
+    backend, static, given = _backend(method, problem.bounds(bounds), tol, keep_best, options or {})
+    params = problem.take(ps)
+    programs = Programs(problem, params, inputs, *static)
+    if problem.has_state and backend is not optax_backend:
+        _refuse_updates(programs, params, inputs, method if isinstance(method, str) else type(method).__name__)
+    evaluate = programs(_evaluate, params, inputs) if has_aux else None
+    progress = Progress(lambda: problem.join(params, inputs), inputs.state, max_steps, callback, show)
     try:
-        success, message = run(problem, ps, args, record)
+        success, message = backend.run(problem, params, inputs, progress, programs, keep_best=keep_best, **given)
     except Finished as finished:
         success, message = finished.success, finished.message
     except KeyboardInterrupt:
-        success, message = False, f"interrupted after {record.steps} steps"
+        success, message = False, f"interrupted after {progress.steps} steps"
     finally:
-        record.close()
+        progress.close()
     if message == NOT_FINITE_AT_START:
-        message += not_finite(ps=ps, args=args)
+        message += not_finite(ps=ps, args=args, state=state)
+    found = progress.params()
     return MinimizeResult(
-        params=record.params,
-        value=float(record.value),
-        success=success and bool(np.isfinite(record.value)),
+        params=found,
+        value=float(progress.value),
+        success=success and bool(np.isfinite(progress.value)),
         message=message,
-        steps=record.steps,
-        evaluations=record.evaluations,
-        history=np.asarray(record.history, np.float64),
-        aux=evaluate(problem, record.params, args)[1] if has_aux else None,
+        steps=progress.steps,
+        evaluations=progress.evaluations,
+        history=np.asarray(progress.history, np.float64),
+        aux=evaluate and evaluate(problem.take(found), inputs._replace(state=progress.state)).aux,
+        state=progress.state,
     )
 
 
-def _runner(problem: Problem, method: Any, bounds: Any, tol: Any, keep_best: bool, options: dict[str, Any]) -> Callable:
-    """The method's `run(problem, ps, args, record)`, with its options checked."""
+def _backend(
+    method: Any, bounds: Any, tol: float | None, keep_best: bool, options: dict[str, Any]
+) -> tuple[ModuleType, tuple[Any, ...], dict[str, Any]]:
+    """Who runs the method, the static part of its programs, and the arguments of its run, checked."""
     if isinstance(method, str):
-        method = scipy_backend.method_name(method, bounds)
-        given = dict(bounds=bounds, tol=tol, options=options)
-        return lambda *run: scipy_backend.run(*run, method=method, keep_best=keep_best, **given)
+        name = scipy_backend.method_name(method, bounds)
+        return scipy_backend, (), dict(method=name, bounds=bounds, tol=tol, options=options)
+    if isinstance(method, optax.MultiSteps):
+        method = method.gradient_transformation()
     if isinstance(method, optax.GradientTransformation):
         if options:
             raise ValueError("an optax optimizer has no `options`: give them where it is made, as in optax.adam(1e-2)")
-        return lambda *run: optax_backend.run(*run, method=method, bounds=bounds, tol=tol, keep_best=keep_best)
+        static = (optax.with_extra_args_support(method), keep_best)
+        return optax_backend, static, dict(bounds=bounds, tol=tol)
     if isinstance(method, optx.AbstractMinimiser):
         if bounds is not None:
             raise ValueError("optimistix minimizers take no bounds: use 'L-BFGS-B', or an optax optimizer")
         if tol is not None:
             raise ValueError("an optimistix minimizer has its own tolerances: give `rtol` and `atol` where it is made")
-        return lambda *run: optimistix_backend.run(*run, method=method, keep_best=keep_best, options=options)
+        arrays, others = eqx.partition((method, options), eqx.is_array)
+        return optimistix_backend, (others,), dict(method=method, arrays=arrays)
     raise TypeError(
         "method must be the name of a SciPy method, such as 'L-BFGS-B', an optax optimizer, such as optax.adam(1e-2), "
         f"or an optimistix minimizer, such as optimistix.BFGS(rtol=1e-6, atol=1e-6), got {method!r}"
     )
+
+
+def _evaluate(problem: Problem, *arguments: Any) -> Evaluation:
+    """At the parameters and inputs that are the last of the arguments, whatever a method has before them."""
+    return problem(*arguments[-2:])
+
+
+def _refuse_updates(programs: Programs, params: Any, inputs: Inputs, method: str) -> None:
+    """Raise `ValueError`, naming the entry, for a state that the loss changes, where a method cannot carry it."""
+    updated = programs.updates(params, inputs)
+    if updated:
+        raise ValueError(
+            f"the loss updates `{updated[0]}` of the state, and {method} evaluates it also where it does not step: "
+            "pass `state=lux.testmode(state)`, or take an optax optimizer, which carries the state along"
+        )

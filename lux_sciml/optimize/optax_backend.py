@@ -1,8 +1,5 @@
 """Optax's gradient transformations as minimizers: a compiled loop that never takes a non-finite step."""
 
-import functools
-import types
-from collections.abc import Hashable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,106 +7,128 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from .._tree import all_finite, where
 from .chunks import LONGEST, in_chunks, strong
-from .problem import Problem
-from .progress import NOT_FINITE_AT_START, Record
+from .problem import Inputs, Problem
+from .programs import Programs
+from .progress import NOT_FINITE_AT_START, Progress
 
 MOST_REJECTIONS = 30  # in a row: the last step tried is 1e-9 of the first
 
 
 class _Point(NamedTuple):
-    """Parameters where the loss and its gradient are finite, and the optimizer's state there."""
+    """Parameters where the loss and its gradient are finite, and the optimizer's memory there."""
 
     params: Any
     value: jax.Array
     gradient: Any
-    state: Any
+    memory: Any
+    before: Any  # the model's state that the loss was given
+    state: Any  # and the one that it returned
 
 
 class _Carry(NamedTuple):
     point: _Point
     trial: Any  # the parameters to evaluate next
-    trial_state: Any
+    trial_memory: Any
     in_a_row: jax.Array  # rejected trials since the last accepted one
     rejected: jax.Array
     slope: jax.Array  # largest entry of the (projected) gradient at the point
     best: Any
     best_value: jax.Array
+    best_state: Any
 
 
 def run(
     problem: Problem,
-    ps: Any,
-    args: Any,
-    record: Record,
+    params: Any,
+    inputs: Inputs,
+    progress: Progress,
+    programs: Programs,
     *,
-    method: optax.GradientTransformation,
     bounds: tuple[np.ndarray, np.ndarray] | None,
     tol: float | None,
     keep_best: bool,
 ) -> tuple[bool, str]:
     """Make `max_steps` steps, or as many as the tolerance asks for.
 
-    A trial point where the loss or its gradient is not finite is rejected: parameters and optimizer state stay, and the
-    same step is tried again at half its length.
+    A trial point where the loss or its gradient is not finite is rejected: parameters, model's state and optimizer's
+    memory stay, and the same step is tried again at half its length. The static part of `programs` is the optimizer and
+    `keep_best`.
     """
-    bounds = None if bounds is None else tuple(map(problem.unravel, bounds))
-    transform = _ByValue(method)
+    box = None if bounds is None else tuple(map(problem.unravel, bounds))
+    state = strong(inputs.state)
+    start = programs(_start, params, state, box)(params, state, box)
+    compiled = programs(_advance, start, inputs, box, tol, 1)
 
     def advance(carry, limit):
-        return _advance(problem, transform, keep_best, carry, args, bounds, tol, limit)
+        return compiled(carry, inputs, box, tol, limit)
 
-    for carry, values in in_chunks(advance, _start(problem, transform, ps, bounds), record.max_steps + 1):
-        record.params, record.value = carry.best, float(carry.best_value)
-        record.evaluations += len(values)
-        record.history += values.tolist()
+    for carry, values in in_chunks(advance, start, progress.max_steps + 1):
+        progress.evaluations += len(values)
+        progress.history += values.tolist()
         if not np.isfinite(carry.point.value):
-            record.value = record.history[0]
+            progress.value = progress.history[0]
             return False, NOT_FINITE_AT_START
-        record.report(record.evaluations - 1, carry.point.params, float(carry.point.value))
+        _keep(progress, problem, inputs, carry)
+        point = carry.point
+        progress.report(
+            progress.evaluations - 1, lambda point=point: problem.join(point.params, inputs), float(point.value)
+        )
     rejected = f"; {carry.rejected} steps were shortened, as the loss was not finite" if carry.rejected else ""
     if carry.in_a_row >= MOST_REJECTIONS:
         return False, (
-            f"after step {record.steps - MOST_REJECTIONS} the loss or its gradient is not finite, however short the "
+            f"after step {progress.steps - MOST_REJECTIONS} the loss or its gradient is not finite, however short the "
             f"next step ({MOST_REJECTIONS} tried): clip the gradient, lower the learning rate, or keep the loss "
             "finite there"
         )
     if tol is not None and carry.slope <= tol:
         return True, f"converged: no entry of the gradient is above tol={tol:g}{rejected}"
-    if keep_best and carry.best_value >= record.history[0] and carry.slope > 0:
-        return False, f"none of {record.steps} steps improved on the start: lower the learning rate{rejected}"
+    if keep_best and carry.best_value >= progress.history[0] and carry.slope > 0:
+        return False, f"none of {progress.steps} steps improved on the start: lower the learning rate{rejected}"
     if tol is None:
-        return True, f"all {record.steps} steps made{rejected}"
-    return False, f"max_steps={record.max_steps} reached before convergence{rejected}"
+        return True, f"all {progress.steps} steps made{rejected}"
+    return False, f"max_steps={progress.max_steps} reached before convergence{rejected}"
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _start(problem: Problem, transform: "_ByValue", ps: Any, bounds: Any) -> _Carry:
+def _keep(progress: Progress, problem: Problem, inputs: Inputs, carry: _Carry) -> None:
+    progress.params = lambda: problem.join(carry.best, inputs)
+    progress.value, progress.state = float(carry.best_value), carry.best_state
+
+
+def _start(
+    problem: Problem,
+    transform: optax.GradientTransformationExtraArgs,
+    keep_best: bool,
+    params: Any,
+    state: Any,
+    box: Any,
+) -> _Carry:
     nothing = jnp.array(jnp.inf, _value_dtype(problem))
-    ps = _inside(ps, bounds)
+    params = _inside(params, box)
     with jax.numpy_dtype_promotion("standard"):
-        state = transform.init(ps)
-    point = _Point(ps, nothing, jax.tree.map(jnp.zeros_like, ps), state)
+        memory = transform.init(params)
+    point = _Point(params, nothing, jax.tree.map(jnp.zeros_like, params), memory, state, state)
     none = jnp.array(0, jnp.int32)
-    return strong(_Carry(point, ps, state, none, none, nothing, ps, nothing))
+    return strong(_Carry(point, params, memory, none, none, nothing, params, nothing, state))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _advance(
     problem: Problem,
-    transform: "_ByValue",
+    transform: optax.GradientTransformationExtraArgs,
     keep_best: bool,
     carry: _Carry,
-    args: Any,
-    bounds: Any,
+    inputs: Inputs,
+    box: Any,
     tol: Any,
     limit: Any,
 ) -> tuple[_Carry, jax.Array, jax.Array]:
     """At most `limit` evaluations, each with the choice of the next trial point; how many; and the loss after each."""
     dtype = _value_dtype(problem)
 
-    def loss(ps):
-        return problem(ps, args)[0].astype(dtype)
+    def loss(params, state):
+        value, state, _ = problem(params, inputs._replace(state=state))
+        return value.astype(dtype), state
 
     def unfinished(loop):
         i, carry, _ = loop
@@ -119,25 +138,32 @@ def _advance(
 
     def evaluate(loop):
         i, carry, values = loop
-        value, gradient = jax.value_and_grad(loss)(carry.trial)
-        accepted = jnp.isfinite(value) & _all_finite(gradient)
-        point = _where(accepted, _Point(carry.trial, value, gradient, carry.trial_state), carry.point)
+        before = carry.point.state
+        (value, state), gradient = jax.value_and_grad(loss, has_aux=True)(carry.trial, before)
+        accepted = jnp.isfinite(value) & all_finite(gradient)
+        trial = _Point(carry.trial, value, gradient, carry.trial_memory, before, state)
+        point = where(accepted, trial, carry.point)
         in_a_row = jnp.where(accepted, 0, carry.in_a_row + 1)
         better = accepted & (value < carry.best_value) if keep_best else accepted
         with jax.numpy_dtype_promotion("standard"):
-            updates, state = transform.update(
-                point.gradient, point.state, point.params, value=point.value, grad=point.gradient, value_fn=loss
+            updates, memory = transform.update(
+                point.gradient,
+                point.memory,
+                point.params,
+                value=point.value,
+                grad=point.gradient,
+                value_fn=lambda params: loss(params, point.before)[0],
             )
-            trial = jax.tree.map(lambda p, u: (p + 0.5**in_a_row * u).astype(p.dtype), point.params, updates)
-            slope = _slope(point, bounds).astype(dtype)
+            ahead = jax.tree.map(lambda p, u: (p + 0.5**in_a_row * u).astype(p.dtype), point.params, updates)
+            slope = _slope(point, box).astype(dtype)
         carry = _Carry(
             point,
-            _inside(trial, bounds),
-            state,
+            _inside(ahead, box),
+            memory,
             in_a_row,
             carry.rejected + jnp.where(accepted, 0, 1),
             slope,
-            *_where(better, (carry.trial, value), (carry.best, carry.best_value)),
+            *where(better, (carry.trial, value, state), (carry.best, carry.best_value, carry.best_state)),
         )
         return i + 1, carry, values.at[i].set(jnp.where(jnp.isfinite(point.value), point.value, value))
 
@@ -150,63 +176,12 @@ def _value_dtype(problem: Problem) -> np.dtype:
     return np.dtype(np.float64 if problem.dtype == np.float64 else np.float32)
 
 
-def _slope(point: _Point, bounds: Any) -> jax.Array:
+def _slope(point: _Point, box: Any) -> jax.Array:
     """The largest entry of the gradient; of its projection where there are bounds."""
-    ahead = _inside(jax.tree.map(lambda p, g: p - g, point.params, point.gradient), bounds)
-    steps = point.gradient if bounds is None else jax.tree.map(lambda p, a: p - a, point.params, ahead)
+    ahead = _inside(jax.tree.map(lambda p, g: p - g, point.params, point.gradient), box)
+    steps = point.gradient if box is None else jax.tree.map(lambda p, a: p - a, point.params, ahead)
     return jax.tree.reduce(jnp.maximum, jax.tree.map(lambda s: jnp.max(jnp.abs(s), initial=0), steps), 0)
 
 
-def _inside(ps: Any, bounds: Any) -> Any:
-    return ps if bounds is None else jax.tree.map(lambda p, lower, upper: jnp.clip(p, lower, upper), ps, *bounds)
-
-
-def _all_finite(tree: Any) -> jax.Array:
-    return jax.tree.reduce(jnp.logical_and, jax.tree.map(lambda x: jnp.isfinite(x).all(), tree), True)
-
-
-def _where(condition: jax.Array, a: Any, b: Any) -> Any:
-    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
-
-
-class _ByValue:
-    """A gradient transformation that compares by the code and the options of its closures.
-
-    Each `optax.adam(0.01)` is made of new functions: compared by identity, none would find the others' program.
-    """
-
-    def __init__(self, transform: optax.GradientTransformation):
-        transform = optax.with_extra_args_support(transform)
-        self.init, self.update = transform
-        try:
-            self._key = _content(tuple(transform))
-        except (RecursionError, ValueError):  # functions that hold themselves, or nothing yet
-            self._key = transform
-
-    def __eq__(self, other: Any) -> bool:
-        return isinstance(other, _ByValue) and self._key == other._key
-
-    def __hash__(self) -> int:
-        return hash(self._key)
-
-
-def _content(x: Any) -> Hashable:
-    if isinstance(x, types.FunctionType):
-        cells = tuple(_content(cell.cell_contents) for cell in x.__closure__ or ())
-        defaults = _content((x.__defaults__, tuple((x.__kwdefaults__ or {}).items())))
-        return (x.__code__, id(x.__globals__), cells, defaults)
-    if isinstance(x, tuple):
-        return (type(x), tuple(map(_content, x)))
-    if isinstance(x, functools.partial):
-        return (functools.partial, _content((x.func, x.args, tuple(x.keywords.items()))))
-    if isinstance(x, float):
-        return (float, x.hex())
-    return (type(x), x if _hashable(x) else id(x))
-
-
-def _hashable(x: Any) -> bool:
-    try:
-        hash(x)
-    except TypeError:
-        return False
-    return True
+def _inside(params: Any, box: Any) -> Any:
+    return params if box is None else jax.tree.map(jnp.clip, params, *box)

@@ -1,147 +1,237 @@
-"""Problem: a loss and the kind of its parameters, as one static value."""
+"""Problem: a loss and the kind of its parameters; what of it a method sees, and what the user."""
 
 import dataclasses
-import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.optimize
 
-from ..components import ComponentVector, Layout
-from ..components.nodes import path_string
+from .._tree import describe, is_inexact
+from ..components import ComponentVector, Layout, Path
 
 
-@dataclasses.dataclass(frozen=True)
+class Inputs(NamedTuple):
+    """The arrays that a loss is given beside what a method varies."""
+
+    args: Any = None
+    state: Any = None
+    fixed: ComponentVector | None = None  # all parameters, where some of them are fitted
+
+
+class Evaluation(NamedTuple):
+    """What a loss returns; `state` is the next one."""
+
+    value: jax.Array
+    state: Any
+    aux: Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Problem:
-    """A loss, and the kind of its parameters. Compares and hashes by value: a static argument of the compiled steps."""
+    """A loss of parameters of one kind.
+
+    A method varies `params`: the parameters as they were passed in, or, of a ComponentVector, the vector of the blocks
+    that are `chosen`. Where it wants one vector `(n,)`, that is `ravel(params)`.
+    """
 
     loss: Callable
-    takes_args: bool
+    has_args: bool
+    has_state: bool
     has_aux: bool
-    layout: Layout
-    dtype: np.dtype  # of the flat vector
+    other_args: Any  # what in the args is neither array nor number
     named: bool  # the loss takes a ComponentVector, not a tree or an array
+    whole: Layout  # of all parameters
+    chosen: tuple[bool, ...] | None  # for each block of `whole`
+    layout: Layout  # of `params`
+    dtype: np.dtype  # of the vector
+    trace: Callable | None = None  # of the call, in place of it
 
     @classmethod
-    def of(cls, loss: Any, ps: Any, args: Any, has_aux: bool) -> "Problem":
-        """Raises `TypeError` for what is no loss and for what are no parameters."""
+    def of(
+        cls, loss: Any, ps: Any, args: Any, state: Any, has_aux: bool, trainable: str | Sequence[str] | None
+    ) -> "tuple[Problem, Inputs]":
+        """Raises `TypeError` for what is no loss and for what are no parameters, `KeyError` for unknown names."""
         if not callable(loss):
             raise TypeError(f"the loss must be a function of the parameters, got {type(loss).__name__}")
-        try:
-            hash(loss)
-        except TypeError:
-            raise TypeError(
-                f"the loss is an unhashable {type(loss).__name__}: pass a plain function, and its data by `args=`"
-            ) from None
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((ps, args))):
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((ps, args, state))):
             raise TypeError("minimize runs outside of jax.jit, grad and vmap: it decides in Python when to stop")
         named = isinstance(ps, ComponentVector)
-        layout = Layout.of(ps)
-        if layout.size == 0:
-            raise ValueError("there are no parameters to fit: ps holds no numbers")
-        if any(jnp.issubdtype(leaf.dtype, jnp.complexfloating) for leaf in layout.leaves):
+        whole = layout = Layout.of(ps)
+        if any(jnp.issubdtype(leaf.dtype, jnp.complexfloating) for leaf in whole.leaves):
             raise TypeError("minimize takes real parameters: store complex ones as their real and imaginary parts")
         if named and ps.ndim != 1:
             raise ValueError(f"minimize takes one vector of parameters, got a batch of shape {ps.shape}")
-        return cls(loss, args is not None, has_aux, layout, ps.dtype if named else _widest(layout), named)
+        chosen = None if trainable is None else _chosen(ps, trainable)
+        if chosen is not None:
+            layout = _nested({leaf.path: leaf for leaf, used in zip(whole.blocks, chosen, strict=True) if used})
+        if layout.size == 0:
+            raise ValueError("there are no parameters to fit: ps holds no numbers")
+        arrays, others = eqx.partition(args, eqx.is_array_like)
+        arrays, state = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, (arrays, state))
+        dtype = np.dtype(ps.dtype) if named else _widest(layout)
+        facts = (args is not None, state is not None, has_aux, others, named, whole, chosen, layout, dtype)
+        return cls(loss, *facts), Inputs(arrays, state, None if chosen is None else ps)
 
-    def __call__(self, ps: Any, args: Any) -> tuple[jax.Array, Any]:
-        """The loss, checked to be one floating-point number, and its aux."""
-        out = self.loss(ps, args) if self.takes_args else self.loss(ps)
-        if self.has_aux and not (isinstance(out, tuple) and len(out) == 2):
-            raise TypeError(f"with has_aux=True the loss must return (value, aux), got {_kind(out)}")
-        if not self.has_aux and isinstance(out, tuple):
+    def facts(self) -> tuple[Any, ...]:
+        """All but the loss: what a trace of the call depends on."""
+        return tuple(getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "loss")
+
+    # --- the loss ---------------------------------------------------------------------------------------------
+
+    def __call__(self, params: Any, inputs: Inputs) -> Evaluation:
+        """The loss, checked to be one floating-point number, with the next state and aux."""
+        if self.trace is not None:
+            return self.trace(params, inputs)
+        given = [self.join(params, inputs)]
+        given += [inputs.state] if self.has_state else []
+        given += [eqx.combine(inputs.args, self.other_args)] if self.has_args else []
+        out = self.loss(*given)
+        names = ["value", *(["state"] if self.has_state else []), *(["aux"] if self.has_aux else [])]
+        if len(names) == 1 and isinstance(out, tuple):
             raise TypeError("the loss returned a tuple: pass has_aux=True where it returns (value, aux)")
-        value, aux = out if self.has_aux else (out, None)
+        if len(names) > 1 and not (isinstance(out, tuple) and len(out) == len(names)):
+            asked = " and ".join((["state="] if self.has_state else []) + (["has_aux=True"] if self.has_aux else []))
+            raise TypeError(f"with {asked} the loss must return ({', '.join(names)}), got {_kind(out)}")
+        found = dict(zip(names, out if len(names) > 1 else [out], strict=True))
+        value = found["value"]
         if not isinstance(value, float) and not jnp.issubdtype(getattr(value, "dtype", object), jnp.floating):
             raise TypeError(f"the loss must return one floating-point number, got {_kind(value)}")
         if jnp.shape(value) != ():
             raise ValueError(f"the loss must return one number, got shape {jnp.shape(value)}: take its mean or sum")
-        return jnp.asarray(value), aux
+        if self.has_state and _outline(found["state"]) != _outline(inputs.state):
+            raise ValueError(
+                "the state that the loss returns must have the structure, shapes and dtypes of the one that it is "
+                f"given, {describe(inputs.state)}, got {describe(found['state'])}"
+            )
+        return Evaluation(jnp.asarray(value), found.get("state"), found.get("aux"))
 
-    def ravel(self, ps: Any) -> np.ndarray:
-        """Parameters as float64 numbers `(n,)`."""
-        return np.asarray(ps.data if self.named else self.layout.ravel(ps, self.dtype)).astype(np.float64)
+    # --- parameters in their several forms --------------------------------------------------------------------
+
+    def take(self, ps: Any) -> Any:
+        """What a method varies, of all parameters."""
+        if self.chosen is not None:
+            blocks = [x for x, used in zip(self.whole.split(ps), self.chosen, strict=True) if used]
+            return ComponentVector(self.layout.join(blocks, ps.dtype), self.layout)
+        return ps if self.named else self.layout.unravel(self.layout.ravel(ps, self.dtype))
+
+    def join(self, params: Any, inputs: Inputs) -> Any:
+        """All parameters, with those that a method varies in their place."""
+        if self.chosen is None:
+            return params
+        new = iter(self.layout.split(params))
+        blocks = zip(self.whole.split(inputs.fixed), self.chosen, strict=True)
+        return ComponentVector(
+            self.whole.join([next(new) if used else x for x, used in blocks], self.dtype), self.whole
+        )
+
+    def ravel(self, params: Any) -> np.ndarray:
+        """`params` as float64 numbers `(n,)`."""
+        return np.asarray(params.data if self.named else self.layout.ravel(params, self.dtype)).astype(np.float64)
 
     def unravel(self, flat: Any) -> Any:
-        """A vector `(n,)` as parameters of the kind and dtype that were passed in."""
+        """`params` of a vector `(n,)`, in the dtype that was passed in."""
         flat = self.cast(flat)
         return ComponentVector(flat, self.layout) if self.named else self.layout.unravel(flat)
 
     def cast(self, flat: Any) -> Any:
         """A vector in the parameters' own dtype."""
-        if isinstance(flat, np.ndarray):
-            with np.errstate(over="ignore"):
-                return flat.astype(self.dtype)
-        return flat.astype(self.dtype)
+        with np.errstate(over="ignore"):
+            return flat.astype(self.dtype)
 
+    def bounds(self, bounds: Any) -> tuple[np.ndarray, np.ndarray] | None:
+        """Lower and upper bounds `(n,)` of `params`, rounded to their dtype, from bounds of all parameters.
 
-@functools.partial(jax.jit, static_argnums=0)
-def evaluate(problem: Problem, ps: Any, args: Any) -> tuple[jax.Array, Any]:
-    """The loss and its aux."""
-    return problem(ps, args)
+        Raises `TypeError` for what is no pair of bounds, `ValueError` for other sizes and where lower exceeds upper.
+        """
+        if bounds is None:
+            return None
+        if hasattr(bounds, "lb") and hasattr(bounds, "ub"):  # a scipy.optimize.Bounds
+            bounds = (bounds.lb, bounds.ub)
+        if not isinstance(bounds, tuple) or len(bounds) != 2:
+            raise TypeError(
+                "bounds are a pair (lower, upper) or a scipy.optimize.Bounds; -inf, inf and None leave a side open"
+            )
+        lower, upper = (self._bound(bound, free) for bound, free in zip(bounds, (-np.inf, np.inf), strict=True))
+        wrong = np.flatnonzero(~(lower <= upper))
+        if wrong.size:
+            i = wrong[0]
+            where = self.whole.labels()[i] or "the parameter"
+            raise ValueError(f"the lower bound of `{where}`, {lower[i]:g}, is not below its upper bound, {upper[i]:g}")
+        if self.chosen is None:
+            return lower, upper
+        mask = np.repeat(self.chosen, [leaf.size for leaf in self.whole.blocks])
+        return lower[mask], upper[mask]
+
+    def _bound(self, bound: Any, free: float) -> np.ndarray:
+        """One side of the bounds of all parameters."""
+        n = self.whole.size
+        if bound is None:
+            return np.full(n, free)
+        if isinstance(bound, ComponentVector):
+            self.whole.require_same(bound.layout)
+            bound = bound.data
+        elif jax.tree.structure(bound) != jax.tree.structure(0):
+            bound = self._bound_of_tree(bound, free)
+        if np.shape(bound) not in ((), (1,), (n,)):
+            raise ValueError(f"a bound is a number or has shape ({n},), got shape {np.shape(bound)}")
+        flat = np.array(np.broadcast_to(np.asarray(bound, np.float64), (n,)))
+        return self.cast(flat).astype(np.float64)
+
+    def _bound_of_tree(self, bound: Any, free: float) -> Any:
+        """From a tree like the parameters, of numbers, arrays and `None`."""
+
+        def filled(x, side):
+            return np.broadcast_to(np.asarray(free if side is None else side, np.float64), x.shape)
+
+        try:
+            tree = jax.tree.map(filled, self.whole.unravel(jnp.zeros(self.whole.size, self.dtype)), bound)
+        except (TypeError, ValueError):
+            raise TypeError(
+                f"a bound is a number, an array ({self.whole.size},), a ComponentVector or a tree like the parameters, "
+                f"got {_kind(bound)}; bounds are (lower, upper), not one pair for each parameter"
+            ) from None
+        return self.whole.ravel(tree, self.dtype)
 
 
 def not_finite(**inputs: Any) -> str:
     """Where the inputs of a loss hold numbers that are not finite, as the end of a sentence."""
     found = []
-    for name, tree in inputs.items():
-        if isinstance(tree, ComponentVector):
-            tree = tree.tree()
-        for path, x in jax.tree_util.tree_leaves_with_path(tree):
-            x = np.asarray(x) if isinstance(x, jax.Array | np.ndarray | float) else np.zeros(0)
-            wrong = int(np.sum(~np.isfinite(x))) if np.issubdtype(x.dtype, np.inexact) else 0
-            if wrong:
-                found.append(
-                    f"`{name}{jax.tree_util.keystr(path)}` holds {wrong} of {x.size} numbers that are NaN or inf"
-                )
+    named = jax.tree.map(
+        lambda x: x.tree() if isinstance(x, ComponentVector) else x,
+        inputs,
+        is_leaf=lambda x: isinstance(x, ComponentVector),
+    )
+    for (name, *path), x in jax.tree_util.tree_leaves_with_path(named):
+        if isinstance(x, float | complex) or is_inexact(x):
+            wrong = int(jnp.sum(~jnp.isfinite(x)))
+            where = f"{name.key}{jax.tree_util.keystr(tuple(path))}"
+            found += [f"`{where}` holds {wrong} of {jnp.size(x)} numbers that are NaN or inf"] if wrong else []
     return f" ({'; '.join(found)})" if found else ""
 
 
-def flat_bounds(bounds: Any, problem: Problem) -> tuple[np.ndarray, np.ndarray] | None:
-    """Lower and upper bounds `(n,)`, rounded to the parameters' dtype, from what `minimize` takes.
-
-    Raises `TypeError` for what is no pair of bounds, `ValueError` for other sizes and where lower exceeds upper.
-    """
-    if bounds is None:
-        return None
-    if isinstance(bounds, scipy.optimize.Bounds):
-        bounds = (bounds.lb, bounds.ub)
-    if not isinstance(bounds, tuple) or len(bounds) != 2:
-        raise TypeError(
-            "bounds are a pair (lower, upper) or a scipy.optimize.Bounds; -inf, inf and None leave a side open"
-        )
-    lower = _bound(bounds[0], -np.inf, problem)
-    upper = _bound(bounds[1], np.inf, problem)
-    wrong = np.flatnonzero(~(lower <= upper))
-    if wrong.size:
-        i = wrong[0]
-        where = problem.layout.labels()[i] or "the parameter"
-        raise ValueError(f"the lower bound of `{where}`, {lower[i]:g}, is not below its upper bound, {upper[i]:g}")
-    return lower, upper
+def _chosen(ps: Any, patterns: str | Sequence[str]) -> tuple[bool, ...]:
+    """For each block of a ComponentVector, whether one of the patterns matches it."""
+    if not isinstance(ps, ComponentVector):
+        raise TypeError(f"`trainable` goes by name and needs a ComponentVector, got {type(ps).__name__}")
+    mask = ps.layout.mask(*([patterns] if isinstance(patterns, str) else patterns))
+    return tuple(bool(mask[leaf.offset : leaf.offset + leaf.size].any()) for leaf in ps.layout.blocks)
 
 
-def _bound(bound: Any, default: float, problem: Problem) -> np.ndarray:
-    n = problem.layout.size
-    if bound is None:
-        return np.full(n, default)
-    if isinstance(bound, ComponentVector):
-        problem.layout.require_same(bound.layout)
-        bound = bound.data
-    elif jax.tree.structure(bound) != jax.tree.structure(0):
-        if problem.named or problem.layout.container == "array":
-            raise TypeError(
-                f"a bound is a number, an array ({n},) or a ComponentVector, got {_kind(bound)}; bounds are "
-                "(lower, upper), not one pair for each parameter"
-            )
-        bound = problem.ravel(bound)
-    if np.shape(bound) not in ((), (1,), (n,)):
-        raise ValueError(f"a bound is a number or has shape ({n},), got shape {np.shape(bound)}")
-    flat = np.broadcast_to(np.asarray(bound, np.float64), (n,))
-    return problem.cast(np.array(flat)).astype(np.float64)
+def _nested(leaves: Mapping[Path, Any]) -> Layout:
+    """The layout of some leaves of another one, at the same paths."""
+    tree: Any = {}
+    for path, leaf in leaves.items():
+        node, kind = tree, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+        if path:
+            node[path[-1]] = kind
+        else:
+            tree = kind
+    return Layout.of(tree)
 
 
 def _widest(layout: Layout) -> np.dtype:
@@ -151,55 +241,13 @@ def _widest(layout: Layout) -> np.dtype:
         return np.dtype(jnp.result_type(*(leaf.dtype for leaf in layout.leaves)))
 
 
+def _outline(tree: Any) -> Any:
+    """Structure, shapes and dtypes."""
+    leaves, treedef = jax.tree.flatten(tree)
+    return treedef, [(x.shape, x.dtype) for x in map(jax.typeof, leaves)]
+
+
 def _kind(x: Any) -> str:
     if hasattr(x, "dtype") and hasattr(x, "shape"):
         return f"{x.dtype}[{','.join(map(str, x.shape))}]"
     return f"a {type(x).__name__}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """A loss as a function of the chosen blocks of a vector. Compares and hashes by value, as `Problem` does.
-
-    Called as `part(chosen, (vector, args))`, where `chosen` is a ComponentVector of these blocks, named by their paths.
-    """
-
-    loss: Callable
-    takes_args: bool
-    layout: Layout
-    chosen: tuple[bool, ...]  # for each block of the layout
-
-    @classmethod
-    def of(cls, loss: Callable, ps: Any, args: Any, patterns: str | tuple[str, ...] | list[str]) -> "Part":
-        """The part that matches one of the patterns; `KeyError` for a pattern that matches nothing."""
-        if not isinstance(ps, ComponentVector):
-            raise TypeError(f"`trainable` goes by name and needs a ComponentVector, got {type(ps).__name__}")
-        mask = ps.layout.mask(*([patterns] if isinstance(patterns, str) else patterns))
-        chosen = tuple(bool(mask[leaf.offset : leaf.offset + leaf.size].any()) for leaf in ps.layout.blocks)
-        return cls(loss, args is not None, ps.layout, chosen)
-
-    def __call__(self, chosen: ComponentVector, fixed: tuple[ComponentVector, Any]) -> Any:
-        ps, args = fixed
-        ps = self.join(chosen, ps)
-        return self.loss(ps, args) if self.takes_args else self.loss(ps)
-
-    def take(self, ps: ComponentVector) -> ComponentVector:
-        """The chosen blocks of a vector."""
-        blocks = zip(self.layout.blocks, self.layout.split(ps), self.chosen, strict=True)
-        return ComponentVector.from_tree({path_string(leaf.path): x for leaf, x, used in blocks if used}, ps.dtype)
-
-    def join(self, chosen: ComponentVector, ps: ComponentVector) -> ComponentVector:
-        """The vector with its chosen blocks replaced."""
-        new = iter(chosen.layout.split(chosen))
-        blocks = [next(new) if used else x for x, used in zip(self.layout.split(ps), self.chosen, strict=True)]
-        return ComponentVector(self.layout.join(blocks, ps.dtype), self.layout)
-
-    def bounds(self, bounds: Any) -> Any:
-        """Bounds of the whole vector as bounds of the part."""
-        return jax.tree.map(self._bound, bounds, is_leaf=lambda x: isinstance(x, ComponentVector))
-
-    def _bound(self, bound: Any) -> Any:
-        if not isinstance(bound, ComponentVector):
-            return bound
-        self.layout.require_same(bound.layout)
-        return self.take(bound)

@@ -1,10 +1,14 @@
-"""Record: how far a run has come, kept where an interrupt finds it."""
+"""Progress: how far a run has come, kept where an interrupt finds it, shown, and told to the user."""
 
+import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
-from tqdm import tqdm
+
+SECONDS = 10.0  # between two lines of a log
 
 
 class Finished(Exception):
@@ -15,27 +19,75 @@ class Finished(Exception):
         self.success, self.message = success, message
 
 
-class Record:
-    """The parameters to return if the run ended now, and the numbers that describe the run."""
+class Progress:
+    """What to return if the run ended now, and the numbers that describe the run.
 
-    def __init__(self, params: Any, max_steps: int, callback: Callable | None, progress: bool):
-        self.params, self.value = params, np.inf
+    `params()` makes the parameters, which nobody reads in most steps.
+    """
+
+    def __init__(self, params: Callable[[], Any], state: Any, max_steps: int, callback: Callable | None, show: bool):
+        self.params, self.value, self.state = params, np.inf, state
         self.steps, self.evaluations = 0, 0
         self.history: list[float] = []
         self.max_steps = max_steps
         self._callback = callback
-        self._bar = tqdm(total=max_steps, desc="minimize", unit="step", disable=not progress)
+        self._display = _display(max_steps) if show else None
 
-    def report(self, steps: int, params: Any, value: float) -> None:
+    def report(self, steps: int, params: Callable[[], Any], value: float) -> None:
         """Show and tell the user where the run is. Raises `Finished` where the callback returns True."""
         self.steps = steps
-        self._bar.set_postfix(value=f"{value:.4g}", refresh=False)
-        self._bar.update(steps - self._bar.n)
-        if self._callback is not None and self._callback(steps, params, value) is True:
+        if self._display is not None:
+            self._display.set_postfix(value=f"{value:.4g}", refresh=False)
+            self._display.update(steps - self._display.n)
+        if self._callback is not None and _is_true(self._callback(steps, params(), value)):
             raise Finished(True, f"stopped by the callback after {steps} steps")
 
     def close(self) -> None:
-        self._bar.close()
+        if self._display is not None:
+            self._display.close()
+
+
+def _is_true(answer: Any) -> bool:
+    """What a callback answered. Raises `TypeError` for what is no truth value."""
+    if answer is None or isinstance(answer, bool):
+        return bool(answer)
+    if isinstance(answer, np.bool_ | np.ndarray | jax.Array) and answer.dtype == bool and answer.size == 1:
+        return bool(answer)
+    what = f"an array of shape {answer.shape}" if hasattr(answer, "shape") else f"a {type(answer).__name__}"
+    raise TypeError(f"the callback must return True, to stop, or False or None, to go on, got {what}")
+
+
+def _display(max_steps: int) -> Any:
+    """A progress bar in a terminal or a notebook; lines elsewhere, as in a log."""
+    if sys.stderr.isatty() or "ipykernel" in sys.modules:
+        from tqdm import tqdm
+
+        return tqdm(total=max_steps, desc="minimize", unit="step")
+    return _Lines(max_steps)
+
+
+class _Lines:
+    """What `Progress` uses of tqdm's bar, as a line from time to time, and one at the end."""
+
+    def __init__(self, total: int):
+        self.total, self.n, self.postfix = total, 0, ""
+        self.start = self.last = time.monotonic()
+
+    def set_postfix(self, refresh: bool, **numbers: str) -> None:
+        self.postfix = "".join(f", {name}={number}" for name, number in numbers.items())
+
+    def update(self, steps: int) -> None:
+        self.n += steps
+        if time.monotonic() - self.last > SECONDS:
+            self.write()
+
+    def write(self) -> None:
+        self.last = time.monotonic()
+        seconds = self.last - self.start
+        print(f"minimize: step {self.n} of {self.total}, {seconds:.0f} s{self.postfix}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        self.write()
 
 
 NOT_FINITE_AT_START = (
