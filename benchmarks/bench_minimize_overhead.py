@@ -1,4 +1,4 @@
-"""What a repeated call of `minimize` costs beside the method itself: 100 calls on a small neural ODE, and no compiling."""
+"""What a repeated call of `minimize` costs beside the method itself: 100 calls on a small neural ODE, none compiles."""
 
 import timing
 

@@ -7,7 +7,7 @@ what                                              versions            where it i
 `jax.extend.core.get_opaque_trace_state`          jax 0.10 to 0.12    leaked tracers are JAX's own error, later
 `jax.make_user_context`                           jax 0.10 to 0.12    a change of context clears JAX's caches
 `jax._src.config.trace_context`                   jax 0.10 to 0.12    `minimize` traces the loss in every call
-jaxprs, their equations, contexts and constants   jax 0.10 to 0.12    `minimize` compiles anew for other closed-over data
+jaxprs, their equations, contexts and constants   jax 0.10 to 0.12    `minimize` compiles anew for other constants
 `jax.experimental.xla_metadata`                   jax 0.10 to 0.12    vectors are cut by one `lax.split`
 parameters of equations in a jaxpr                jax 0.10 to 0.12    what a traced call returns counts as updated
 `jax.extend.core.Primitive`, `jax.interpreters`   jax 0.10 to 0.12    wrong modes of derivatives are JAX's own error
@@ -235,7 +235,7 @@ def backward_solver(adjoint: Any) -> bool:
 
 
 def trace_context() -> Hashable:
-    """A value that is equal where JAX's switches and contexts, the user's too, would let `jax.jit` reuse a trace.
+    """A value that is equal where JAX's switches and contexts, users' too, would let `jax.jit` reuse a trace.
 
     Where this cannot be told, it is equal to nothing: the caller then traces anew.
     """
@@ -255,8 +255,8 @@ def parametrized(closed: ClosedJaxpr) -> tuple[ClosedJaxpr, list[jax.Array]]:
 
     Functions that are jitted inside it keep what they close over to themselves; their data comes out too. Constants of
     the program remain: scalars that are not floating-point numbers, small NumPy arrays and integers of jitted functions
-    (libraries' tables, which XLA folds), and what jitted functions inside a loop close over. Where jaxprs are of another
-    make all of it remains: with other data it is then another program, which compiles anew.
+    (libraries' tables, which XLA folds), and what jitted functions inside a loop close over. Where jaxprs have changed
+    all of it remains: with other data it is then another program, which compiles anew.
     """
     try:
         closed, _, data = _opened(_outside(closed), inside=False)

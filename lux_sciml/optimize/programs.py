@@ -11,13 +11,13 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
-from .._compat import parametrized, program_key, trace_context
+from .._compat import JitKey, parametrized, program_key, trace_context
 from ..core.frozen import updated_entries
 from .problem import Inputs, Problem
 from .reads import reads, together
 
 KEPT = 64  # traces that are kept, each with the arrays that it closes over
-_traced_with = jax.make_user_context(default_value=None)  # part of the key of every cache of JAX's
+_read_inside = JitKey()
 
 
 class Programs:
@@ -64,8 +64,12 @@ class Programs:
             if key in _kept:
                 _kept.move_to_end(key)
                 return _kept[key]
-        with _traced_with(_context(found.inner) if found.known else object()):
+        before = _read_inside.value
+        _read_inside.set(_context(found.inner) if found.known else object())
+        try:
             made = make()
+        finally:
+            _read_inside.set(before)
         if found.known:
             with _lock:
                 _kept[key] = made

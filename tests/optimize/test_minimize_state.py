@@ -21,11 +21,11 @@ def regression(key):
         y, st = model(data, ps, st)
         return jnp.mean((y[:, 0] - data[:, 0]) ** 2), st
 
-    return model, loss, ps, st, x
+    return loss, ps, st, x
 
 
 def test_the_statistics_of_batchnorm_go_along(key):
-    model, loss, ps, st, x = regression(key)
+    loss, ps, st, x = regression(key)
     transform = optax.adam(0.05)
     result = lux.minimize(loss, ps, method=transform, args=x, state=st, max_steps=200, keep_best=False)
 
@@ -122,14 +122,14 @@ def test_state_aux_args_and_part_together(key):
 
 @pytest.mark.parametrize("method", OTHERS.values(), ids=OTHERS)
 def test_methods_that_do_not_step_refuse_a_state_that_changes(key, method):
-    _, loss, ps, st, x = regression(key)
+    loss, ps, st, x = regression(key)
     with pytest.raises(ValueError, match=r"updates `layer_1\.running_mean` of the state.*lux\.testmode\(state\)"):
         lux.minimize(loss, ps, method=method, args=x, state=st)
 
 
 @pytest.mark.parametrize("method", OTHERS.values(), ids=OTHERS)
 def test_and_take_one_that_does_not(key, method):
-    _, loss, ps, st, x = regression(key)
+    loss, ps, st, x = regression(key)
     st = lux.testmode(st)
     result = lux.minimize(loss, ps, method=method, args=x, state=st, max_steps=5)
     assert result.value <= loss(ps, st, x)[0]
