@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .._tree import floating
 from ..core import Layer, field
 from ..core.converters import count, function, optional
 from ..initializers import KaimingUniform
@@ -50,7 +49,6 @@ class KANLayer(Layer):
         return ps
 
     def forward(self, x, ps, st):
-        require_last(self, x, (self.in_features,))
-        x = floating(x)
+        x = require_last(self, x, (self.in_features,))
         y = jnp.einsum("...ik,iko->...o", self.basis(x), ps["weight"])
         return (y if self.activation is None else y + self.activation(x) @ ps["base_weight"]), st

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from .._tree import floating, widened
 from ..activations import identity
 from ..core import Layer, Wrapper, field
-from ..core.converters import count, flag, function, number, optional, sizes
+from ..core.converters import count, flag, function, optional, sizes
 from ..initializers import Uniform
+from ._shapes import positive, rate
 from .containers import Chain, SkipConnection
 from .dropout import Dropout
 from .linear import Dense
@@ -51,7 +52,7 @@ class MLP(Wrapper):
     last_activation: Callable[..., Any] = field(default=identity, converter=function, kw_only=True)
     use_bias: bool = field(default=True, converter=flag, kw_only=True)
     norm: Callable[..., Any] | None = field(default=None, converter=optional(function), kw_only=True)
-    dropout_rate: float = field(default=0.0, converter=number, kw_only=True)
+    dropout_rate: float = field(default=0.0, converter=rate, kw_only=True)
     residual: bool = field(default=False, converter=flag, kw_only=True)
     init_weight: Callable[..., Any] | None = field(default=None, converter=optional(function), kw_only=True)
     init_bias: Callable[..., Any] | None = field(default=None, converter=optional(function), kw_only=True)
@@ -109,8 +110,8 @@ class Siren(Wrapper):
     in_features: int = field(converter=count)
     hidden_features: tuple[int, ...] = field(converter=sizes)
     out_features: int = field(converter=count)
-    omega: float = field(default=30.0, converter=number, kw_only=True)
-    first_omega: float = field(default=30.0, converter=number, kw_only=True)
+    omega: float = field(default=30.0, converter=positive, kw_only=True)
+    first_omega: float = field(default=30.0, converter=positive, kw_only=True)
     layers: Layer = field(init=False)
 
     def __post_init__(self) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .._tree import floating
 from ..core import Container, Layer, field
 from ..core.converters import count, function, integers, optional, sizes
 from ._shapes import require_last
@@ -59,8 +58,7 @@ class ConvexMLP(Container):
         self.hidden = tuple(_PositiveDense(m, n) for m, n in itertools.pairwise(widths))
 
     def forward(self, x, ps, st):
-        require_last(self, x, (self.in_features,))
-        x = floating(x)
+        x = require_last(self, x, (self.in_features,))
         (z,), st = self.run(ps, st, inputs_0=x)
         for i in range(len(self.hidden)):
             z = self.activation(z)
@@ -103,8 +101,7 @@ class MonotoneMLP(Container):
         self.layers = tuple(_PositiveDense(m, n) for m, n in itertools.pairwise(widths))
 
     def forward(self, x, ps, st):
-        require_last(self, x, (self.in_features,))
-        x = floating(x)
+        x = require_last(self, x, (self.in_features,))
         if self.signs is not None:
             x = x * jnp.asarray(self.signs, x.dtype)
         for i in range(len(self.layers)):

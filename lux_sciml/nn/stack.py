@@ -7,8 +7,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..core import Layer, Wrapper
+from .._tree import describe, dict_map, in_order
+from ..components import ComponentVector
+from ..core import Layer, Wrapper, as_layer, field
+from ..core.converters import flag
 from ..core.frozen import kept_entries
+from ._shapes import natural
 
 
 class RepeatedLayer(Wrapper):
@@ -16,7 +20,8 @@ class RepeatedLayer(Wrapper):
 
     With `input_injection` the layer gets the pair of its last output and the input, `y = layer((y, x))`, from `y = x`
     on: the unrolled form of a deep equilibrium layer. The state goes from one repeat to the next. The output of the
-    layer must have the shape of its input. Compile time does not depend on `repeats`.
+    layer must have the shape of its input: an array, a ComponentVector or a tree of arrays. Compile time does not
+    depend on `repeats`, 10 by default.
 
     Raises `ValueError` where output and input differ in shape, and for a negative number of repeats.
 
@@ -27,12 +32,9 @@ class RepeatedLayer(Wrapper):
     (8, 2)
     """
 
-    layer: Layer
-    repeats: int = 10
-    input_injection: bool = False
-
-    def __post_init__(self):
-        _require_count(self, self.repeats)
+    layer: Layer = field(converter=as_layer)
+    repeats: int = field(default=10, converter=natural)
+    input_injection: bool = field(default=False, converter=flag)
 
     def forward(self, x, ps, st):
         def call(y, ps, st):
@@ -51,10 +53,11 @@ class RepeatedLayer(Wrapper):
 class Stack(Wrapper):
     """`n` copies of a layer one after another, each with its own parameters and state, run by one `lax.scan`.
 
-    It computes what `Chain(*[layer] * n)` does, from the same numbers for the same key, but its compile time does not
+    It computes what `Chain(*[layer] * n)` does, from the same values for the same key, but its compile time does not
     depend on `n`. Parameters and state are those of the layer with the copies along a new first axis, `(n, ...)`. With
     `checkpoint` the backward pass computes each copy anew from its input (`jax.checkpoint`), so that memory holds one
-    copy's intermediate values and the `n` inputs. The output of the layer must have the shape of its input.
+    copy's intermediate values and the `n` inputs. The output of the layer must have the shape of its input: an array,
+    a ComponentVector or a tree of arrays.
 
     Raises `ValueError` where output and input differ in shape, and for a negative number of copies.
 
@@ -65,12 +68,9 @@ class Stack(Wrapper):
     ((20, 2, 2), (8, 2))
     """
 
-    layer: Layer
-    n: int
-    checkpoint: bool = False
-
-    def __post_init__(self):
-        _require_count(self, self.n)
+    layer: Layer = field(converter=as_layer)
+    n: int = field(converter=natural)
+    checkpoint: bool = field(default=False, converter=flag)
 
     def init_params(self, key):
         return _init_copies(self.layer.init_params, key, self.n)
@@ -86,64 +86,61 @@ class Stack(Wrapper):
             y, st = self.layer.forward(x, *copy)
             return as_first(y), changed(st)
 
-        one_copy = jax.eval_shape(lambda trees: jax.tree.map(lambda leaf: leaf[0], trees), (ps, st))
-        as_first, changed, update = _loop(self, self.layer.forward, x, *one_copy, st)
+        ps_one, st_one = jax.eval_shape(lambda trees: jax.tree.map(lambda leaf: leaf[0], trees), (ps, st))
+        as_first, changed, update = _loop(self, self.layer.forward, x, ps_one, st_one, st)
         body = jax.checkpoint(body, prevent_cse=False) if self.checkpoint else body
-        y, leaves = lax.scan(body, as_first(x), (ps, st))
+        y, leaves = lax.scan(body, as_first(x), (ps, st), length=self.n)
         return y, update(leaves)
-
-
-def _require_count(layer: Layer, count: int) -> None:
-    if count < 0:
-        raise ValueError(f"{type(layer).__name__} needs a number of copies that is not negative, got {count}")
 
 
 def _init_copies(init: Callable[[Any], Any], key: Any, n: int) -> Any:
     """The trees of `n` keys, stacked; by vmap, which sorts dicts, and then in their declared order again."""
-    outline: dict[str, Any] = {}
+    declared: list[Any] = []
 
     def init_one(i):
         tree = init(jax.random.fold_in(key, i))
-        outline.update(_outline(tree))
+        declared.append(dict_map(lambda _: None, tree))
         return tree
 
-    return _in_order(jax.vmap(init_one)(jnp.arange(n)), outline)
+    trees = jax.vmap(init_one)(jnp.arange(n))
+    return in_order(trees, declared[0])
 
 
-def _outline(tree: Any) -> Any:
-    return {name: _outline(child) for name, child in tree.items()} if isinstance(tree, dict) else None
-
-
-def _in_order(tree: Any, outline: Any) -> Any:
-    return tree if outline is None else {name: _in_order(tree[name], child) for name, child in outline.items()}
-
-
-def _loop(layer: Layer, call: Callable[..., Any], x: Any, ps: Any, st: Any, whole: Any):
+def _loop(layer: Any, call: Callable[..., Any], x: Any, ps: Any, st: Any, whole: Any):
     """What a loop over `y, st = call(y, ps, st)` carries, from one trace of the call, as three functions.
 
     `as_first(y)` casts to the types of the first output, which the carry of a scan must keep; `changed(st)` lists the
     leaves of the state that the call does not pass through; `update(leaves)` puts them back into the `whole` state. The
-    others are never sent through the scan, so that one sees that they are kept.
+    others are never sent through the scan, so that whoever watches the state sees that they are kept.
 
     Raises `ValueError` where the output is not like the input.
     """
-    like, passed = kept_entries(call, x, ps, st)
-    shapes = [jax.tree.map(jnp.shape, tree) for tree in (x, like)]
-    if shapes[0] != shapes[1]:
+    like, kept = kept_entries(call, x, ps, st)
+    if _shapes(x) != _shapes(like):
         raise ValueError(
             f"{type(layer).__name__} needs a layer whose output has the shape of its input, got a "
-            f"{type(layer.layer).__name__} from {shapes[0]} to {shapes[1]}"
+            f"{type(layer.layer).__name__} from {_text(x)} to {_text(like)}"
         )
 
     def as_first(y):
         return jax.tree.map(lambda leaf, first: jnp.asarray(leaf, first.dtype), y, like)
 
     def changed(st):
-        return [leaf for leaf, kept in zip(jax.tree.leaves(st), passed, strict=True) if not kept]
+        return [leaf for leaf, same in zip(jax.tree.leaves(st), kept, strict=True) if not same]
 
     def update(leaves):
         leaves = iter(leaves)
         old, treedef = jax.tree.flatten(whole)
-        return treedef.unflatten([leaf if kept else next(leaves) for leaf, kept in zip(old, passed, strict=True)])
+        return treedef.unflatten([leaf if same else next(leaves) for leaf, same in zip(old, kept, strict=True)])
 
     return as_first, changed, update
+
+
+def _shapes(tree: Any) -> Any:
+    return jax.tree.structure(tree), [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def _text(x: Any) -> str:
+    if isinstance(x, ComponentVector):
+        return repr(x.layout)
+    return str(x.shape) if hasattr(x, "shape") else describe(x)

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from .._tree import floating, widened
+from .._tree import widened
 from ..core import Layer, field
 from ..core.converters import checks_itself, count, function
 from ..initializers import KaimingUniform
@@ -46,8 +46,7 @@ class TensorProduct(Layer):
         return {"weight": self.init_weight(key, shape, float)}
 
     def forward(self, x, ps, st):
-        require_last(self, x, (len(self.bases),))
-        x = floating(x)
+        x = require_last(self, x, (len(self.bases),))
         wide = widened(x)
         products = jnp.ones((*x.shape[:-1], 1), wide.dtype)
         for i, basis in enumerate(self.bases):

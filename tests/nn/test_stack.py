@@ -122,8 +122,53 @@ def test_shapes_must_stay(key):
         with pytest.raises(ValueError, match=rf"{name} needs .* got a Dense from \(4, 3\) to \(4, 2\)"):
             layer(X, *lux.setup(key, layer))
     for make in (lux.Stack, lux.RepeatedLayer):
-        with pytest.raises(ValueError, match="not negative, got -1"):
-            make(BLOCK, -1)
+        for count, says in (
+            (-1, "expected a whole number of at least 0, got -1"),
+            (2.5, "expected a whole number, got 2.5"),
+        ):
+            with pytest.raises((TypeError, ValueError), match=rf"{make.__name__}\.(n|repeats): {says}"):
+                make(BLOCK, count)
+        assert make(BLOCK, np.int64(2)) == make(BLOCK, 2)
+        with pytest.raises(TypeError, match=rf"{make.__name__}\.layer: expected a layer or a function, got 3"):
+            make(3, 2)
+
+
+def test_stacks_of_vectors_trees_integers_and_empty_batches(key):
+    turn = lux.Lambda(lambda z: lux.ComponentVector(q=z.q + 0.5 * z.p, p=z.p - 0.5 * z.q))
+    state = expected = lux.ComponentVector(q=[1.0], p=[0.0])
+    for _ in range(3):
+        expected = turn(expected, {}, {})[0]
+    for layer in (lux.Stack(turn, 3), lux.RepeatedLayer(turn, 3)):
+        assert layer(state, {}, {})[0].equals(expected)
+        with pytest.raises(ValueError, match=r"needs .* got a Lambda from \(2,\) to \{'z': f64\[2\]\}"):
+            layer.replace(layer=lambda z: {"z": z})(jnp.ones(2), {}, {})
+        with pytest.raises(ValueError, match=r"from Layout\(2 elements: q \(1,\), p \(1,\)\) to Layout\(.* a \(2,\)\)"):
+            layer.replace(layer=lambda z: lux.ComponentVector(a=z.data))(state, {}, {})
+    tree = {"b": jnp.ones(2), "a": jnp.zeros((3, 1))}
+    grow = lux.Lambda(lambda z: {"b": z["b"] + z["a"].sum(), "a": z["a"] + 1})
+    for layer in (lux.Stack(grow, 3), lux.RepeatedLayer(grow, 3)):
+        assert layer(tree, {}, {})[0]["b"].tolist() == [10, 10]
+    for layer in (lux.Stack(lux.Dense(3, 3), 2), lux.RepeatedLayer(lux.Dense(3, 3), 2)):
+        ps, st = lux.setup(key, layer)
+        x = np.array([[1, 0, 3]])
+        assert np.allclose(layer(x, ps, st)[0], layer(x.astype(float), ps, st)[0])
+        gradient = jax.grad(lambda ps, layer=layer, st=st: layer(jnp.zeros((0, 3)), ps, st)[0].sum())(ps)
+        assert layer(jnp.zeros((0, 3)), ps, st)[0].shape == (0, 3) and not np.any(gradient.data)
+
+
+def test_a_state_that_is_passed_through_jit_is_kept(key):
+    class Through(lux.Layer):
+        def init_state(self, key):
+            return {"a": jnp.ones(()), "b": jnp.zeros(())}
+
+        def forward(self, x, ps, st):
+            a, b = jax.jit(lambda a, b: (a, b + 1))(st["a"], st["b"])
+            return x * a, {"a": a, "b": b}
+
+    for layer in (lux.Stack(Through(), 3), lux.RepeatedLayer(Through(), 3)):
+        ps, st = lux.setup(key, layer)
+        after = layer(X, ps, st)[1]
+        assert after["a"] is st["a"] and np.all(after["b"] == (1 if isinstance(layer, lux.Stack) else 3))
 
 
 def test_stacks_print_what_they_repeat():
