@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._tree import floating
+from .._tree import describe, floating
+from ..components import ComponentVector
 from ..core.converters import checks_itself, count, integer, number, tuple_of
 from ..core.printing import brief
 from ..core.static import is_traced
@@ -73,11 +74,16 @@ def as_tuple(sizes: int | tuple[int, ...]) -> tuple[int, ...]:
     return sizes if isinstance(sizes, tuple) else (sizes,)
 
 
+def require_array(layer: Any, x: Any, fix: str = "") -> None:
+    """Raise `TypeError` for what is no array."""
+    if not hasattr(x, "ndim"):
+        got = f"a {type(x).__name__} of {len(x)}" if isinstance(x, list | tuple) else type(x).__name__
+        raise TypeError(f"{brief(layer)} takes an array, got {got}{fix}")
+
+
 def require_last(layer: Any, x: Any, shape: tuple[int, ...]) -> jax.Array:
     """`x` in floating point. Raises `ValueError` unless its last axes have this shape, `TypeError` for no array."""
-    if not hasattr(x, "ndim"):
-        got = f"a tuple of {len(x)}" if isinstance(x, tuple) else type(x).__name__
-        raise TypeError(f"{brief(layer)} takes an array, got {got}")
+    require_array(layer, x)
     if x.ndim < len(shape) or x.shape[x.ndim - len(shape) :] != shape:
         sizes = ", ".join(map(str, shape))
         raise ValueError(f"{brief(layer)} expects inputs of shape (..., {sizes}), got {x.shape}")
@@ -93,3 +99,26 @@ def as_mask(mask: Any) -> jax.Array:
             "logits of attention is its `bias=`"
         )
     return mask.astype(bool)
+
+
+def shapes_of(tree: Any) -> Any:
+    """The structure of a tree, with layouts of ComponentVectors whatever their type, and the shapes of its arrays."""
+    leaves, treedef = jax.tree.flatten(tree, is_leaf=_is_vector)
+    layouts = [leaf.layout.astype("float32") if _is_vector(leaf) else None for leaf in leaves]
+    return treedef, layouts, [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def cast_like(tree: Any, like: Any) -> Any:
+    """A tree in the types of another one of the same `shapes_of`."""
+    leaves, treedef = jax.tree.leaves(tree), jax.tree.structure(like)
+    pairs = zip(leaves, jax.tree.leaves(like), strict=True)
+    return treedef.unflatten(jnp.asarray(leaf).astype(other.dtype) for leaf, other in pairs)
+
+
+def shapes_text(tree: Any) -> str:
+    """A tree as text for people: types and shapes, or the layout of a ComponentVector."""
+    return repr(tree.layout) if _is_vector(tree) else describe(tree)
+
+
+def _is_vector(node: Any) -> bool:
+    return isinstance(node, ComponentVector)

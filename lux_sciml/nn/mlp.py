@@ -14,7 +14,7 @@ from ..activations import identity
 from ..core import Layer, Wrapper, field
 from ..core.converters import count, flag, function, optional, sizes
 from ..initializers import Uniform
-from ._shapes import positive, rate
+from ._shapes import fraction, positive
 from .containers import Chain, SkipConnection
 from .dropout import Dropout
 from .linear import Dense
@@ -52,7 +52,7 @@ class MLP(Wrapper):
     last_activation: Callable[..., Any] = field(default=identity, converter=function, kw_only=True)
     use_bias: bool = field(default=True, converter=flag, kw_only=True)
     norm: Callable[..., Any] | None = field(default=None, converter=optional(function), kw_only=True)
-    dropout_rate: float = field(default=0.0, converter=rate, kw_only=True)
+    dropout_rate: float = field(default=0.0, converter=fraction, kw_only=True)
     residual: bool = field(default=False, converter=flag, kw_only=True)
     init_weight: Callable[..., Any] | None = field(default=None, converter=optional(function), kw_only=True)
     init_bias: Callable[..., Any] | None = field(default=None, converter=optional(function), kw_only=True)

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._tree import describe, dict_map, in_order
+from .._tree import dict_map, in_order
 from ..components import ComponentVector
 from ..core import Layer, Wrapper, as_layer, field
 from ..core.converters import flag
 from ..core.frozen import kept_entries
-from ._shapes import natural
+from ._shapes import cast_like, natural, shapes_of, shapes_text
 
 
 class RepeatedLayer(Wrapper):
@@ -116,14 +116,14 @@ def _loop(layer: Any, call: Callable[..., Any], x: Any, ps: Any, st: Any, whole:
     Raises `ValueError` where the output is not like the input.
     """
     like, kept = kept_entries(call, x, ps, st)
-    if _shapes(x) != _shapes(like):
+    if shapes_of(x) != shapes_of(like):
         raise ValueError(
             f"{type(layer).__name__} needs a layer whose output has the shape of its input, got a "
             f"{type(layer.layer).__name__} from {_text(x)} to {_text(like)}"
         )
 
     def as_first(y):
-        return jax.tree.map(lambda leaf, first: jnp.asarray(leaf, first.dtype), y, like)
+        return cast_like(y, like)
 
     def changed(st):
         return [leaf for leaf, same in zip(jax.tree.leaves(st), kept, strict=True) if not same]
@@ -136,11 +136,5 @@ def _loop(layer: Any, call: Callable[..., Any], x: Any, ps: Any, st: Any, whole:
     return as_first, changed, update
 
 
-def _shapes(tree: Any) -> Any:
-    return jax.tree.structure(tree), [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
-
-
 def _text(x: Any) -> str:
-    if isinstance(x, ComponentVector):
-        return repr(x.layout)
-    return str(x.shape) if hasattr(x, "shape") else describe(x)
+    return shapes_text(x) if isinstance(x, ComponentVector) or not hasattr(x, "shape") else str(x.shape)
