@@ -158,10 +158,10 @@ class MultiHeadAttention(Container):
     queries, keys)`. Keys and values that no query sees, and queries that see no key, count as zeros. Output `(...,
     queries, out_features)`. Children: `query`, `key`, `value`, `output`, each a `Dense`, and `dropout`.
 
-    The products are written out, not left to `jax.nn.dot_product_attention`: on 2 CPU cores its gradient takes 1.5 to 3
-    times as long (4 x 256 tokens in 8 heads of 64, 2 of keys: 34 ms against 12).
+    The products are written out: the gradient of `jax.nn.dot_product_attention` takes 1.4 to 2.6 times as long on the
+    CPU (`benchmarks/bench_attention.py`).
 
-    Vaswani et al., "Attention is all you need", NeurIPS 2017. Raises `ValueError` for numbers that do not divide, and
+    Vaswani et al., "Attention is all you need", NeurIPS 2017. Raises `ValueError` for sizes that do not divide, and
     `TypeError` for a mask in floating point.
 
     >>> import jax, jax.numpy as jnp, lux_sciml as lux
