@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._tree import is_inexact
+
 Named = TypeVar("Named", bound="NamedArray")
 
 
@@ -102,6 +104,12 @@ class NamedArray:
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         return np.array(self.data, dtype=dtype) if copy else np.asarray(self.data, dtype=dtype)
+
+    def __reduce__(self):
+        if isinstance(self.data, jax.Array | np.ndarray) and is_inexact(self.data):
+            names = self._names if isinstance(self._names, tuple) else (self._names,)
+            return type(self), (np.asarray(self.data), *names)
+        return make, (type(self), self.data, self._names)
 
     def __copy__(self):
         return self

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._tree import floating, widened
-from .layout import Layout
+from .layout import Layout, as_layout
 from .nodes import Path
 from .vector import ComponentVector
 
@@ -174,7 +174,7 @@ class Constrained:
     constraints: tuple[Constraint | None, ...]  # one for each block of the layout
 
     def __init__(self, layout: Layout | ComponentVector, constraints: Mapping[str | Path, Constraint]):
-        layout = getattr(layout, "layout", layout)
+        layout = as_layout(layout)
         chosen: list[Constraint | None] = [None] * len(layout.blocks)
         for pattern, constraint in constraints.items():
             for leaf in layout.match(pattern):

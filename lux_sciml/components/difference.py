@@ -3,23 +3,21 @@
 import collections
 from typing import Any, NamedTuple
 
-from .nodes import ARRAY, NONE, Path, Static, Tied, container_key, container_name, path_string
+from .nodes import ARRAY, NONE, Path, Static, Tied, container_key, container_name, path_string, quoted
 
 
 def difference(expected: Any, got: Any, order: bool, dtypes: bool, path: Path = ()) -> str | None:
     """The first difference between two layouts, as a sentence; `None` if there is none."""
     if expected is got:
         return None
-    here = path_string(path) or "the root"
+    here = quoted(path)
     same_kind = container_key(expected.container) == container_key(got.container)
     if not same_kind and not (_has_names(expected) and _has_names(got)):
-        return f"`{here}` should be {_noun(expected)}, got {_noun(got)}"
+        return f"{here} should be {_noun(expected)}, got {_noun(got)}"
     if expected.shape != got.shape:
-        return f"`{here}` should have shape {expected.shape}, got {got.shape}"
+        return f"{here} should have shape {expected.shape}, got {got.shape}"
     if expected.is_array:
-        return (
-            f"`{here}` should be {expected.dtype}, got {got.dtype}" if dtypes and expected.dtype != got.dtype else None
-        )
+        return f"{here} should be {expected.dtype}, got {got.dtype}" if dtypes and expected.dtype != got.dtype else None
     for key in expected.children:
         if key not in got.children:
             return f"`{path_string((*path, key))}` is missing"
@@ -32,7 +30,7 @@ def difference(expected: Any, got: Any, order: bool, dtypes: bool, path: Path = 
             return found
     if order and list(expected.children) != list(got.children):
         return (
-            f"`{here}` holds the same components in another order, expected {', '.join(map(str, expected.children))}, "
+            f"{here} holds the same components in another order, expected {', '.join(map(str, expected.children))}, "
             f"got {', '.join(map(str, got.children))}; `ComponentVector.from_tree(tree, like=layout)` orders them"
         )
     return None

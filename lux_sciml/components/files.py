@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -22,7 +23,7 @@ import numpy as np
 from .difference import Differences, differences
 from .layout import Layout, stored_dtype
 from .matrix import ComponentMatrix
-from .nodes import ARRAY, DICT, LIST, NONE, TUPLE, Path, Static, Tied, container_name, path_string
+from .nodes import ARRAY, DICT, LIST, NONE, TUPLE, Path, Static, Tied, container_name, quoted
 from .updates import updated
 from .vector import ComponentVector
 
@@ -110,7 +111,7 @@ def _encode(layout: Layout) -> dict[str, Any]:
 
 
 def _decode(node: Any, path: Path) -> Layout:
-    here = f"`{path_string(path)}`" if path else "the root"
+    here = quoted(path)
     if not isinstance(node, dict):
         raise ValueError(f"{here} is {node!r}, no part of a layout")
     if ARRAY in node:
@@ -265,6 +266,8 @@ def _replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
     old = target.stat() if target.exists() else None
     if old is not None and not stat.S_ISREG(old.st_mode):
         raise ValueError(f"{os.fspath(path)!r} is no file that a new one could replace")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(target.parent))
     _remove_left_over(target.parent)
     temporary, file = _new_file(target.parent)
     try:

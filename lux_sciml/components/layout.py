@@ -31,6 +31,7 @@ from .nodes import (
     nest,
     open_container,
     path_string,
+    quoted,
 )
 from .split import split
 
@@ -151,7 +152,7 @@ class Layout:
             return cls(Static(node))
         if one_level is None:
             raise TypeError(
-                f"`{path_string(path)}` is {_describe(node)}, not a floating-point array: parameters are arrays of "
+                f"{quoted(path)} is {_describe(node)}, not a floating-point array: parameters are arrays of "
                 "floating-point elements; keep everything else in the state or in a field of the layer"
             )
         container, items = one_level
@@ -440,6 +441,8 @@ class Layout:
 
     def label(self, i: int) -> str:
         """The name of one element."""
+        if not 0 <= i < self.size:
+            raise IndexError(f"there is no element {i} of {self.size}")
         block = bisect.bisect(self._starts, i) - 1
         leaf, name = self.blocks[block], self._block_names[block]
         if not leaf.shape:
@@ -509,7 +512,7 @@ class Layout:
         dtype = jax.dtypes.canonicalize_dtype(self.flat_dtype if dtype is None else dtype)
         for leaf, x in zip(self.blocks, blocks, strict=True):
             if not self._is_complex and jnp.iscomplexobj(x):
-                raise TypeError(f"`{path_string(leaf.path)}` is complex, where the layout is real")
+                raise TypeError(f"{quoted(leaf.path)} is complex, where the layout is real")
         if not blocks:
             return jnp.zeros(0, dtype)
         if any(isinstance(x, jax.Array) for x in blocks):
@@ -605,6 +608,14 @@ def layout_of(x: Any) -> Layout | None:
     return layout if isinstance(layout, Layout) else None
 
 
+def as_layout(x: Any) -> Layout:
+    """The layout of a ComponentVector, or a layout itself; `TypeError` for everything else."""
+    layout = x if isinstance(x, Layout) else layout_of(x)
+    if layout is None:
+        raise TypeError(f"expected a Layout or a ComponentVector, got {type(x).__name__}")
+    return layout
+
+
 def _nested(node: Any) -> Layout:
     """The layout of nested dicts of layouts."""
     if isinstance(node, Layout):
@@ -631,7 +642,7 @@ def _parameter_dtype(x: Any, path: Path, in_module: bool = False) -> np.dtype:
     dtype = stored_dtype(x.dtype, _has_64_bits())
     if dtype is not None:
         return dtype
-    problem = f"`{path_string(path)}` has dtype {x.dtype}"
+    problem = f"{quoted(path)} has dtype {x.dtype}"
     if jnp.issubdtype(x.dtype, jnp.inexact):
         raise TypeError(f"{problem}, which JAX does not have; convert it to float64")
     way_out = "integers, booleans and random keys belong in the state (`init_state`)"

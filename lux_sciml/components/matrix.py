@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .arithmetic import NamedArray, fill, make, register
-from .layout import Layout, layout_of
+from .layout import Layout, as_layout, layout_of
 from .nodes import ARRAY, is_path
 from .printing import completions, matrix_html, show_matrix
 from .vector import ComponentVector, view
@@ -38,7 +38,7 @@ class ComponentMatrix(NamedArray):
     __slots__ = ()
 
     def __init__(self, data: Any, rows: Layout | ComponentVector, columns: Layout | ComponentVector):
-        rows, columns = getattr(rows, "layout", rows), getattr(columns, "layout", columns)
+        rows, columns = as_layout(rows).in_force(), as_layout(columns).in_force()
         data = jnp.asarray(data)
         if data.shape[-2:] != (rows.size, columns.size):
             raise ValueError(
@@ -58,9 +58,6 @@ class ComponentMatrix(NamedArray):
     def columns(self) -> Layout:
         """The names of the columns."""
         return self._names[1]
-
-    def __reduce__(self):
-        return ComponentMatrix, (np.asarray(self.data), self.rows, self.columns)
 
     @property
     def _named_shape(self) -> tuple[int, ...]:

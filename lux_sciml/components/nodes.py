@@ -46,6 +46,11 @@ def path_string(path: Path) -> str:
     return ".".join(map(str, path))
 
 
+def quoted(path: Path) -> str:
+    """A path in a sentence."""
+    return f"`{path_string(path)}`" if path else "the root"
+
+
 def is_path(key: Any) -> bool:
     """Whether a key of an index names a component: a text, or a tuple with a text in it, as arrays take none."""
     return isinstance(key, str) or (isinstance(key, tuple) and any(isinstance(k, str) for k in key))

@@ -9,7 +9,7 @@ import numpy as np
 
 from .arithmetic import make
 from .layout import Layout, Leaf, agree, layout_of
-from .nodes import Path, close_container, open_container, path_string
+from .nodes import Path, close_container, is_module, open_container, path_string, quoted
 
 
 class At:
@@ -30,13 +30,12 @@ class At:
         """`f` of every array at the path."""
         layout = self._cv.layout
         blocks = layout.split(self._cv.data)
-        inside = [leaf for leaf in layout.leaves if leaf.path[: len(self._path)] == self._path]
-        once = {layout.block_of[leaf.path]: leaf for leaf in inside}
+        once = {layout.block_of[leaf.path]: leaf for leaf in layout.under(self._path)}
         return updated(self._cv, ((leaf.path, f(blocks[i])) for i, leaf in once.items()))
 
     def set(self, value: Any) -> Any:
         """The value, broadcast, at the path; a tree of the path's names where the path is a sub-tree."""
-        if not isinstance(value, Mapping) and layout_of(value) is None and jnp.ndim(value) == 0:
+        if _is_number(value) or (layout_of(value) is None and getattr(value, "ndim", None) == 0):
             return self.apply(lambda _: value)
         node = self._cv.layout.find(self._path)[1]
         return updated(self._cv, ((self._path + path, new) for path, new in updates(node, value)))
@@ -88,13 +87,16 @@ def updated(cv: Any, new: Iterable[tuple[Path, Any]], agreeing: bool = False) ->
 
 
 def _fit(value: Any, leaf: Leaf, path: Path) -> jax.Array:
-    value = jnp.asarray(value)
+    try:
+        value = jnp.asarray(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{quoted(path)} takes an array or a scalar, got {value!r}") from None
     if jnp.iscomplexobj(value) and not jnp.issubdtype(leaf.dtype, jnp.complexfloating):
-        raise TypeError(f"`{path_string(path)}` is real, got a complex value")
+        raise TypeError(f"{quoted(path)} is real, got a complex value")
     try:
         return jnp.broadcast_to(value.astype(jax.dtypes.canonicalize_dtype(leaf.dtype)), leaf.shape)
     except ValueError:
-        raise ValueError(f"`{path_string(path)}` has shape {leaf.shape}, got {value.shape}") from None
+        raise ValueError(f"{quoted(path)} has shape {leaf.shape}, got {value.shape}") from None
 
 
 def numbers(node: Any) -> Any:
@@ -107,7 +109,7 @@ def numbers(node: Any) -> Any:
         array = jnp.asarray(node)
         return array if jnp.issubdtype(array.dtype, jnp.inexact) else array.astype(float)
     opened = open_container(node)
-    if opened is None or not isinstance(opened[0], str | type):
+    if opened is None or is_module(opened[0]):
         return node
     return close_container(opened[0], {key: numbers(child) for key, child in opened[1]})
 

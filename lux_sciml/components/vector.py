@@ -1,6 +1,5 @@
 """ComponentVector: one flat vector and the layout that names its parts."""
 
-import functools
 from collections.abc import Hashable, Iterable, Iterator
 from typing import Any
 
@@ -12,7 +11,7 @@ from jax import lax
 from .._compat import made_in_current_trace
 from .._tree import is_traced
 from .arithmetic import NamedArray, fill, make, register
-from .layout import Layout
+from .layout import Layout, as_layout
 from .nodes import DICT, NONE, Path, Static, is_path
 from .printing import attributes, completions, show, table, table_html
 from .split import split
@@ -51,10 +50,7 @@ class ComponentVector(NamedArray):
     def __init__(self, *args: Any, **components: Any):
         if len(args) == 2 and not components:
             data, layout = args
-            layout = getattr(layout, "layout", layout)
-            if not isinstance(layout, Layout):
-                raise TypeError(f"ComponentVector(data, layout) takes a Layout, got {type(layout).__name__}")
-            layout = layout.in_force()
+            layout = as_layout(layout).in_force()
             data = layout.check_kind(jnp.asarray(data))
             if data.dtype != jax.dtypes.canonicalize_dtype(data.dtype):  # the precision in force is another one
                 data = data.astype(jax.dtypes.canonicalize_dtype(data.dtype))
@@ -98,7 +94,7 @@ class ComponentVector(NamedArray):
         (2, Array([3., 3.], dtype=float32))
         """
         if like is not None:
-            layout = getattr(like, "layout", like).in_force().tie(*ties)
+            layout = as_layout(like).in_force().tie(*ties)
             return _make(layout.ravel(tree, dtype), layout)
         layout = Layout.of(tree, ties)
         return _make(layout.join(layout.own(layout.collect(tree)), dtype), layout)
@@ -109,9 +105,6 @@ class ComponentVector(NamedArray):
     def layout(self) -> Layout:
         """What the vector holds, by path."""
         return self._names
-
-    def __reduce__(self):
-        return ComponentVector, (np.asarray(self.data), self.layout)
 
     @property
     def _named_shape(self) -> tuple[int, ...]:
@@ -386,5 +379,6 @@ def concat(*vectors: ComponentVector) -> ComponentVector:
                     f"component {name!r} stands in two of the vectors; rename one, or nest them by keyword"
                 )
             out[name] = value
-    dtype = functools.reduce(jnp.promote_types, (cv.dtype for cv in vectors)) if vectors else None
+    with jax.numpy_dtype_promotion("standard"):
+        dtype = jnp.result_type(*(cv.dtype for cv in vectors)) if vectors else None
     return ComponentVector.from_tree(out, dtype, ties=[pair for cv in vectors for pair in cv.layout.ties])

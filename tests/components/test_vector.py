@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import operator
 import pickle
+from collections import OrderedDict
 
 import diffrax
 import jax
@@ -430,3 +431,50 @@ def test_composed_state_vectors():
     end = jax.jit(lambda u: euler(lambda u: both(0, u, None), u))(u)
     np.testing.assert_allclose(end.lorenz.data, euler(lorenz, u.lorenz).data, rtol=1e-12)
     np.testing.assert_allclose(end.lotka.data, euler(lotka, u.lotka).data, rtol=1e-12)
+
+
+# --- wrong calls, and kinds of values --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda cv: cv.at["b"].set(None), TypeError, "`b` takes an array or a scalar, got None"),
+        (lambda cv: cv.at["b"].set("x"), TypeError, "`b` takes an array or a scalar, got 'x'"),
+        (lambda cv: cv.replace(a=None), TypeError, "`a` takes an array or a scalar, got None"),
+        (lambda cv: cv.replace(**{"c.e": 1}), KeyError, r"no component `c.e`; inner ones are nested.*cv.at\['c.b'\]"),
+        (lambda cv: concat(ComponentVector([1, 2]), cv), TypeError, "concat joins vectors of named components"),
+        (lambda cv: ComponentVector(cv.data, {"a": 1}), TypeError, "expected a Layout or a ComponentVector, got dict"),
+        (lambda cv: ComponentVector("x"), TypeError, "the root is the str 'x'"),
+        (lambda cv: ComponentVector(a=[np.True_, 1.0]), TypeError, "`a.0` has dtype bool"),
+        (lambda cv: cv.layout.label(10), IndexError, "no element 10 of 10"),
+        (lambda cv: ComponentVector(_parts=1), ValueError, "'_parts' is a method or property"),
+    ],
+)
+def test_wrong_calls(cv, call, error, message):
+    with pytest.raises(error, match=message):
+        call(cv)
+
+
+def test_values_of_many_kinds():
+    cv = ComponentVector(a=np.int64(1), b=[np.int32(2), 3], c=np.float64(4), d=[{"e": 5}, {"e": 6}])
+    assert cv.dtype == np.float64 and cv.data.tolist() == [1, 2, 3, 4, 5, 6]
+    assert cv.at["b"].set([7, 8]).b.tolist() == [7, 8]
+    assert cv.at["d"].set([{"e": 1}, {"e": 2}]).d.e.tolist() == [1, 2]
+    assert cv.at["b"].set(np.float32(9)).b.tolist() == [9, 9] and cv.at["b"].set(jnp.int32(9)).b.tolist() == [9, 9]
+    assert cv.at.multiply(0).equals(cv * 0)
+    assert ComponentVector(cv.data * 2, cv).equals(cv * 2)
+    ordered = ComponentVector(OrderedDict(b=1, a=[2, 3]))
+    assert type(ordered.tree()) is OrderedDict and ordered.data.tolist() == [1, 2, 3]
+
+
+def test_vectors_of_whatever_a_transform_put_into_the_leaf_pickle(cv):
+    for put in (lambda x: None, lambda x: x > 2, lambda x: x.astype(int), lambda x: jax.ShapeDtypeStruct((10,), float)):
+        changed = jax.tree.map(put, cv)
+        back = pickle.loads(pickle.dumps(changed))
+        assert back.layout is cv.layout and repr(back) == repr(changed)
+
+
+def test_concat_takes_the_widest_type():
+    joined = concat(ComponentVector(x=1).astype("bfloat16"), ComponentVector(y=1).astype("float32"))
+    assert joined.dtype == np.float32 and joined.x.dtype == jnp.bfloat16 and joined.y.dtype == np.float32
