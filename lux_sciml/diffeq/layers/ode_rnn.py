@@ -10,7 +10,7 @@ from jax import lax
 from ..._tree import floating
 from ...core import Container, Layer, as_layer, field
 from ...core.converters import flag
-from ...nn.recurrent_cells import RecurrentCell, cell_of
+from ...nn.recurrent_cells import cell_of, initial_carry
 from ..equation import Equation, Problem, diffeqsolve, half_type
 from ..inputs import split_control, times_and_data
 from ..times import times_in
@@ -81,7 +81,7 @@ class ODERNN(Container, Equation):
         ts, xs = times_and_data(self, x)
         if self.reverse:
             ts, xs = jnp.flip(ts, -1), jnp.flip(xs, -2)
-        carry = _initial_carry(self.cell, ps["cell"], st["cell"], xs.shape[:-2], xs.dtype)
+        carry = initial_carry(self.cell, ps["cell"], st["cell"], xs.shape[:-2], xs.dtype)
         half = half_type(xs)
         carry = carry if half is None else jax.tree.map(lambda h: h.astype(half), carry)
         return Problem(carry, ts, control, xs), st
@@ -125,10 +125,3 @@ class _HiddenStates(NamedTuple):
 
 def _hidden(carry: Any) -> jax.Array:
     return carry[0] if isinstance(carry, tuple) else carry
-
-
-def _initial_carry(cell: Any, ps: Any, st: Any, batch_shape: tuple[int, ...], dtype: Any) -> Any:
-    """The initial carry of a cell, or of one in wrappers, which may keep its parameters in another form."""
-    while not isinstance(cell, RecurrentCell):
-        (ps, st), cell = cell.to_child(ps, st), cell.child
-    return cell.initial_carry(ps, batch_shape, dtype)
