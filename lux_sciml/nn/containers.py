@@ -101,7 +101,7 @@ class SkipConnection(Container):
 class BranchLayer(Container):
     """One input for several layers: `y = connection(layer_0(x), layer_1(x), ...)`.
 
-    Every layer gets `x` as it is, a tuple too (`Parallel` shares a tuple out). `connection` is a function of as many
+    Every layer gets `x` as it is, a tuple too (`Parallel` distributes a tuple). `connection` is a function of as many
     arguments as there are layers, or a layer, which gets the tuple and is then the child `connection`. Without one the
     output is the tuple.
 
