@@ -95,9 +95,9 @@ def _point(layer: Layer, point: Constant | None, x: Any) -> Any:
     """The point like a sample of `x`, in its precision; zeros where there is none. Integers stay among integers."""
     leaves, treedef = jax.tree.flatten(x)
     if point is None:
-        return treedef.unflatten(jnp.zeros(leaf.shape[-1:], leaf.dtype) for leaf in leaves)
+        return treedef.unflatten(jnp.zeros(jnp.shape(leaf)[-1:], jnp.result_type(leaf)) for leaf in leaves)
     points = jax.tree.leaves(point.value)
-    if [p.shape for p in points] != [leaf.shape[-1:] for leaf in leaves]:
+    if [p.shape for p in points] != [jnp.shape(leaf)[-1:] for leaf in leaves]:
         shapes = ", ".join(str(p.shape) for p in points)
         got = f"an array of {x.shape}" if hasattr(x, "shape") else describe(x)
         raise ValueError(f"{type(layer).__name__} has a point of shape {shapes}, got {got}")

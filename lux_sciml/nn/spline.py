@@ -54,7 +54,7 @@ class Spline(Layer):
         return {"knot_values": self.init_values(key, (self.knots.value.size, self.out_features), float)}
 
     def forward(self, x, ps, st):
-        x, values = floating(x), widened(ps["knot_values"])
+        x, values = floating(jnp.asarray(x)), widened(ps["knot_values"])
         wide = widened(x)
         rounded = self.knots.value.astype(wide.dtype)
         if not np.all(np.diff(rounded) > 0):

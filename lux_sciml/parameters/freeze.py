@@ -84,8 +84,9 @@ def freeze(layer: Layer, ps: Any = None, st: Any = None, *, which: str | Sequenc
               #        plus 3 states.)
     """
     frozen = Frozen(layer, which)
-    if ps is None:
+    if ps is None and st is None:
         return frozen
+    _require_both("freeze", ps, st)
     kept, moved = frozen.split(parameter_tree(layer, ps))
     left = {leaf.path for leaf in Layout.of(kept).leaves}
     for shared in ps.layout.ties if isinstance(ps, ComponentVector) else ():
@@ -108,8 +109,9 @@ def unfreeze(layer: Layer, ps: Any = None, st: Any = None) -> Any:
     """
     if not isinstance(layer, Frozen):
         raise TypeError(f"expected a frozen layer, got {type(layer).__name__}")
-    if ps is None:
+    if ps is None and st is None:
         return layer.layer
+    _require_both("unfreeze", ps, st)
     return layer.layer, like_parameters(ps, layer.join(parameter_tree(layer, ps), st["frozen"])), st["layer"]
 
 
@@ -122,3 +124,8 @@ def _merged(layout: Layout, a: dict[Any, Any], b: dict[Any, Any]) -> dict[Any, A
         else:
             out[name] = b[name] if name in b else a[name]
     return out
+
+
+def _require_both(name: str, ps: Any, st: Any) -> None:
+    if ps is None or st is None:
+        raise TypeError(f"{name} takes parameters and state together, {name}(layer, ps, st), or the layer alone")

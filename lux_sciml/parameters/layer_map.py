@@ -16,7 +16,7 @@ def layer_map(f: Callable[[Layer, Any, Any, str], tuple[Layer, Any, Any]], layer
     parameters are those that they are called with: whole weights in a `WeightNorm`, which takes apart what comes back,
     frozen ones too in a `Frozen`; in a `Stack`, with the copies along the first axis. Returns the new model, parameters
     (a ComponentVector if `ps` is one) and state. Raises `ValueError` where the new parameters are not those of the new
-    layers.
+    layers, `TypeError` where `f` returns something else.
 
     >>> import jax, lux_sciml as lux
     >>> def without_bias(layer, ps, st, path):
@@ -42,7 +42,11 @@ def _mapped(f: Any, layer: Layer, ps: Any, st: Any, path: str) -> tuple[Layer, A
         layer = layer.replace_child(child)
         return layer, *layer.from_child(ps_child, st_child, st)
     if not isinstance(layer, Container):
-        return f(layer, ps, st, path)
+        result = f(layer, ps, st, path)
+        if not isinstance(result, tuple) or len(result) != 3 or not isinstance(result[0], Layer):
+            got = f"a tuple of {len(result)}" if isinstance(result, tuple) else f"a {type(result).__name__}"
+            raise TypeError(f"the function of layer_map returns (layer, ps, st), got {got} for `{path}`")
+        return result
     children, ps, st = dict(layer.children), dict(ps), dict(st)
     for name, child in children.items():
         below = f"{path}.{name}" if path else name

@@ -28,6 +28,8 @@ def share_parameters(
     groups = list(groups)
     if any(isinstance(group, str) for group in groups):
         raise TypeError(f"expected groups of paths, such as [('layer_0', 'layer_1')], got {groups!r}")
+    if values and len(values) != len(groups):
+        raise ValueError(f"expected a value for each of {len(groups)} groups of shared parameters, got {len(values)}")
     found = [[find_path(ps.layout, path) for path in group] for group in groups]
     for a, b in overlaps([path for group in found for path in group]):
         raise ValueError(
@@ -35,6 +37,6 @@ def share_parameters(
             "group only; join the groups"
         )
     shared = ComponentVector.from_tree(ps.tree(), dtype=ps.dtype, ties=[*ps.layout.ties, *found])
-    for group, value in zip(found, values or (), strict=bool(values)):
+    for group, value in zip(found, values or (), strict=False):
         shared = shared.at[group[0]].set(value)
     return shared

@@ -229,7 +229,9 @@ def test_deeponet_takes_empty_batches_and_no_points(key):
 def test_knots_are_kept_where_the_input_is_whole(key):
     layer = lux.Spline(LINEAR, kind="linear")
     ps = {"knot_values": jnp.array([[0.0], [5.0], [1.0], [7.0], [2.0]])}
-    assert layer(jnp.array([0, 1, 2]), ps, {})[0][:, 0].tolist() == [0, 1, 2]
+    for x in (jnp.array([0, 1, 2]), [0, 1, 2]):
+        assert layer(x, ps, {})[0][:, 0].tolist() == [0, 1, 2]
+    assert layer(1, ps, {})[0].tolist() == [1]
     shifted = lux.Spline(LINEAR + 1.7e9)
     with pytest.raises(ValueError, match="two knots of this Spline are one in float32"):
         shifted(jnp.array([1.7e9], "float32"), {"knot_values": ps["knot_values"].astype("float32")}, {})

@@ -249,6 +249,25 @@ def test_wrong_options_are_refused_where_they_are_given():
         lux.WeightNorm(lux.compact(scale=jnp.array(1.0))(lambda self, x: self.scale * x), "scale")
 
 
+def test_wrong_calls_get_one_sentence(key):
+    ps, st = lux.setup(key, NET)
+    frozen, kept, frozen_st = lux.parameters.freeze(NET, ps, st, which="layer_0")
+    for call in (
+        lambda: lux.parameters.freeze(NET, ps),
+        lambda: lux.parameters.freeze(NET, st=st),
+        lambda: lux.parameters.unfreeze(frozen, kept),
+    ):
+        with pytest.raises(TypeError, match=r"takes parameters and state together, (un)?freeze\(layer, ps, st\)"):
+            call()
+    assert lux.parameters.unfreeze(frozen, kept, frozen_st)[1].equals(ps)
+    with pytest.raises(
+        TypeError, match=r"the function of layer_map returns \(layer, ps, st\), got a dict for `layer_0`"
+    ):
+        lux.parameters.layer_map(lambda layer, ps, st, path: ps, NET, ps, st)
+    with pytest.raises(ValueError, match="a value for each of 1 groups of shared parameters, got 2"):
+        lux.parameters.share_parameters(lux.setup(key, DOTTED)[0], [("a.b", "c")], [1.0, 2.0])
+
+
 @pytest.mark.parametrize("wrapper", [lux.WeightNorm, lux.SpectralNorm, lux.Frozen])
 @pytest.mark.parametrize("kind", ["int32", "uint8", "bool"])
 def test_wrappers_take_integers_and_empty_batches(key, wrapper, kind):
