@@ -9,9 +9,7 @@ import numpy as np
 
 from .._tree import exact_key
 from .static import is_random_key, is_traced
-from .text import PLAIN_DTYPES, elements_text, value_text
-
-_LONG = 200  # elements; more are printed compressed
+from .text import LONG, PLAIN_DTYPES, elements_text, value_text
 
 
 class Constant:
@@ -76,7 +74,7 @@ class Constant:
         value = self.value
         if not exact or not isinstance(value, np.ndarray):
             return f"Constant({value_text(value, exact)})"
-        elements = elements_text(value) if value.size <= _LONG else None
+        elements = elements_text(value) if value.size <= LONG else None
         if elements is None:
             data = base64.b85encode(zlib.compress(value.tobytes(), 9)).decode()
             return f"Constant.packed({data!r}, {value.dtype.name!r}, {value.shape})"

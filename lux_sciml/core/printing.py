@@ -11,12 +11,12 @@ import numpy as np
 from .constant import Constant
 from .field import convert
 from .parameters import parameter_layout, state_size
-from .text import same, value_text
+from .text import LONG, same, value_text
 
 _INDENT, _COLUMN, _COLUMN_ALONE = 4, 50, 29
 _MANY = 3  # equal neighbours, from here on, are printed once
 _BRIEF = 100
-_LONG = 20  # lines; longer models are folded in notebooks
+_FOLDED = 20  # lines; longer models are folded in notebooks
 
 
 def show(layer: Any) -> str:
@@ -39,7 +39,7 @@ def show_html(layer: Any) -> str:
     """The printed model for notebooks; a long one is folded."""
     text = show(layer)
     shown = f"<pre>{html.escape(text)}</pre>"
-    if text.count("\n") < _LONG:
+    if text.count("\n") < _FOLDED:
         return shown
     size = _counted(*_counts(layer))
     return f"<details><summary><code>{type(layer).__name__}</code> {size}</summary>{shown}</details>"
@@ -69,8 +69,8 @@ class Argument(NamedTuple):
         given = self.value
         if type(given) is tuple and len(given) == 1:
             given = given[0]
-        elif exact and isinstance(given, Constant) and isinstance(given.value, np.ndarray) and given.value.ndim:
-            given = given.value.tolist()
+        elif exact and isinstance(given, Constant) and isinstance(given.value, np.ndarray):
+            given = given.value.tolist() if given.value.ndim and given.value.size <= LONG else given
         if given is not self.value and self.field in type(layer)._converters and self._is(layer, given):
             return value_text(given, exact)
         return value_text(self.value, exact)

@@ -24,6 +24,7 @@ from .pickling import PUBLIC, import_path
 from .static import FrozenDict, freeze, is_random_key
 
 _ROOT = __name__.partition(".")[0]
+LONG = 200  # elements of an array; more are printed compressed
 PLAIN_DTYPES = [np.dtype(kind) for kind in ("float64", "int64", "complex128", "bool")]  # of lists of Python's numbers
 _PREFIX = {"jax.numpy": "jnp", "numpy": "np", "builtins": "", "__main__": "", _ROOT: ""}
 
