@@ -88,19 +88,20 @@ def arguments(layer: Any, by_name: bool = False) -> list[Argument]:
     values, out = layer.init_arguments(), []
     signature = inspect.signature(type(layer)).parameters
     parameters = [p for name, p in signature.items() if name in values]
-    starred = [p.name for p in parameters if p.kind is p.VAR_POSITIONAL and values[p.name]]
+    starred = [p.name for p in parameters if p.kind is p.VAR_POSITIONAL and isinstance(values[p.name], tuple | Mapping)]
+    starred = [name for name in starred if values[name]]
     if any(p.kind is p.VAR_KEYWORD for p in signature.values()):  # children are printed with their names
         starred = [name for name in starred if not _are_named(values[name], by_name)]
     needs_position, by_position = bool(starred), not by_name
     for p in parameters:
         value = values[p.name]
-        if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+        if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and isinstance(value, tuple | Mapping):
             items = value.items() if isinstance(value, Mapping) else [("", item) for item in value]
             out += [Argument("" if p.name in starred else name, "", item) for name, item in items]
             needs_position = needs_position and p.name not in starred
             continue
         argument = Argument(p.name, p.name, value)
-        by_position = by_position and p.kind is not p.KEYWORD_ONLY
+        by_position = by_position and p.kind not in (p.KEYWORD_ONLY, p.VAR_KEYWORD)
         default = p.default is not p.empty and (argument._is(layer, p.default) or same(value, p.default))
         if needs_position or not default:
             out.append(argument._replace(label="" if needs_position or by_position else p.name))

@@ -250,6 +250,21 @@ class Computed(lux.Layer):
         return x, st
 
 
+class KeepsLess(lux.Layer):
+    """Its `__init__` keeps its arguments in another form, under their names."""
+
+    def __init__(self, *sizes, **options):
+        self.sizes, self.options = len(sizes), None
+
+    def forward(self, x, ps, st):
+        return x, st
+
+
+def test_every_layer_prints():
+    assert repr(KeepsLess(1, 2, a=1)) == "KeepsLess(2, options=None)"
+    assert "KeepsLess(" in repr(lux.Chain(KeepsLess("ab")))
+
+
 @pytest.mark.parametrize(
     "layer",
     [
