@@ -1,0 +1,86 @@
+"""The package's rooms: imports only downward, no circles, lazy imports included; what the root namespace holds."""
+
+import ast
+import graphlib
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lux_sciml as lux
+
+PACKAGE = Path(lux.__file__).parent
+ROOMS = """
+_compat _tree activations initializers losses components derivatives core nn
+parameters optimize diffeq equilibrium inference testing plot
+""".split()  # each imports only from those before it
+
+
+def module_of(file):
+    parts = file.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(file): file for file in PACKAGE.rglob("*.py")}
+
+
+def imports(module):
+    """The modules of the package that a file imports anywhere in it, functions included."""
+    package = module if MODULES[module].name == "__init__.py" else module.rpartition(".")[0]
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            parts = package.split(".") if package else []
+            base = ".".join([*parts[: len(parts) - node.level + 1], *([node.module] if node.module else [])])
+            for alias in node.names:
+                deeper = f"{base}.{alias.name}" if base else alias.name
+                found.add(deeper if deeper in MODULES else base)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module]
+            assert not any(name.split(".")[0] == "lux_sciml" for name in names), f"{module} imports by full name"
+    return found - {module}
+
+
+def test_rooms_import_only_from_rooms_above():
+    place = {room: i for i, room in enumerate(ROOMS)}
+    wrong = [
+        f"{module} imports {imported}"
+        for module in filter(None, MODULES)
+        for imported in imports(module)
+        if place[imported.split(".")[0]] > place[module.split(".")[0]]
+    ]
+    assert not wrong
+
+
+def test_files_form_no_circle():
+    files = {module: imports(module) for module in MODULES if MODULES[module].name != "__init__.py"}
+    list(graphlib.TopologicalSorter(files).static_order())  # raises CycleError, which names the files
+
+
+def test_every_room_is_listed():
+    assert {module.split(".")[0] for module in MODULES if module} == set(ROOMS)
+
+
+def test_names_of_the_root():
+    assert len(lux.__all__) == len(set(lux.__all__)) and sorted(vars(lux).keys() & set(lux.__all__)) == sorted(
+        lux.__all__
+    )
+    for room in ("components", "core", "nn", "parameters", "optimize", "diffeq", "equilibrium"):
+        names = importlib.import_module(f"lux_sciml.{room}").__all__
+        assert set(names) <= set(lux.__all__)
+    assert lux.__version__.count(".") == 2
+    assert callable(lux.plot.plot) and callable(lux.testing.check_layer)
+
+
+@pytest.mark.parametrize("module", ["scipy.optimize", "tqdm", "matplotlib", "pytest", "hypothesis"])
+def test_what_is_imported_only_when_used(module):
+    """Without what the core dependencies import themselves."""
+    code = f"""
+import sys, jax, diffrax, optimistix, optax
+before = set(sys.modules)
+import lux_sciml
+assert {module!r} in before or {module!r} not in sys.modules, {module!r}
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
