@@ -3,7 +3,7 @@
     python benchmarks/bench_adjoints.py sizes|batches|stiff|error
 
 A tanh net, the solution at the end of the time, the sum of its squares. `sizes`: one sample, parameters and steps vary;
-`batches`: 64 samples, as one equation and each by itself; `stiff`: relaxation times from 1 to 1e-4, by Kvaerno5;
+`batches`: 64 samples, as one equation and each independently; `stiff`: relaxation times from 1 to 1e-4, by Kvaerno5;
 `error`: of the gradient, against a solve at rtol 1e-11.
 """
 
@@ -27,7 +27,7 @@ HEAD = ("parameters", "steps", "adjoint", "forward (ms)", "gradient (ms)", "comp
 
 
 class Relaxation(lux.Wrapper):
-    """Each number follows the net's, at a rate of its own."""
+    """Each component follows the net's, at a rate of its own."""
 
     net: lux.Layer
 

@@ -1,7 +1,7 @@
 """The equilibrium models of tutorials/digits_deq.py, and the same models in torchdeq.
 
 All have the same data, split, augmentation, optimizer and epochs, Anderson's method to 1e-3, implicit gradients and
-Jacobian regularization. torchdeq's tolerance is on the 2-norm of a sample, ours on its largest number; its spectral
+Jacobian regularization. torchdeq's tolerance is on the 2-norm of a sample, ours on its largest element; its spectral
 norm is its own, which keeps its vectors from one step to the next.
 """
 

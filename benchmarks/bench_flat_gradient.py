@@ -14,7 +14,7 @@ import lux_sciml as lux  # noqa: E402
 
 
 def tree_of(leaves: int, numbers: int) -> dict[str, jax.Array]:
-    """The weights of a net of square layers, about as many numbers as asked for in all."""
+    """The weights of a net of square layers, about as many parameters as asked for in all."""
     width = max(round((numbers / leaves) ** 0.5), 1)
     keys = jax.random.split(jax.random.key(0), leaves)
     return {f"layer_{i}": jax.random.normal(k, (width, width)) / width**0.5 for i, k in enumerate(keys)}
@@ -40,7 +40,7 @@ def main():
         calls = {"flat": functools.partial(by_flat, ps, x), "tree": functools.partial(by_tree, tree, x)}
         times = timing.interleaved(calls, seconds=4.0)
         rows.append((batch, leaves, ps.size, times["flat"] * 1e3, times["tree"] * 1e3, times["flat"] / times["tree"]))
-    timing.table(("batch", "leaves", "numbers", "flat (ms)", "tree (ms)", "ratio"), rows)
+    timing.table(("batch", "leaves", "parameters", "flat (ms)", "tree (ms)", "ratio"), rows)
 
 
 if __name__ == "__main__":
