@@ -104,7 +104,7 @@ def test_a_wrong_option_is_refused_by_name(make, sentence):
         (dict_of(optional(count)), {"a": 1, "b": None}, {"a": 1, "b": None}),
         (tuple_of(tuple_of(count)), [[1], [2]], ((1,), (2,))),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__qualname__", str(value)),
 )
 def test_converters(converter, given, expected):
     got = converter(given)
@@ -127,7 +127,7 @@ def test_converters(converter, given, expected):
         (dict_of(count), [1], r"expected a dict, got \[1\]"),
         (tuple_of(tuple_of(count)), [[1], [0]], r"\[1\]\[0\]: expected a whole number of at least 1, got 0"),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__qualname__", str(value)),
 )
 def test_converters_refuse(converter, given, sentence):
     with pytest.raises((TypeError, ValueError), match=sentence):
