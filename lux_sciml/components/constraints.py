@@ -49,6 +49,19 @@ class Constraint(abc.ABC):
     """A differentiable one-to-one map from free arrays to arrays that keep a constraint.
 
     One of your own has the three methods below, and is hashable, as a frozen dataclass is.
+
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Doubled(Constraint):
+    ...     def forward(self, free):
+    ...         return 2 * free
+    ...
+    ...     def inverse(self, x):
+    ...         return x / 2
+    ...
+    ...     def log_det(self, free):
+    ...         return free.size * jnp.log(2.0)
+    >>> Constrained(ComponentVector(a=3), {"a": Doubled()}).inverse(ComponentVector(a=3))
+    ComponentVector(a=1.5)
     """
 
     @abc.abstractmethod

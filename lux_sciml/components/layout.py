@@ -369,8 +369,8 @@ class Layout:
     def select(self, *paths: str | Path | Hashable) -> "Layout":
         """The layout of some components, in the order asked for, each at its own path; ties among them are kept.
 
-        Sequences of which parts are left come as dicts. Raises `ValueError` for a component asked for twice, `KeyError`
-        for an unknown one.
+        A sequence of which only parts are chosen comes as a dict. Raises `ValueError` for a component asked for twice,
+        `KeyError` for an unknown one.
 
         >>> Layout.of({"a": 1.0, "b": {"c": 2.0, "d": 3.0}}).select("b.d", "a")
         Layout(2 elements: b.d (), a ())
@@ -397,7 +397,12 @@ class Layout:
         return slice(offset, offset + node.size)
 
     def index(self, path: str | Path | Hashable) -> np.ndarray:
-        """The indices of a component in the flat vector, in the component's shape (flat for a sub-tree)."""
+        """The indices of a component in the flat vector, in the component's shape (flat for a sub-tree).
+
+        >>> Layout.of({"a": 1.0, "b": jnp.ones((2, 2))}).index("b")
+        array([[1, 2],
+               [3, 4]])
+        """
         offset, node, path = self.find(path)
         if node.is_array:
             return np.arange(offset, offset + node.size).reshape(node.shape)
@@ -410,6 +415,9 @@ class Layout:
 
         What `find` finds is that component alone. In other texts `*` stands for anything, dots included, and `?` for
         one character; a tuple of texts has one for each key. Raises `KeyError` for a pattern that matches nothing.
+
+        >>> [leaf.path for leaf in Layout.of({"a": {"bias": 1.0}, "b": {"bias": 2.0, "weight": 3.0}}).match("*.bias")]
+        [('a', 'bias'), ('b', 'bias')]
         """
         try:
             out = self.under(self.resolve(pattern))

@@ -77,7 +77,7 @@ class ComponentMatrix(NamedArray):
         return matrix_html(self.data, self.rows, self.columns)
 
     def _ipython_key_completions_(self) -> list[tuple[str, str]]:
-        return list(itertools.product(completions(self.rows), completions(self.columns)))
+        return list(itertools.product(completions(self.rows)[:100], completions(self.columns)[:100]))
 
     # --- reading --------------------------------------------------------------------------------------------
 

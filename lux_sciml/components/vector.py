@@ -134,7 +134,11 @@ class ComponentVector(NamedArray):
         return (self[i] for i in range(len(self)))
 
     def astype(self, dtype) -> "ComponentVector":
-        """The same vector, with its data and every leaf of its layout in another floating-point type."""
+        """The same vector, with its data and every leaf of its layout in another floating-point type.
+
+        >>> ComponentVector(a=1).astype("bfloat16").a.dtype
+        dtype(bfloat16)
+        """
         return _make(self.data.astype(dtype), self.layout.astype(dtype))
 
     # --- reading --------------------------------------------------------------------------------------------
@@ -232,7 +236,11 @@ class ComponentVector(NamedArray):
         return [self._child(key) for key in self.layout.children]
 
     def items(self) -> list[tuple[Hashable, Any]]:
-        """Names and components at the root."""
+        """Names and components at the root.
+
+        >>> ComponentVector(a=1, b=2).items()
+        [('a', Array(1., dtype=float32)), ('b', Array(2., dtype=float32))]
+        """
         return [(key, self._child(key)) for key in self.layout.children]
 
     def __contains__(self, path: Any) -> bool:
