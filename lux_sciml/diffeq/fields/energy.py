@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from ..._tree import floating
-from ...core import Container, Layer, Wrapper
+from ...core import Container, Layer, Wrapper, as_layer, field
 from ...core.container import call_child
+from ...core.converters import optional
 from ...derivatives import batched_jacobian
 from ..equation import single
 from ..field import Field
@@ -37,7 +38,7 @@ class HamiltonianNN(Wrapper):
     Array([ 2., -0.], dtype=float32)
     """
 
-    model: Layer
+    model: Layer = field(converter=as_layer)
 
     def forward(self, x, ps, st):
         t, z, u = split_input(x)
@@ -66,7 +67,7 @@ class LagrangianNN(Wrapper):
     Array([ 2., -1.], dtype=float32)
     """
 
-    model: Layer
+    model: Layer = field(converter=as_layer)
 
     def forward(self, x, ps, st):
         t, z, u = split_input(x)
@@ -96,7 +97,7 @@ class GradientFlow(Wrapper):
     Array([-1.,  2.], dtype=float32)
     """
 
-    energy: Layer
+    energy: Layer = field(converter=as_layer)
 
     def forward(self, x, ps, st):
         t, y, u = split_input(x)
@@ -130,10 +131,10 @@ class PortHamiltonian(Container):
     (5, 2)
     """
 
-    hamiltonian: Layer
-    dissipation: Layer | None = None
-    interconnection: Layer | None = None
-    port: Layer | None = None
+    hamiltonian: Layer = field(converter=as_layer)
+    dissipation: Layer | None = field(default=None, converter=optional(as_layer))
+    interconnection: Layer | None = field(default=None, converter=optional(as_layer))
+    port: Layer | None = field(default=None, converter=optional(as_layer))
 
     def forward(self, x, ps, st):
         t, x, u = split_input(x)
@@ -183,7 +184,7 @@ class SecondOrder(Wrapper):
     ((3, 2), (3, 2))
     """
 
-    model: Layer
+    model: Layer = field(converter=as_layer)
 
     def forward(self, x, ps, st):
         t, (x, v), u = split_input(x, pair=True)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from ..._tree import floating
 from ...components import Layout
-from ...core import Layer, Wrapper
+from ...core import Layer, Wrapper, as_layer, field
 
 
 class Galerkin(Wrapper):
@@ -28,7 +28,7 @@ class Galerkin(Wrapper):
     ((3, 2, 2), (2,))
     """
 
-    layer: Layer
+    layer: Layer = field(converter=as_layer)
     basis: Callable[[Any], jax.Array]
 
     def init_params(self, key):

@@ -1,13 +1,12 @@
 """The prediction-error method: a vector field that is nudged toward the data."""
 
-from dataclasses import field
 from typing import Any
 
 import diffrax
 import jax.numpy as jnp
 import numpy as np
 
-from ...core import Constant, Layer, Wrapper
+from ...core import Constant, Layer, Wrapper, as_layer, field
 from ..equation import single
 from ..field import like
 from ..times import save_times, times_in
@@ -37,7 +36,7 @@ class Nudged(Wrapper):
     (5, 2)
     """
 
-    model: Layer
+    model: Layer = field(converter=as_layer)
     ts: Any
     data: Any
     gain: Any = 1.0
