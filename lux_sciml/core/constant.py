@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from .._tree import exact_key
+from .pickling import picklable
 from .static import is_random_key, is_traced
 from .text import LONG, PLAIN_DTYPES, elements_text, value_text
 
@@ -50,7 +51,7 @@ class Constant:
         return self._hash
 
     def __reduce__(self):
-        return Constant, (self.value,)
+        return Constant, (picklable(self.value),)
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         return np.array(self.value, dtype=dtype) if copy else np.asarray(self.value, dtype=dtype)

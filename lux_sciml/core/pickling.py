@@ -6,6 +6,8 @@ import operator
 import sys
 from typing import Any
 
+import jax
+
 from .static import FrozenDict
 
 # Where functions are sought that do not say themselves where they are, `jnp.tanh` say; names of layers come first.
@@ -16,10 +18,13 @@ PUBLIC = (
 
 
 def import_path(value: Any, modules: tuple[str, ...] = PUBLIC) -> tuple[str, str] | None:
-    """The module and the name by which a function or class is found; `None` for lambdas and what is local."""
+    """The module and the name by which a value is found, a function, a class, or an object that is one of its kind.
+
+    `None` for lambdas, for what is local, and for objects that are compared by their content.
+    """
     name = getattr(value, "__qualname__", None) or getattr(value, "__name__", None)
     if not isinstance(name, str):
-        return None
+        return _path_of_object(value)
     for module in (*modules, str(getattr(value, "__module__", ""))):  # the last for one's own, jitted ones too
         try:
             if operator.attrgetter(name)(sys.modules.get(module)) is value:
@@ -27,6 +32,15 @@ def import_path(value: Any, modules: tuple[str, ...] = PUBLIC) -> tuple[str, str
         except AttributeError:
             continue
     return None
+
+
+def _path_of_object(value: Any) -> tuple[str, str] | None:
+    """Of an object that only equals itself, such as the marks that libraries keep in a module, beside their class."""
+    module = type(value).__module__
+    if type(value).__eq__ is not object.__eq__ or module == "builtins":
+        return None
+    names = vars(sys.modules.get(module, object))
+    return next(((module, name) for name, found in names.items() if found is value), None)
 
 
 class _Imported:
@@ -55,5 +69,7 @@ def picklable(value: Any) -> Any:
     if isinstance(value, functools.partial):
         keywords = {name: picklable(item) for name, item in value.keywords.items()}
         return functools.partial(picklable(value.func), *map(picklable, value.args), **keywords)
-    found = import_path(value) if callable(value) and not isinstance(value, type) else None
+    if not jax.tree_util.all_leaves([value]):  # option objects of other libraries
+        return jax.tree.map(picklable, value)
+    found = None if isinstance(value, type) else import_path(value)
     return _Imported(*found) if found else value

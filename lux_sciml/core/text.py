@@ -55,6 +55,8 @@ def value_text(value: Any, exact: bool = True) -> str:
     written_by_class = not isinstance(value, eqx.Module) and not (
         dataclasses.is_dataclass(value) and kind.__dataclass_params__.repr  # pyright: ignore[reportAttributeAccessIssue]
     )
+    if import_path(value):
+        return name_text(value, exact)
     return repr(value) if written_by_class and not isinstance(value, tuple) else _object_text(value, exact)
 
 
@@ -63,7 +65,7 @@ def name_text(value: Any, exact: bool = True) -> str:
     if isinstance(value, types.ModuleType):
         return _PREFIX.get(value.__name__, value.__name__)
     if not exact:
-        return value.__name__
+        return getattr(value, "__name__", repr(value))
     root = sys.modules[_ROOT]
     rooms = {
         module.__name__: name for name in root.__all__ if isinstance(module := getattr(root, name), types.ModuleType)

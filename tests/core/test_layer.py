@@ -7,6 +7,7 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
+import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -249,6 +250,19 @@ def test_models_pickle():
     )
     assert pickle.loads(pickle.dumps(model)) == model
     assert pickle.loads(pickle.dumps(option(lux.Constant(np.eye(2))))) == option(lux.Constant(np.eye(2)))
+
+
+@pytest.mark.parametrize("solver", [diffrax.KenCarp4(), diffrax.Kvaerno5(), diffrax.Tsit5()], ids=repr)
+def test_options_of_other_libraries_pickle_with_the_marks_in_them(solver):
+    for layer in (option(solver), option((1, solver)), option(lux.Constant({"a": solver}))):
+        restored = pickle.loads(pickle.dumps(layer))
+        assert restored == layer and hash(restored) == hash(layer)
+
+
+def test_marks_of_other_libraries_are_found_again():  # diffrax asks for them by `is`
+    finder = diffrax.KenCarp4().root_finder
+    assert pickle.loads(pickle.dumps(option(finder))).options.rtol is finder.rtol
+    assert eval(value_text(finder), {"diffrax": diffrax}).rtol is finder.rtol
 
 
 def test_lambdas_do_not_pickle_and_the_error_says_so():
