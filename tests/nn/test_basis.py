@@ -182,31 +182,6 @@ def test_a_basis_of_ones_own():
 
 
 LINEAR = np.array([0.0, 0.5, 1.0, 1.5, 2.0])
-SMALL = [
-    (lux.TensorProduct((lux.ChebyshevBasis(4), lux.FourierBasis(9)), 3), (2,)),
-    (lux.KANLayer(2, 3), (2,)),
-    (lux.KANLayer(2, 3, lux.SineBasis(6)), (2,)),
-    (lux.Spline(LINEAR, 2, init_values=lux.initializers.Normal()), ()),
-    (lux.Spline(LINEAR, 2, kind="linear", init_values=lux.initializers.Normal()), ()),
-]
-
-
-@pytest.mark.parametrize(("layer", "shape"), SMALL, ids=lambda value: type(value).__name__)
-def test_layers_of_bases_take_integers_half_precision_and_empty_batches(key, layer, shape):
-    ps, st = lux.setup(key, layer)
-    for kind in ("int32", "uint8", "bool"):
-        x = RNG.integers(0, 2, size=(5, *shape)).astype(kind)
-        y = layer(x, ps, st)[0]
-        assert y.dtype == jnp.float64 and np.allclose(y, layer(x.astype(float), ps, st)[0])
-    for half in ("bfloat16", "float16"):
-        ps_half, _ = lux.setup(key, layer, half)
-        x = jnp.asarray(RNG.uniform(-1, 1, size=(5, *shape)), half)
-        y, wide = layer(x, ps_half, st)[0], layer(x.astype("float32"), ps_half.astype("float32"), st)[0]
-        assert y.dtype == half and np.allclose(y.astype("float32"), wide, atol=4 * float(jnp.finfo(half).eps))
-    empty = jnp.zeros((0, *shape))
-    assert layer(empty, ps, st)[0].shape[0] == 0
-    gradient = jax.grad(lambda ps, x: layer(x, ps, st)[0].sum(), (0, 1))(ps, empty)
-    assert not np.any(gradient[0].data) and gradient[1].shape == empty.shape
 
 
 def test_deeponet_takes_empty_batches_and_no_points(key):

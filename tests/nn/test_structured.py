@@ -160,26 +160,6 @@ SMALL = [
 ]
 
 
-@pytest.mark.parametrize("layer", SMALL, ids=lambda layer: type(layer).__name__)
-def test_integers_half_precision_and_empty_batches(key, layer):
-    ps, st = lux.setup(key, layer)
-    for kind in ("int32", "uint8", "bool"):
-        x = RNG.integers(0, 2, size=(5, 2)).astype(kind)
-        with jax.numpy_dtype_promotion("standard"):
-            y = layer(x, ps, st)[0]
-        assert y.dtype == jnp.float64 and np.allclose(y, layer(x.astype(float), ps, st)[0])
-    for half in ("bfloat16", "float16"):
-        ps_half, _ = lux.setup(key, layer, half)
-        x = jnp.asarray(RNG.normal(size=(5, 2)), half)
-        y, wide = layer(x, ps_half, st)[0], layer(x.astype("float32"), ps_half.astype("float32"), st)[0]
-        digit = 8 * float(jnp.finfo(half).eps)
-        assert y.dtype == half and np.allclose(y.astype("float32"), wide, rtol=digit, atol=digit)
-    empty = jnp.zeros((0, 2))
-    assert layer(empty, ps, st)[0].shape[0] == 0
-    gradient = jax.grad(lambda ps, x: layer(x, ps, st)[0].sum(), (0, 1))(ps, empty)
-    assert not np.any(gradient[0].data) and gradient[1].shape == (0, 2)
-
-
 def test_known_values_are_kept_for_integers(key):
     layer = lux.Pinned(lux.Dense(2, 1), [1.0, 2.0], [5.5])
     ps, st = lux.setup(key, layer)
