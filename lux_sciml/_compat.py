@@ -371,13 +371,13 @@ def _value_key(x: Any) -> Hashable:
         return (kind, tuple(map(_value_key, x)))
     if isinstance(x, dict):
         return (kind, tuple((key, _value_key(item)) for key, item in x.items()))
-    if isinstance(x, jax.core.Tracer):  # left in a jaxpr that nothing evaluates, or the program would not compile
-        return (kind, x.aval)
+    if isinstance(x, jax.core.Tracer):  # pyright: ignore[reportAttributeAccessIssue]  # `jax.core` is there
+        return (kind, x.aval)  # left in a jaxpr that nothing evaluates, or the program would not compile
     if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.extended):
         return (kind, x.dtype, _value_key(jax.random.key_data(x)))
     if isinstance(x, float | complex | np.ndarray | np.generic | jax.Array):
         array = np.asarray(x)
-        content = array.tobytes() if array.size <= 64 else hashlib.sha256(np.ascontiguousarray(array)).digest()
+        content = array.tobytes() if array.size <= 64 else hashlib.sha256(array.tobytes()).digest()
         return (kind, array.dtype, array.shape, content)
     if isinstance(x, types.FunctionType):  # a callback, which reads its cells when it is called; the program holds it
         cells = dict(zip(x.__code__.co_freevars, x.__closure__ or (), strict=True))

@@ -44,6 +44,6 @@ def strong(carry: Any) -> Any:
 
     def cast(x: Any) -> jax.Array:
         x = jnp.asarray(x)
-        return x if jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended) else x.astype(x.dtype)
+        return x if jnp.issubdtype(x.dtype, jax.dtypes.extended) else x.astype(x.dtype)
 
     return jax.tree.map(cast, carry)

@@ -1,12 +1,15 @@
-"""Whether a method that claims to have converged has: no method is believed where the loss plainly goes on to fall."""
+"""Whether a method that claims to have converged has: none is believed where the loss plainly goes on to fall."""
 
+import itertools
 from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
 
-STATIONARY = 1e-2  # the relative slope above which no method is believed to have converged
-STEP = 1e-3  # relative; of methods of values alone, which do not resolve smaller ones
+STEEP = 1e-2  # the relative slope above which no method is believed
+FALL = 1e-3  # the relative fall above which no method of values alone is
+STEPS = (3e-3, 1e-2)  # relative lengths of the steps that look for one
+ADVICE = "start again from the result, or take another method"
 
 
 def slope(x: np.ndarray, value: float, gradient: np.ndarray, inside: Callable[[np.ndarray], np.ndarray]) -> float:
@@ -19,37 +22,27 @@ def slope(x: np.ndarray, value: float, gradient: np.ndarray, inside: Callable[[n
     return float(np.max(np.abs(step) * np.maximum(np.abs(x), 1), initial=0) / max(abs(value), 1))
 
 
-def descent(
+def fall(
     x: np.ndarray,
     value: float,
     loss: Callable[[np.ndarray], float],
     inside: Callable[[np.ndarray], np.ndarray],
     dtype: np.dtype,
 ) -> float:
-    """The same from values: the steepest relative fall of the loss among steps to and fro along each axis.
+    """How far the loss falls, relative to max(|f|, 1), in a small step along an axis: the first above `FALL`, or most.
 
-    A step is a thousandth of max(|x_i|, 1), or what `dtype` resolves; falls within its rounding do not count. Ends at
-    the first fall above `STATIONARY`. At most 2 n evaluations: Kolda, Lewis & Torczon, *Optimization by direct search*,
-    SIAM Review 45 (2003), section 3.
+    Steps are relative to max(|x_i|, 1), and no shorter than what `dtype` resolves; falls within its rounding do not
+    count. At most 4 n evaluations: Kolda, Lewis & Torczon, *Optimization by direct search*, SIAM Review 45 (2003),
+    section 3.
     """
     resolution = float(jnp.finfo(dtype).eps)
-    length = max(STEP, resolution**0.5)
-    steepest = 0.0
-    for i in range(x.size):
-        for sign in (1.0, -1.0):
-            step = np.zeros_like(x)
-            step[i] = sign * length * max(abs(x[i]), 1.0)
-            fall = value - loss(inside(x + step)) - 4 * resolution * abs(value)
-            steepest = max(steepest, fall / (length * max(abs(value), 1.0)))
-            if steepest > STATIONARY:
-                return steepest
-    return steepest
-
-
-def message(ended: str, slope: float, of_gradient: bool) -> str:
-    """What to say of a method that is not believed."""
-    what = "the gradient" if of_gradient else "the fall of the loss at small steps"
-    return (
-        f"{ended} where {what}, {slope:.1g} relative to the loss, is not small: start again from the result, or take "
-        "another method"
-    )
+    lengths = [max(length, least) for length, least in zip(STEPS, (4 * resolution, resolution**0.5), strict=True)]
+    found = 0.0
+    for length, sign, i in itertools.product(lengths, (1.0, -1.0), range(x.size)):
+        step = np.zeros_like(x)
+        step[i] = sign * length * max(abs(x[i]), 1.0)
+        lower = loss(inside(x + step)) + 4 * resolution * abs(value)
+        found = max(found, (value - lower) / max(abs(value), 1.0))
+        if found > FALL:
+            break
+    return found

@@ -11,6 +11,7 @@ import optax
 import optimistix as optx
 from jaxtyping import Float
 
+from ..components import Path
 from ..core.field import checks_itself
 from . import optax_backend, optimistix_backend, scipy_backend
 from .problem import Evaluation, Inputs, Problem, not_finite
@@ -29,8 +30,8 @@ class MinimizeResult(Generic[P]):
     * `success`: whether the method converged, or the run ended as it was asked to (the callback stopped it; all steps
       of an optax method without `tol` were made). Never true where the value is not finite, nor where a method claims
       to have converged while the loss plainly goes on to fall: where the relative gradient,
-      max |g_i| max(|x_i|, 1) / max(|f|, 1), is above 0.01 and the tolerance, or, for methods of values alone, where
-      that is what small steps along the axes find;
+      max |g_i| max(|x_i|, 1) / max(|f|, 1), is above 0.01 and the tolerance, or, for methods of values alone, where a
+      step of a hundredth along an axis lowers the loss by a thousandth;
     * `message`: why the run ended, and what to do where it failed;
     * `steps`: iterations of the method;
     * `evaluations`: evaluations of the loss, each with its gradient where the method uses one. For optax and optimistix
@@ -76,7 +77,7 @@ def minimize(
     progress: bool = False,
     has_aux: bool = False,
     keep_best: bool = True,
-    trainable: str | Sequence[str] | None = None,
+    trainable: str | Sequence[str | Path] | None = None,
     options: dict[str, Any] | None = None,
 ) -> MinimizeResult[P]:
     """Find parameters where a loss is small: $\\min_p L(p)$.
@@ -114,9 +115,9 @@ def minimize(
     * `progress`: show a progress bar in a terminal or notebook, and elsewhere, as in a log, a line every ten seconds.
     * `keep_best`: return the best parameters evaluated, rather than the last. Set `False` where the values of two
       evaluations are not comparable (a loss with noise).
-    * `trainable`: patterns of the components to fit, `"physics.*"` or `["physics.*", "net.layer_2"]`; the method sees
-      these components only, and the others stay as they are. Needs a ComponentVector; bounds are those of all
-      components.
+    * `trainable`: patterns of the components to fit, as for `Layout.match`: `"physics.*"` or
+      `["physics.*", "net.layer_2"]`; the method sees these components only, and the others stay as they are. Needs a
+      ComponentVector; bounds are those of all components.
     * `options`: SciPy's options of the method, or the options of the optimistix solver.
 
     Where the loss or its gradient is not finite, no method is led astray: SciPy sees a finite barrier there, and starts
@@ -156,7 +157,6 @@ def minimize(
     """
     if max_steps < 1:
         raise ValueError(f"max_steps must be at least 1, got {max_steps}")
-    show = progress
     problem, inputs = Problem.of(loss, ps, args, state, has_aux, trainable)
     backend, static, given = _backend(method, problem.bounds(bounds), tol, keep_best, options or {})
     params = problem.take(ps)
@@ -164,28 +164,28 @@ def minimize(
     if problem.has_state and backend is not optax_backend:
         _refuse_updates(programs, params, inputs, method if isinstance(method, str) else type(method).__name__)
     evaluate = programs(_evaluate, params, inputs) if has_aux else None
-    progress = Progress(lambda: problem.join(params, inputs), inputs.state, max_steps, callback, show)
+    record = Progress(lambda: problem.join(params, inputs), inputs.state, max_steps, callback, progress)
     try:
-        success, message = backend.run(problem, params, inputs, progress, programs, keep_best=keep_best, **given)
+        success, message = backend.run(problem, params, inputs, record, programs, keep_best=keep_best, **given)
     except Finished as finished:
         success, message = finished.success, finished.message
     except KeyboardInterrupt:
-        success, message = False, f"interrupted after {progress.steps} steps"
+        success, message = False, f"interrupted after {record.steps} steps"
     finally:
-        progress.close()
+        record.close()
     if message == NOT_FINITE_AT_START:
         message += not_finite(ps=ps, args=args, state=state)
-    found = progress.params()
+    found = record.params()
     return MinimizeResult(
         params=found,
-        value=float(progress.value),
-        success=success and bool(np.isfinite(progress.value)),
+        value=float(record.value),
+        success=success and bool(np.isfinite(record.value)),
         message=message,
-        steps=progress.steps,
-        evaluations=progress.evaluations,
-        history=np.asarray(progress.history, np.float64),
-        aux=evaluate and evaluate(problem.take(found), inputs._replace(state=progress.state)).aux,
-        state=progress.state,
+        steps=record.steps,
+        evaluations=record.evaluations,
+        history=np.asarray(record.history, np.float64),
+        aux=evaluate and evaluate(problem.take(found), inputs._replace(state=record.state)).aux,
+        state=record.state,
     )
 
 

@@ -61,6 +61,8 @@ def run(
     start = programs(_start, params, state, box)(params, state, box)
     compiled = programs(_advance, start, inputs, box, tol, 1)
 
+    carry = start
+
     def advance(carry, limit):
         return compiled(carry, inputs, box, tol, limit)
 
@@ -122,7 +124,7 @@ def _advance(
     box: Any,
     tol: Any,
     limit: Any,
-) -> tuple[_Carry, jax.Array, jax.Array]:
+) -> tuple[_Carry, Any, jax.Array]:
     """At most `limit` evaluations, each with the choice of the next trial point; how many; and the loss after each."""
     dtype = _value_dtype(problem)
 
@@ -176,7 +178,7 @@ def _value_dtype(problem: Problem) -> np.dtype:
     return np.dtype(np.float64 if problem.dtype == np.float64 else np.float32)
 
 
-def _slope(point: _Point, box: Any) -> jax.Array:
+def _slope(point: _Point, box: Any) -> Any:
     """The largest entry of the gradient; of its projection where there are bounds."""
     ahead = _inside(jax.tree.map(lambda p, g: p - g, point.params, point.gradient), box)
     steps = point.gradient if box is None else jax.tree.map(lambda p, a: p - a, point.params, ahead)

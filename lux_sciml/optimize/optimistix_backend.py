@@ -56,18 +56,18 @@ def run(
     start = programs(_start, arrays, y, inputs, 0.0)
 
     def evaluate(x):
-        """Value and gradient; a value of inf where one of them is not finite."""
         progress.evaluations += 1
         value, gradient = function(problem.cast(x), inputs)
-        gradient = np.asarray(gradient).astype(np.float64)
-        return (float(value) if np.isfinite(gradient).all() else np.inf), gradient
+        return float(value), np.asarray(gradient).astype(np.float64)
 
-    progress.value, _ = evaluate(flat)
-    if not np.isfinite(progress.value):
+    progress.value, gradient = evaluate(flat)
+    if not (np.isfinite(progress.value) and np.isfinite(gradient).all()):
         progress.history.append(progress.value)
         return False, NOT_FINITE_AT_START
     first = start(arrays, y, inputs, progress.value)
     step, finish = programs(_advance, arrays, first, inputs, 1), programs(_finish, arrays, first, inputs)
+
+    carry = first
 
     def advance(carry, limit):
         return step(arrays, carry, inputs, limit)
@@ -88,6 +88,8 @@ def run(
     progress.history.append(value)
     if np.isfinite(value) and (value <= progress.value or not keep_best):
         keep(y, value)
+    else:
+        y = np.asarray(carry.best.y).astype(np.float64)
     if not np.isfinite(value):
         return False, (
             "the solver stepped to where the loss is not finite, and the best point before is returned: lower the "
@@ -97,13 +99,20 @@ def run(
         return False, f"max_steps={progress.max_steps} reached before convergence"
     if carry.result != optx.RESULTS.successful:
         return False, optx.RESULTS[carry.result]
-
     if by_values:
-        slope = convergence.descent(y, value, lambda x: evaluate(x)[0], lambda x: x, problem.dtype)
+        fall = convergence.fall(y, progress.value, lambda x: evaluate(x)[0], lambda x: x, problem.dtype)
+        if fall > convergence.FALL:
+            return (
+                False,
+                f"the solver ended where a small step lowers the loss by {fall:.1g} of it: {convergence.ADVICE}",
+            )
     else:
-        slope = convergence.slope(y, value, gradient, lambda x: x)
-    if slope > max(convergence.STATIONARY, getattr(method, "rtol", 0.0), getattr(method, "atol", 0.0)):
-        return False, convergence.message("the solver ended", slope, not by_values)
+        slope = convergence.slope(y, *(evaluate(y) if value > progress.value else (value, gradient)), lambda x: x)
+        if slope > max(convergence.STEEP, getattr(method, "rtol", 0.0), getattr(method, "atol", 0.0)):
+            return False, (
+                f"the solver ended where the gradient, {slope:.1g} relative to the loss, is not small: "
+                f"{convergence.ADVICE}"
+            )
     return True, "converged: the solver's rtol and atol are met"
 
 
@@ -120,13 +129,12 @@ class _Solver:
 
     def __init__(self, problem: Problem, others: Any, arrays: Any, y: jax.Array, inputs: Inputs):
         solver, options = eqx.combine(arrays, others)
-        value = jax.ShapeDtypeStruct((), y.dtype)
-        seen = _Seen(jax.ShapeDtypeStruct((), bool), value, jax.eval_shape(lambda: y))
+        seen = jax.eval_shape(lambda: _Seen(jnp.array(True), jnp.zeros((), y.dtype), y))
 
         def function(y, inputs):
             return _see(problem, y, inputs)
 
-        self.init = lambda: solver.init(function, y, inputs, options, value, seen, frozenset())
+        self.init = lambda: solver.init(function, y, inputs, options, seen.value, seen, frozenset())
         self.step = lambda y, state: solver.step(function, y, inputs, options, state, frozenset())
         self.terminate = lambda y, state: solver.terminate(function, y, inputs, options, state, frozenset())
         self.postprocess = lambda y, seen, state, result: solver.postprocess(
@@ -151,7 +159,7 @@ def _start(problem: Problem, others: Any, arrays: Any, y: jax.Array, inputs: Inp
 
 def _advance(
     problem: Problem, others: Any, arrays: Any, carry: _Carry, inputs: Inputs, limit: Any
-) -> tuple[_Carry, jax.Array, jax.Array]:
+) -> tuple[_Carry, Any, jax.Array]:
     """At most `limit` steps; how many; and the loss where each began."""
     solver = _Solver(problem, others, arrays, carry.y, inputs)
     static = eqx.filter(solver.init(), eqx.is_array, inverse=True)  # the state's other half, the same for every step

@@ -1,6 +1,7 @@
 """Problem: a loss and the kind of its parameters; what of it a method sees, and what the user."""
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -9,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._tree import describe, is_inexact
+from .._tree import describe, is_inexact, is_traced
 from ..components import ComponentVector, Layout, Path
+from ..core import Mode
 
 
 class Inputs(NamedTuple):
@@ -51,12 +53,12 @@ class Problem:
 
     @classmethod
     def of(
-        cls, loss: Any, ps: Any, args: Any, state: Any, has_aux: bool, trainable: str | Sequence[str] | None
+        cls, loss: Any, ps: Any, args: Any, state: Any, has_aux: bool, trainable: str | Sequence[str | Path] | None
     ) -> "tuple[Problem, Inputs]":
         """Raises `TypeError` for what is no loss and for what are no parameters, `KeyError` for unknown names."""
         if not callable(loss):
             raise TypeError(f"the loss must be a function of the parameters, got {type(loss).__name__}")
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((ps, args, state))):
+        if any(map(is_traced, jax.tree.leaves((ps, args, state)))):
             raise TypeError("minimize runs outside of jax.jit, grad and vmap: it decides in Python when to stop")
         named = isinstance(ps, ComponentVector)
         whole = layout = Layout.of(ps)
@@ -96,7 +98,7 @@ class Problem:
             asked = " and ".join((["state="] if self.has_state else []) + (["has_aux=True"] if self.has_aux else []))
             raise TypeError(f"with {asked} the loss must return ({', '.join(names)}), got {_kind(out)}")
         found = dict(zip(names, out if len(names) > 1 else [out], strict=True))
-        value = found["value"]
+        value: Any = found["value"]
         if not isinstance(value, float) and not jnp.issubdtype(getattr(value, "dtype", object), jnp.floating):
             raise TypeError(f"the loss must return one floating-point number, got {_kind(value)}")
         if jnp.shape(value) != ():
@@ -105,6 +107,12 @@ class Problem:
             raise ValueError(
                 "the state that the loss returns must have the structure, shapes and dtypes of the one that it is "
                 f"given, {describe(inputs.state)}, got {describe(found['state'])}"
+            )
+        if not self.has_state and _in_training(found.get("aux")):
+            warnings.warn(
+                "the loss returns a state in training as its aux, and every step begins with the same one: statistics "
+                "and random keys do not advance. Pass it as `state=`, or `lux.testmode(st)` where it is to stay",
+                stacklevel=2,
             )
         return Evaluation(jnp.asarray(value), found.get("state"), found.get("aux"))
 
@@ -212,7 +220,7 @@ def not_finite(**inputs: Any) -> str:
     return f" ({'; '.join(found)})" if found else ""
 
 
-def _chosen(ps: Any, patterns: str | Sequence[str]) -> tuple[bool, ...]:
+def _chosen(ps: Any, patterns: str | Sequence[str | Path]) -> tuple[bool, ...]:
     """For each block of a ComponentVector, whether one of the patterns matches it."""
     if not isinstance(ps, ComponentVector):
         raise TypeError(f"`trainable` goes by name and needs a ComponentVector, got {type(ps).__name__}")
@@ -239,6 +247,11 @@ def _widest(layout: Layout) -> np.dtype:
         return layout.flat_dtype
     with jax.numpy_dtype_promotion("standard"):
         return np.dtype(jnp.result_type(*(leaf.dtype for leaf in layout.leaves)))
+
+
+def _in_training(tree: Any) -> bool:
+    leaves = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, Mode))
+    return any(leaf is Mode.TRAIN for leaf in leaves)
 
 
 def _outline(tree: Any) -> Any:

@@ -36,8 +36,9 @@ class Programs:
     """
 
     def __init__(self, problem: Problem, params: Any, inputs: Inputs, *static: Any):
+        self._eager = jax.config.jax_disable_jit  # pyright: ignore[reportAttributeAccessIssue]  # made at run time
         self._found = reads(problem.loss, *problem.facts())
-        if not jax.config.jax_disable_jit:
+        if not self._eager:
             trace = self.once("loss", lambda: _traced(problem, params, inputs)[0], params, inputs)
             problem = dataclasses.replace(problem, trace=trace)
         self._static = (problem, *static)
@@ -45,7 +46,7 @@ class Programs:
 
     def __call__(self, function: Callable, *arguments: Any) -> Callable:
         whole = functools.partial(function, *self._static)
-        if jax.config.jax_disable_jit:
+        if self._eager:
             return whole
         return self.once(function, lambda: _compiled(whole, *arguments), *arguments)
 

@@ -15,6 +15,7 @@ import equinox as eqx
 import jax
 import numpy as np
 
+from .._tree import is_traced
 from ..components import ComponentVector, Layout
 from ..core import Constant, Layer
 from ..core.static import FrozenDict, fields_of
@@ -119,14 +120,14 @@ class _Walk:
     # --- values -----------------------------------------------------------------------------------------------
 
     def array(self, x: Any) -> Hashable:
-        if isinstance(x, jax.core.Tracer) or x.dtype == object or (isinstance(x, jax.Array) and x.is_deleted()):
+        if is_traced(x) or x.dtype == object or (isinstance(x, jax.Array) and x.is_deleted()):
             return self.unknown()
         if isinstance(x, jax.Array):
             return Same(x)
-        return (type(x), x.dtype, x.shape, hashlib.sha256(np.ascontiguousarray(x)).digest())
+        return (type(x), x.dtype, x.shape, hashlib.sha256(x.tobytes()).digest())
 
     def sequence(self, x: Any, _: Any) -> Hashable:
-        base = next(kind for kind in _CONTAINERS if isinstance(x, kind))
+        base: Any = next(kind for kind in _CONTAINERS if isinstance(x, kind))
         return (self.container(x), self.keys(base.__iter__(x)))
 
     def mapping(self, x: Any, _: Any) -> Hashable:
@@ -178,7 +179,7 @@ class _Walk:
         held = tuple([self.cell(cell, name in code.appended, code.attributes) for name, cell in cells])
         parts = (Same(f.__code__), held, self.keys((f.__defaults__, f.__kwdefaults__)))
         module = f.__globals__.get("__name__")
-        if _library(module) and f.__globals__ is getattr(sys.modules.get(module), "__dict__", None):
+        if _library(module) and f.__globals__ is getattr(sys.modules.get(str(module)), "__dict__", None):
             return parts
         self.lasting = False
         if code.opaque:
@@ -362,7 +363,7 @@ def _library(module: Any) -> bool:
 def _is_of_library(x: Any) -> bool:
     """Whether a library says itself, at the place where `x` says that it lives, that this is its own."""
     module, name = getattr(x, "__module__", None), getattr(x, "__qualname__", None)
-    return _library(module) and isinstance(name, str) and getattr(sys.modules.get(module), name, None) is x
+    return _library(module) and isinstance(name, str) and getattr(sys.modules.get(str(module)), name, None) is x
 
 
 def _attributes(x: Any) -> dict[str, Any] | None:

@@ -39,8 +39,9 @@ def method_name(name: str, bounds: Any) -> str:
     """SciPy's spelling of a method's name. Raises `ValueError`, listing what there is, for one that will not do."""
     known = {known.lower(): known for known in METHODS}
     if name.lower() not in known:
-        near = difflib.get_close_matches(name.lower(), known, 1)
-        meant = f"; did you mean {known[near[0]]!r}?" if near else ""
+        letters = {"".join(filter(str.isalpha, known)).lower(): known for known in METHODS}
+        near = difflib.get_close_matches("".join(filter(str.isalpha, name)).lower(), letters, 1)
+        meant = f"; did you mean {letters[near[0]]!r}?" if near else ""
         raise ValueError(f"SciPy has no method {name!r}; it has {', '.join(METHODS)}{meant}")
     method = known[name.lower()]
     if bounds is not None and method not in BOUNDED:
@@ -61,14 +62,16 @@ def run(
     keep_best: bool,
     options: dict[str, Any],
 ) -> tuple[bool, str]:
-    """Run `scipy.optimize.minimize`, once more from the best point where it gave up on a failed one."""
+    """Run `scipy.optimize.minimize`; once more from the best point where it gave up on a point that is not finite, or
+    where the simplex of Nelder-Mead fell flat.
+    """
     import scipy.optimize
 
     kind = METHODS[method]
     x = problem.ravel(params)
-    first = programs(_value if kind == VALUE else _value_and_gradient, problem.cast(x), inputs)
+    function = programs(_value if kind == VALUE else _value_and_gradient, problem.cast(x), inputs)
     second = _second_derivatives(method, problem, params, inputs)
-    objective = _Objective(lambda x: first(problem.cast(x), inputs), kind, bounds)
+    objective = _Objective(lambda x: function(problem.cast(x), inputs), kind, bounds, x)
 
     def at(x):
         return problem.join(problem.unravel(x), inputs)
@@ -81,45 +84,48 @@ def run(
         progress.history.append(value)
         progress.report(progress.steps + 1, lambda: at(x), value)
 
-    try:
-        x = objective.inside(x)
-        progress.history.append(objective.evaluate(x)[0])
-        if objective.best is None:
-            raise Finished(False, NOT_FINITE_AT_START)
-        for _ in range(2):
-            failures = objective.failures
-            limits = _limits(method, progress.max_steps - progress.steps)
-            simplex = {"initial_simplex": _simplex(x, bounds, problem.dtype)} if method == "Nelder-Mead" else {}
-            result = scipy.optimize.minimize(
-                objective,
-                x,
-                method=method,
-                callback=step,
-                bounds=None if bounds is None else scipy.optimize.Bounds(*bounds),
-                tol=tol,
-                options=limits | simplex | options,
-                jac=None if kind == VALUE else True,
-                **second,
-            )
-            met_failures = objective.failures > failures
-            finite = not met_failures or np.isfinite(objective.evaluate(result.x)[0])
-            if not met_failures or (result.success and finite) or progress.steps >= progress.max_steps:
-                break
-            x = objective.best
+    def attempt(x):
+        """SciPy's result, whether the loss is finite there, why it is no minimum, and whether to start again."""
+        failures = objective.failures
+        limits = _limits(method, progress.max_steps - progress.steps)
+        simplex = {"initial_simplex": _simplex(x, bounds, problem.dtype)} if method == "Nelder-Mead" else {}
+        result = scipy.optimize.minimize(
+            objective,
+            x,
+            method=method,
+            callback=step,
+            bounds=None if bounds is None else np.stack(bounds, axis=1),
+            tol=tol,
+            options=limits | simplex | options,
+            jac=None if kind == VALUE else True,
+            **second,
+        )
+        met_failures = objective.failures > failures
+        finite = not met_failures or bool(np.isfinite(objective.evaluate(result.x)[0]))
         if finite and not keep_best:
             objective.keep(result.x)
+        doubt = objective.doubt(problem.dtype, tol or 0.0) if finite and result.success else ""
+        gave_up = met_failures and not (finite and result.success)
+        flat = method == "Nelder-Mead" and bool(doubt)  # its simplex
+        return result, finite, doubt, gave_up or flat
+
+    try:
+        progress.history.append(objective.evaluate(x)[0])
+        if not np.isfinite(objective.value):
+            raise Finished(False, NOT_FINITE_AT_START)
+        result, finite, doubt, again = attempt(objective.best)
+        if again and progress.steps < progress.max_steps:
+            result, finite, doubt, _ = attempt(objective.best)
         if not finite:
             return False, f"{method} ended where the loss is not finite; the best point before is returned"
         if not result.success and progress.steps >= progress.max_steps:
             return False, f"max_steps={progress.max_steps} reached before convergence"
-        slope = objective.slope(problem.dtype) if result.success else 0.0
-        if slope > max(convergence.STATIONARY, tol or 0.0):
-            return False, convergence.message(f"{method} ended ({result.message})", slope, kind != VALUE)
+        if doubt:
+            return False, f"{method} ended ({result.message}) where {doubt}: {convergence.ADVICE}"
         return bool(result.success), str(result.message)
     finally:
-        progress.evaluations = objective.evaluations
-        if objective.best is not None:
-            progress.params, progress.value = (lambda: at(objective.best)), objective.value
+        progress.evaluations, progress.value = objective.evaluations, objective.value
+        progress.params = lambda: at(objective.best)
 
 
 class _Objective:
@@ -129,11 +135,11 @@ class _Objective:
     gradient is not finite they see a barrier.
     """
 
-    def __init__(self, function: Callable[[np.ndarray], Any], kind: str, bounds: Any):
+    def __init__(self, function: Callable[[np.ndarray], Any], kind: str, bounds: Any, start: np.ndarray):
         self.function, self.kind, self.bounds = function, kind, bounds
         self.evaluations = self.failures = 0
-        self.best: np.ndarray | None = None
-        self.value, self.gradient = np.inf, np.zeros(0)  # there; no gradient for methods of values alone
+        self.best, self.value = self.inside(start), np.inf
+        self.gradient = np.zeros(0)  # there; empty for methods of values alone
         self.highest = -np.inf
         self.recent: dict[bytes, tuple[float, np.ndarray]] = {}  # the evaluations of this step
 
@@ -159,7 +165,7 @@ class _Objective:
         if not (np.isfinite(value) and np.isfinite(gradient).all()):
             return np.inf, gradient
         self.highest = max(self.highest, value)
-        if self.best is None or value < self.value:
+        if value < self.value:
             self.best, self.value, self.gradient = x.copy(), value, gradient
         return value, gradient
 
@@ -180,20 +186,25 @@ class _Objective:
         self.best = self.inside(x).copy()
         self.value, self.gradient = self.evaluate(x)
 
-    def slope(self, dtype: np.dtype) -> float:
-        """How steeply the loss goes on to fall at the best point."""
+    def doubt(self, dtype: np.dtype, tol: float) -> str:
+        """Why the best point is no minimum, or nothing."""
         if self.kind == VALUE:
-            return convergence.descent(self.best, self.value, lambda x: self.evaluate(x)[0], self.inside, dtype)
-        return convergence.slope(self.best, self.value, self.gradient, self.inside)
+            best = self.best, self.value, self.gradient
+            fall = convergence.fall(self.best, self.value, lambda x: self.evaluate(x)[0], self.inside, dtype)
+            self.best, self.value, self.gradient = best
+            return f"a small step lowers the loss by {fall:.1g} of it" if fall > max(convergence.FALL, tol) else ""
+        slope = convergence.slope(self.best, self.value, self.gradient, self.inside)
+        steep = slope > max(convergence.STEEP, tol)
+        return f"the gradient, {slope:.1g} relative to the loss, is not small" if steep else ""
 
 
 def barrier(x: np.ndarray, best: np.ndarray, highest: float, gradient: np.ndarray) -> tuple[float, np.ndarray]:
     """Value and gradient of a cone above every value so far that slopes back to the best point, where `gradient` is."""
     difference = x - best
-    distance = np.linalg.norm(difference)
-    steepness = max(np.linalg.norm(gradient), 1.0)
+    distance = float(np.linalg.norm(difference))
+    steepness = max(float(np.linalg.norm(gradient)), 1.0)
     value = highest + 1.0 + abs(highest) + steepness * distance
-    return min(value, np.finfo(float).max), steepness * difference / max(distance, np.finfo(float).tiny)
+    return min(value, float(np.finfo(float).max)), steepness * difference / max(distance, np.finfo(float).tiny)
 
 
 def _second_derivatives(method: str, problem: Problem, params: Any, inputs: Inputs) -> dict[str, Callable]:

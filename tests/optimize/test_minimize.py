@@ -3,6 +3,7 @@
 import inspect
 import os
 import signal
+import sys
 import threading
 
 import jax
@@ -14,11 +15,15 @@ import pytest
 import scipy.optimize
 
 import lux_sciml as lux
-from lux_sciml.optimize.scipy_backend import BOUNDED, METHODS
+from lux_sciml.optimize.scipy_backend import BOUNDED, METHODS, barrier
 
 
 def rosenbrock(p):
     return (1 - p.x) ** 2 + 100 * (p.y - p.x**2) ** 2
+
+
+def valley(x):
+    return 100 * (x[1] - x[0] ** 2) ** 2 + (1 - x[0]) ** 2
 
 
 def start(dtype="float64"):
@@ -295,6 +300,48 @@ def test_scipy_is_not_believed_where_the_gradient_is_large(monkeypatch):
     assert coarse.success and abs(4 * coarse.params[0] ** 3 + 1) > 0.01  # as coarse as asked for
 
 
+def steep(x):
+    return 1e12 * jnp.sum((x - 3) ** 2)
+
+
+@pytest.mark.parametrize(
+    ("loss", "x", "method"),
+    [
+        (steep, np.zeros(2), "COBYLA"),
+        (valley, np.array([-1.2, 1.0]), optx.NelderMead(1e-2, 1e-2)),
+        (lambda x: 1e-9 * steep(x.astype(float)), np.zeros(2, "float16"), optx.NelderMead(1e-1, 1e-1)),
+        (steep, np.zeros(2), optx.NelderMead(1e-1, 1e-1)),
+        (steep, np.zeros(2), optx.BestSoFarMinimiser(optx.NelderMead(1e-1, 1e-1))),
+        (valley, np.array([-1.2, 1.0]), optx.GradientDescent(1e-6, 1e-3, 1e-3)),
+    ],
+)
+def test_no_method_is_believed_where_the_loss_goes_on_to_fall(loss, x, method):
+    result = lux.minimize(loss, jnp.array(x), method=method, max_steps=3000)
+    assert not result.success
+    assert "is not small: start again" in result.message or "lowers the loss by" in result.message
+
+
+@pytest.mark.parametrize("method", ["Nelder-Mead", "Powell", "COBYLA", "COBYQA"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_methods_of_values_are_believed_at_a_minimum(method, dtype):
+    def loss(x):
+        return jnp.sum(jnp.abs(x - 1) ** 1.5)  # with a kink in its slope
+
+    result = lux.minimize(loss, jnp.zeros(2, dtype), method=method)
+    assert result.success, result.message
+    np.testing.assert_allclose(np.asarray(result.params, float), 1.0, atol=0.02)
+    assert result.params.dtype == dtype
+
+
+def test_a_barrier_slopes_back_to_the_best_point():
+    best, gradient = np.array([1.0, 2.0]), np.array([3.0, 4.0])
+    near, slope = barrier(best + np.array([0.0, 1.0]), best, 10.0, gradient)
+    far, _ = barrier(best + np.array([0.0, 2.0]), best, 10.0, gradient)
+    np.testing.assert_allclose([near, far], [26.0, 31.0])
+    np.testing.assert_allclose(slope, [0.0, 5.0])
+    assert np.isfinite(barrier(best, best, 1e308, gradient)[0])
+
+
 def test_a_hessian_that_is_not_finite_is_a_failure():
     def loss(p):
         return jnp.sum(jnp.abs(p) ** 1.5)  # the second derivative at zero is infinite
@@ -343,8 +390,7 @@ def test_bounds(name, at, dtype):
     result = lux.minimize(
         rosenbrock, ps, method=method, bounds=(lower, upper), callback=lambda step, ps, value: seen.append(ps)
     )
-    if name != "Nelder-Mead" or at == (0.0, 0.0):  # its simplex falls flat on the corner
-        assert result.value == pytest.approx(0.456674507, abs=2e-3)
+    assert result.value == pytest.approx(0.456674507, abs=2e-3) and result.success
     assert bool((result.params >= lower).all() and (result.params <= upper).all())
     assert all(bool((p >= lower).all() and (p <= upper).all()) for p in seen)
 
@@ -356,6 +402,17 @@ def test_bounds(name, at, dtype):
 def test_forms_of_bounds(bounds):
     result = lux.minimize(rosenbrock, start(), method="L-BFGS-B", bounds=bounds)
     np.testing.assert_allclose(result.params, [0.33176905, 0.1], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("x", "bounds"),
+    [([-1.2, 1.0], (-2.0, 0.5)), ([-1.2, 1.0], (-1.2, 0.5)), ([0.0, 0.0], (0.0, 0.5)), ([0.5, 0.5], (-2.0, 0.5))],
+)
+def test_nelder_mead_is_no_worse_than_scipys(x, bounds):
+    result = lux.minimize(valley, jnp.array(x), method="Nelder-Mead", bounds=bounds)
+    inside = np.clip(x, *bounds)
+    alone = scipy.optimize.minimize(lambda x: float(valley(x)), inside, method="Nelder-Mead", bounds=[bounds] * 2)
+    assert result.success and result.value == pytest.approx(0.25, abs=1e-4) and result.value <= alone.fun + 1e-4
 
 
 def test_optax_converges_on_a_bound():
@@ -435,6 +492,48 @@ def test_the_callback_sees_matching_values_and_stops(method):
     steps, expected, values = zip(*seen, strict=True)
     assert list(steps) == sorted(set(steps)) and steps[-1] == result.steps >= 10
     np.testing.assert_allclose(values, expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("yes", [True, np.True_, np.array(True), np.array([True]), jnp.array(True)], ids=repr)
+def test_truth_values_of_callbacks(yes, method):
+    result = lux.minimize(rosenbrock, start(), method=method, callback=lambda *_: yes, max_steps=20)
+    assert result.success and "stopped by the callback" in result.message
+    no = type(yes)(False) if isinstance(yes, bool | np.bool_) else yes & False
+    for go_on in (no, None):
+        result = lux.minimize(rosenbrock, start(), method=method, callback=lambda *_, go_on=go_on: go_on, max_steps=20)
+        assert "stopped" not in result.message
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (np.array([True, False]), r"must return True, to stop, .* got an array of shape \(2,\)"),
+        (jnp.zeros(3), r"got an array of shape \(3,\)"),
+        (12, "got a int"),
+        ("stop", "got a str"),
+    ],
+)
+def test_what_no_callback_answers(answer, message, method):
+    with pytest.raises(TypeError, match=message):
+        lux.minimize(rosenbrock, start(), method=method, callback=lambda *_: answer, max_steps=20)
+
+
+def test_multi_steps_of_optax():
+    """Steps of the mean of three gradients."""
+    transform = optax.MultiSteps(optax.sgd(1e-3), every_k_schedule=3)
+    result = lux.minimize(rosenbrock, start(), method=transform, max_steps=30, keep_best=False)
+    plain = lux.minimize(rosenbrock, start(), method=optax.sgd(1e-3), max_steps=10, keep_best=False)
+    np.testing.assert_allclose(result.params, plain.params, rtol=1e-6)
+    np.testing.assert_allclose(result.history[::3], plain.history, rtol=1e-6)
+
+
+def test_a_log_gets_few_lines(capsys, monkeypatch):
+    lux.minimize(rosenbrock, start(), method="Nelder-Mead", max_steps=300, progress=True)
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and "\r" not in line and line.startswith("minimize: step ") and "value=" in line
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    lux.minimize(rosenbrock, start(), method="Nelder-Mead", max_steps=300, progress=True)
+    assert "\r" in capsys.readouterr().err  # a bar
 
 
 def test_progress_shows_the_value(capsys, method):
@@ -536,7 +635,9 @@ def test_has_aux_without_aux(method):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (dict(method="LBFGS"), ValueError, "it has Nelder-Mead, .*L-BFGS-B"),
+        (dict(method="LBFGS"), ValueError, "it has Nelder-Mead, .*L-BFGS-B.* did you mean 'L-BFGS-B'?"),
+        (dict(method="nelder_mead"), ValueError, "did you mean 'Nelder-Mead'?"),
+        (dict(method="Adam"), ValueError, "SciPy has no method 'Adam'; it has Nelder-Mead"),
         (dict(method=optax.adam), TypeError, "method must be the name of a SciPy method"),
         (dict(method="BFGS", bounds=(0, 1)), ValueError, "BFGS takes no bounds; these methods do: L-BFGS-B"),
         (dict(method=optx.BFGS(1e-6, 1e-6), bounds=(0, 1)), ValueError, "take no bounds: use 'L-BFGS-B'"),

@@ -162,3 +162,11 @@ def test_a_state_of_another_kind_is_refused(change):
 def test_a_state_with_aux_says_so():
     with pytest.raises(TypeError, match=r"with state= and has_aux=True the loss must return \(value, state, aux\)"):
         lux.minimize(lambda p, st: (jnp.sum(p), st), jnp.ones(2), method=optax.adam(0.1), state={}, has_aux=True)
+
+
+def test_a_state_in_training_as_aux_is_pointed_out(key):
+    """It would be that of a single update, however many steps are made."""
+    loss, ps, st, x = regression(key)
+    with pytest.warns(UserWarning, match="Pass it as `state=`"):
+        lux.minimize(lambda ps: loss(ps, st, x), ps, method=optax.adam(0.1), has_aux=True, max_steps=2)
+    lux.minimize(lambda ps: loss(ps, lux.testmode(st), x), ps, method=optax.adam(0.1), has_aux=True, max_steps=2)
