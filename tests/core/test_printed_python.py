@@ -4,6 +4,7 @@ import functools
 import importlib
 import math
 import sys
+from types import SimpleNamespace
 
 import diffrax
 import equinox as eqx
@@ -42,7 +43,10 @@ class Option(lux.Layer):
         return x, st
 
 
-HERE = {__name__: sys.modules[__name__], "Option": Option}
+# this module under its full name, `tests.core.test_printed_python` say, in whatever way it was imported
+FIRST, *OTHER = __name__.split(".")
+HERE = {"Option": Option}
+HERE[FIRST] = functools.reduce(lambda inner, part: SimpleNamespace(**{part: inner}), OTHER[::-1], sys.modules[__name__])
 D, TS = lux.Dense(2, 2, jnp.tanh), jnp.linspace(0.0, 1.5, 7, dtype=jnp.float32)
 
 ALONE = {  # with lux's names and jnp only
