@@ -21,8 +21,9 @@ class Container(Layer):
 
     A field `encoder: Layer` makes the child `encoder`; a tuple in a field `layers` makes `layer_0`, `layer_1`, ... and
     in any other field `blocks` makes `blocks_0`, `blocks_1`, ...; a dict makes children of its keys. Functions become
-    `Lambda`s where the field says so, by `lux.field(converter=lux.as_layer)`. Parameters and state are dicts with the
-    children's names. `forward` calls them by `run`, which adds their path to the errors that they raise.
+    `Lambda`s where the field says so, by `lux.field(converter=lux.as_layer)`, or by `Layer` alone as its type.
+    Parameters and state are dicts with the children's names. `forward` calls them by `run`, which adds their path to
+    the errors that they raise.
 
     Children are read by name (`model.encoder`, `model["encoder"]`), by position (`model[0]`), counted by `len`.
 

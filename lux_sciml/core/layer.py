@@ -2,9 +2,7 @@
 
 import abc
 import dataclasses
-import functools
 import inspect
-import re
 import typing
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar
@@ -19,7 +17,7 @@ from .field import checks_itself, convert, converters_of, field
 from .parameters import fits, parameter_tree
 from .pickling import picklable
 from .printing import option_text, show, show_html
-from .static import FrozenDict, exact_key, fields_of, freeze
+from .static import exact_key, fields_of, freeze
 
 L = TypeVar("L", bound="Layer")
 Parameters: TypeAlias = ComponentVector | Mapping[str, Any] | jax.Array | np.ndarray
@@ -34,7 +32,8 @@ class _LayerMeta(abc.ABCMeta):
         cls: Any = super().__new__(mcs, name, bases, namespace, **kwargs)
         cls._own_init = "__init__" in namespace or any(getattr(base, "_own_init", False) for base in bases)
         cls = dataclasses.dataclass(init=not cls._own_init, eq=False, repr=False, kw_only=kw_only)(cls)
-        cls._converters = converters_of(cls)
+        fields = [f for f in dataclasses.fields(cls) if isinstance(f.type, type) and issubclass(f.type, Layer)]
+        cls._converters = {f.name: as_layer for f in fields} | converters_of(cls)
         if not cls._own_init:  # what a converter takes, it says itself; tests check the other annotations
             cls.__init__.__annotations__ |= dict.fromkeys(cls._converters.keys() & cls.__init__.__annotations__, Any)
         return jax.tree_util.register_static(cls)
@@ -157,9 +156,6 @@ class Layer(metaclass=_LayerMeta):
             name = type(self).__name__
             self._set_defaults()
             fields = {name: freeze(value) for name, value in vars(self).items()}
-            for field, optional in _layer_fields(type(self)).items():
-                if field in fields and not (optional and fields[field] is None):
-                    fields[field] = _as_layers(fields[field], f"{name}.{field}")
             key = tuple((field, exact_key(value, f"{name}.{field}")) for field, value in fields.items())
             vars(self).update(fields, _key=key, _hash=hash((type(self), key)))
             for cls in reversed(type(self).__mro__):
@@ -245,26 +241,6 @@ class Lambda(Layer):
 
     def forward(self, x, ps, st):
         return self.function(x), st
-
-
-@functools.cache
-def _layer_fields(cls: type) -> dict[str, bool]:
-    """The fields declared as `Layer`, or tuples or dicts of them, and whether they may be `None`.
-
-    By their text, since annotations may be postponed.
-    """
-    annotations = {field.name: str(field.type) for field in dataclasses.fields(cls)}
-    declared = re.compile(r"(?!.*(Callable|type\[)).*\bLayer\b")
-    return {name: "None" in text or "Optional" in text for name, text in annotations.items() if declared.match(text)}
-
-
-def _as_layers(value: Any, where: str) -> Any:
-    """The functions in the value of a field, a tuple or a FrozenDict as Lambdas."""
-    if type(value) is tuple:
-        return tuple(_as_layers(item, f"{where}[{i}]") for i, item in enumerate(value))
-    if isinstance(value, FrozenDict):
-        return FrozenDict({name: _as_layers(item, f"{where}[{name!r}]") for name, item in value.items()})
-    return as_layer(value, where)
 
 
 @checks_itself

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import lux_sciml as lux
+from lux_sciml.core.converters import optional, tuple_of
 from lux_sciml.core.printing import value_text
 
 
@@ -354,7 +355,7 @@ class Activated(lux.Layer):
     activation: Callable
     inner: lux.Layer
     wrap: Callable[[lux.Layer], lux.Layer] = lux.Lambda
-    postponed: "lux.Layer | None" = None
+    postponed: "lux.Layer | None" = lux.field(default=None, converter=optional(lux.as_layer))
 
     def forward(self, x, ps, st):
         return self.activation(x), st
@@ -370,7 +371,7 @@ def test_functions_become_layers_only_where_layers_are_declared():
 
 
 class Many(lux.Container):
-    layers: tuple[lux.Layer, ...]
+    layers: tuple[lux.Layer, ...] = lux.field(converter=tuple_of(lux.as_layer))
 
     def forward(self, x, ps, st):
         return x, st

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import lux_sciml as lux
+from lux_sciml.core.converters import dict_of, tuple_of
 from lux_sciml.testing import check_layer
 
 A, B, C = lux.Dense(2, 3), lux.Dense(3, 4), lux.Dense(4, 2)
@@ -26,9 +27,9 @@ class Pair(lux.Container):
 
 class Net(lux.Container):
     encoder: lux.Layer
-    layers: tuple[lux.Layer, ...]
-    blocks: tuple[lux.Layer, ...]
-    heads: Mapping[str, lux.Layer]
+    layers: tuple[lux.Layer, ...] = lux.field(converter=tuple_of(lux.as_layer))
+    blocks: tuple[lux.Layer, ...] = lux.field(converter=tuple_of(lux.as_layer))
+    heads: Mapping[str, lux.Layer] = lux.field(converter=dict_of(lux.as_layer))
 
     def forward(self, x, ps, st):
         return x, st
