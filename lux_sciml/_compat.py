@@ -36,7 +36,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
+
+try:
+    from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
+except ImportError:
+
+    class _Moved:
+        """In the place of JAX's classes: nothing is an instance of it, and it cannot be made with arguments."""
+
+    ClosedJaxpr = Jaxpr = Literal = Var = _Moved
 
 
 def made_in_current_trace(x: Any) -> bool:
@@ -310,8 +318,17 @@ def program_key(closed: ClosedJaxpr) -> Hashable:
     """
     try:
         return _jaxpr_key(closed)
-    except (AttributeError, TypeError):
+    except (AttributeError, KeyError, TypeError):
         return object()
+
+
+def run_jaxpr(closed: ClosedJaxpr, *arguments: Any) -> list[Any]:
+    """The outputs of a closed jaxpr."""
+    try:
+        from jax.extend.core import jaxpr_as_fun
+    except ImportError:
+        from jax._src.core import jaxpr_as_fun
+    return jaxpr_as_fun(closed)(*arguments)
 
 
 def _jaxpr_key(jaxpr: Any) -> Hashable:

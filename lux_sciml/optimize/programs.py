@@ -9,9 +9,8 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
-from .._compat import JitKey, parametrized, program_key, trace_context
+from .._compat import ClosedJaxpr, JitKey, parametrized, program_key, run_jaxpr, trace_context
 from ..core.frozen import updated_entries
 from .problem import Inputs, Problem
 from .reads import reads, together
@@ -108,7 +107,7 @@ def _traced(function: Callable, *arguments: Any) -> tuple[Callable, ClosedJaxpr,
 
     def again(*arguments):  # which line searches call with others
         leaves = [jax.lax.convert_element_type(x, t) for x, t in zip(jax.tree.leaves(arguments), dtypes, strict=True)]
-        return jax.tree.unflatten(outer, jaxpr_as_fun(closed)(*data, *leaves))
+        return jax.tree.unflatten(outer, run_jaxpr(closed, *data, *leaves))
 
     return again, closed, data, outer
 
@@ -138,4 +137,4 @@ _programs: "weakref.WeakValueDictionary[Hashable, _Program]" = weakref.WeakValue
 
 @functools.partial(jax.jit, static_argnums=0)
 def _run(program: _Program, data: list[Any], leaves: list[Any]) -> list[Any]:
-    return jaxpr_as_fun(program.closed)(*data, *leaves)
+    return run_jaxpr(program.closed, *data, *leaves)
