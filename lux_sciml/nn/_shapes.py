@@ -10,6 +10,7 @@ import numpy as np
 
 from .._tree import describe, floating
 from ..components import ComponentVector
+from ..core import Layer
 from ..core.converters import checks_itself, count, integer, number, tuple_of
 from ..core.printing import brief
 from ..core.static import is_traced
@@ -74,14 +75,20 @@ def as_tuple(sizes: int | tuple[int, ...]) -> tuple[int, ...]:
     return sizes if isinstance(sizes, tuple) else (sizes,)
 
 
-def require_array(layer: Any, x: Any, fix: str = "") -> None:
-    """Raise `TypeError` for what is no array."""
+def require_array(layer: Layer, x: Any, fix: str = "") -> Any:
+    """`x` itself. Raises `TypeError` for what is no array."""
     if not hasattr(x, "ndim"):
         got = f"a {type(x).__name__} of {len(x)}" if isinstance(x, list | tuple) else type(x).__name__
         raise TypeError(f"{brief(layer)} takes an array, got {got}{fix}")
+    return x
 
 
-def require_last(layer: Any, x: Any, shape: tuple[int, ...]) -> jax.Array:
+def as_floating(layer: Layer, x: Any) -> jax.Array:
+    """`x` in floating point. Raises `TypeError` for what is no array."""
+    return floating(require_array(layer, x))
+
+
+def require_last(layer: Layer, x: Any, shape: tuple[int, ...]) -> jax.Array:
     """`x` in floating point. Raises `ValueError` unless its last axes have this shape, `TypeError` for no array."""
     require_array(layer, x)
     if x.ndim < len(shape) or x.shape[x.ndim - len(shape) :] != shape:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Shaped
 from .._tree import floating, widened
 from ..core import Container, Layer, field
 from ..core.converters import count, flag, optional
-from ._shapes import as_mask, fraction
+from ._shapes import as_floating, as_mask, fraction
 from .dropout import Dropout
 from .linear import Dense
 from .shaping import NoOp
@@ -207,7 +207,7 @@ class MultiHeadAttention(Container):
         self.dropout = Dropout(self.dropout_rate) if self.dropout_rate else NoOp()
 
     def forward(self, x, ps, st):
-        query, key, value, mask = _inputs(x)
+        query, key, value, mask = _inputs(self, x)
         seen = visible(mask, self.is_causal, query.shape[-2], key.shape[-2])
         query, key, value = (
             without_blind(query, seen, 1),
@@ -224,7 +224,7 @@ class MultiHeadAttention(Container):
         return (y, weights) if self.return_weights else y, st
 
 
-def _inputs(x: Any) -> tuple[Any, Any, Any, Any]:
+def _inputs(layer: Layer, x: Any) -> tuple[Array, Array, Array, Any]:
     """Query, key, value in floating point, and mask."""
     parts = x if isinstance(x, tuple) else (x,)
     if not 1 <= len(parts) <= 4:
@@ -232,8 +232,8 @@ def _inputs(x: Any) -> tuple[Any, Any, Any, Any]:
             "attention takes x, (query, memory), (query, key, value) or (query, key, value, mask), got a tuple of "
             f"{len(parts)}"
         )
-    *arrays, mask = (*parts, *(parts[-1],) * (3 - len(parts)), None)[:4]
-    return (*floating(tuple(arrays)), mask)
+    query, key, value, mask = (*parts, *(parts[-1],) * (3 - len(parts)), None)[:4]
+    return as_floating(layer, query), as_floating(layer, key), as_floating(layer, value), mask
 
 
 # --- arrays ---------------------------------------------------------------------------------------------------------

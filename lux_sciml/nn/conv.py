@@ -6,13 +6,12 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jax import lax
 
-from .._tree import floating
 from ..activations import gain, identity
 from ..core import field
 from ..core.converters import choice, count, flag, function, optional, sizes
 from ..initializers import KaimingUniform, Uniform
 from ._affine import weight_and_bias
-from ._shapes import natural, one_or_each
+from ._shapes import as_floating, natural, one_or_each
 from ._windows import Sizes, Sliding
 
 
@@ -96,7 +95,7 @@ class Conv(_Convolution):
     """
 
     def forward(self, x, ps, st):
-        x, lead = self.batched(floating(x), self.in_features)
+        x, lead = self.batched(as_floating(self, x), self.in_features)
         x, pads = self.padded(x)
         return self._convolve(x, ps, ps["weight"], lead, window_strides=self.window.stride, padding=pads), st
 
@@ -134,7 +133,7 @@ class ConvTranspose(_Convolution):
             )
 
     def forward(self, x, ps, st):
-        x, lead = self.batched(floating(x), self.in_features)
+        x, lead = self.batched(as_floating(self, x), self.in_features)
         n = len(self.kernel_size)
         flipped = jnp.flip(ps["weight"], range(n))
         options = {"window_strides": (1,) * n, "lhs_dilation": self.window.stride, "padding": self._transposed_pads()}

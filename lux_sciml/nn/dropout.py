@@ -5,10 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .._tree import floating, is_inexact, widened
+from .._tree import is_inexact, widened
 from ..core import Layer, Mode, field
 from ..core.converters import integers, number, optional
-from ._shapes import fraction
+from ._shapes import as_floating, fraction
 
 
 class _Random(Layer):
@@ -19,7 +19,7 @@ class _Random(Layer):
 
     def _floating(self, x: Any) -> Any:
         """`x` in floating point; the object itself where it is."""
-        return x if is_inexact(x) else floating(x)
+        return x if is_inexact(x) else as_floating(self, x)
 
 
 class _Dropout(_Random):
@@ -160,7 +160,7 @@ class RReLU(_Random):
             raise ValueError(f"RReLU needs lower <= upper, got {self.lower} and {self.upper}")
 
     def forward(self, x, ps, st):
-        x = floating(x)
+        x = as_floating(self, x)
         wide = widened(x)
         if st["mode"] is Mode.TEST:
             return jnp.where(x >= 0, wide, (self.lower + self.upper) / 2 * wide).astype(x.dtype), st

@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._tree import floating, widened
+from .._tree import widened
 from ..activations import identity
 from ..core import Container, Layer, field
 from ..core.converters import count, function, sizes
 from ..core.printing import brief
 from ..initializers import Uniform
+from ._shapes import as_floating
 from .linear import Dense
 from .mlp import MLP
 
@@ -52,7 +53,7 @@ class SpectralConv(Layer):
         return {"weight": init(key, shape, float)}
 
     def forward(self, x, ps, st):
-        n, x = len(self.modes), floating(x)
+        n, x = len(self.modes), as_floating(self, x)
         space = x.shape[-n - 1 : -1]
         if x.ndim < n + 1 or x.shape[-1] != self.in_features or any(
             size < 2 * m for size, m in zip(space, self.modes, strict=True)

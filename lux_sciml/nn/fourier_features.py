@@ -8,11 +8,11 @@ import math
 import jax
 import jax.numpy as jnp
 
-from .._tree import floating, widened
+from .._tree import widened
 from ..core import Layer, field
 from ..core.converters import checks_itself, count, flag, integers, number
 from ..core.printing import brief
-from ._shapes import even, one_or_each, positive, require_last
+from ._shapes import as_floating, even, one_or_each, positive, require_last
 
 
 @checks_itself
@@ -48,8 +48,9 @@ class PeriodicEmbedding(Layer):
             )
 
     def forward(self, x, ps, st):
-        x, n = floating(x), x.shape[-1]
-        if not all(0 <= index < n for index in self.indices):
+        x = as_floating(self, x)
+        n = x.shape[-1] if x.ndim else 0
+        if not n or not all(0 <= index < n for index in self.indices):
             raise ValueError(f"{brief(self)} got an input with the features 0 to {n - 1}: {x.shape}")
         others = [index for index in range(n) if index not in self.indices]
         periodic = widened(x[..., self.indices])

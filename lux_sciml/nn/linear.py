@@ -8,14 +8,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._tree import floating
 from ..activations import gain, identity
 from ..core import Layer, field
 from ..core.converters import count, flag, function, optional
 from ..core.printing import brief
 from ..initializers import KaimingUniform, Uniform, ones, zeros
 from ._affine import weight_and_bias
-from ._shapes import as_tuple, natural, require_last, size_or_sizes
+from ._shapes import as_floating, as_tuple, natural, require_last, size_or_sizes
 
 
 class Dense(Layer):
@@ -141,7 +140,7 @@ class Bilinear(Layer):
         return weight_and_bias(key, shape, self.init_weight or default, shape[-1:], init_bias)
 
     def forward(self, x, ps, st):
-        pair = floating(x) if isinstance(x, tuple) else (floating(x),) * 2
+        pair = tuple(as_floating(self, one) for one in (x if isinstance(x, tuple) else (x, x)))
         ends = [(self.in1_features,), (self.in2_features,)]
         if [one.shape[-1:] for one in pair] != ends:
             raise ValueError(

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._tree import floating, widened
+from .._tree import widened
 from ..activations import identity
 from ..core import Layer, Mode, field
 from ..core.converters import checks_itself, count, flag, function, number
 from ..core.printing import brief
-from ._shapes import as_tuple, fraction, require_last, size_or_sizes
+from ._shapes import as_floating, as_tuple, fraction, require_last, size_or_sizes
 
 
 @checks_itself
@@ -81,7 +81,8 @@ class _TrackingNorm(_Norm):
         """The axes to take the statistics over."""
 
     def forward(self, x, ps, st):
-        axes, x = self._axes(x), floating(x)
+        x = as_floating(self, x)
+        axes = self._axes(x)
         if self.track_stats and st["mode"] is Mode.TEST:
             mean, var = st["running_mean"], st["running_var"]
         elif x.size == 0:  # no sample: nothing to normalize, and the running statistics stay
@@ -210,8 +211,8 @@ class GroupNorm(_Norm):
         return self._init_affine(self.features)
 
     def forward(self, x, ps, st):
+        x = as_floating(self, x)
         _require_features(self, x)
-        x = floating(x)
         grouped = (x.shape[0], math.prod(x.shape[1:-1]), self.groups, self.features // self.groups)
         standard = _standardized(x.reshape(grouped), (1, 3), self.epsilon).reshape(x.shape)
         return self.activation(self._affine(x, standard, ps)), st

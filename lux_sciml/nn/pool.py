@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from .._tree import floating, widened
+from .._tree import widened
 from ..core import Layer, field
 from ..core.converters import flag, optional, sizes
 from ..core.printing import brief
-from ._shapes import positive, size_or_sizes
+from ._shapes import as_floating, positive, require_array, size_or_sizes
 from ._windows import Sizes, Sliding
 
 
@@ -33,7 +33,7 @@ class _Reduction(Layer):
 
 class _Max(_Reduction):
     def forward(self, x, ps, st):
-        return self._pooled(jnp.asarray(x)), st
+        return self._pooled(jnp.asarray(require_array(self, x))), st
 
     def _reduce(self, x, axes):
         return jnp.max(x, axes, keepdims=True)
@@ -42,7 +42,7 @@ class _Max(_Reduction):
 class _Sum(_Reduction):
     def forward(self, x, ps, st):
         """Half precision is added up in float32, and rounded at the end."""
-        x = floating(x)
+        x = as_floating(self, x)
         return self._pooled(widened(x)).astype(x.dtype), st
 
 

@@ -15,7 +15,7 @@ from ..core import Layer, field
 from ..core.converters import count, flag, function, number, optional
 from ..core.printing import brief
 from ..initializers import Normal
-from ._shapes import even, positive, require_last
+from ._shapes import as_floating, even, positive, require_last
 
 
 class SinusoidalPositionalEmbedding(Layer):
@@ -44,7 +44,7 @@ class SinusoidalPositionalEmbedding(Layer):
     full_turns: bool = field(default=False, converter=flag, kw_only=True)
 
     def forward(self, x, ps, st):
-        x = floating(x)
+        x = as_floating(self, x)
         positions = widened(x)
         low, high = math.log(self.min_freq), math.log(self.max_freq)
         frequencies = jnp.exp(jnp.linspace(high, low, self.features // 2, dtype=positions.dtype))
@@ -73,7 +73,8 @@ class RotaryPositionalEmbedding(Layer):
     base: float = field(default=10_000.0, converter=positive, kw_only=True)
 
     def forward(self, x, ps, st):
-        x, positions = x if isinstance(x, tuple) else (x, None)
+        x, positions = x if isinstance(x, tuple) and len(x) == 2 else (x, None)
+        x = as_floating(self, x)
         if x.ndim < 3 or x.shape[-1] != self.features:
             raise ValueError(
                 f"{brief(self)} expects inputs of shape (..., tokens, heads, {self.features}), got {x.shape}"

@@ -10,6 +10,7 @@ import numpy as np
 from ..core import Layer, field
 from ..core.converters import checks_itself, count, integer, integers, optional
 from ..core.printing import brief
+from ._shapes import require_array
 
 
 class NoOp(Layer):
@@ -37,10 +38,11 @@ class Flatten(Layer):
     axes: int | None = field(default=None, converter=optional(count))
 
     def forward(self, x, ps, st):
+        x = jnp.asarray(require_array(self, x))
         kept = 1 if self.axes is None else x.ndim - self.axes
         if not 0 <= kept <= x.ndim:
             raise ValueError(f"{brief(self)} needs an input of {self.axes or 1} axes or more, got {x.shape}")
-        return jnp.reshape(x, (*x.shape[:kept], math.prod(x.shape[kept:]))), st
+        return x.reshape(*x.shape[:kept], math.prod(x.shape[kept:])), st
 
 
 @checks_itself
@@ -68,6 +70,7 @@ class Reshape(Layer):
         self.shape = _shape(shape[0] if len(shape) == 1 else shape)
 
     def forward(self, x, ps, st):
+        x = jnp.asarray(require_array(self, x))
         known, size = math.prod(size for size in self.shape if size != -1), math.prod(x.shape[1:])
         free = -1 in self.shape
         if x.ndim == 0 or (size != known if not free else known == 0 or size % known):
@@ -89,6 +92,7 @@ class SelectDim(Layer):
     index: int = field(converter=integer)
 
     def forward(self, x, ps, st):
+        x = jnp.asarray(require_array(self, x))
         if not -x.ndim <= self.axis < x.ndim or not -x.shape[self.axis] <= self.index < x.shape[self.axis]:
             raise ValueError(f"{brief(self)} takes item {self.index} along axis {self.axis}, got an input {x.shape}")
         return jnp.take(x, self.index % x.shape[self.axis], axis=self.axis), st

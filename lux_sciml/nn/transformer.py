@@ -7,13 +7,12 @@ from typing import SupportsIndex
 import jax
 import jax.numpy as jnp
 
-from .._tree import floating
 from ..core import Container, Layer, field
 from ..core.converters import checks_itself, count, flag, function
 from ..core.printing import brief
 from ..initializers import KaimingUniform, Uniform, zeros
 from ._affine import weight_and_bias
-from ._shapes import fraction, require_last, size_or_sizes
+from ._shapes import as_floating, fraction, require_last, size_or_sizes
 from .attention import MultiHeadAttention, visible, without_hidden
 from .containers import Chain
 from .dropout import Dropout
@@ -91,7 +90,7 @@ class PatchEmbedding(Layer):
         return weight_and_bias(key, shape, KaimingUniform(), shape[-1:], init_bias if self.use_bias else None)
 
     def forward(self, x, ps, st):
-        n, x = len(self.patch_size), floating(x)
+        n, x = len(self.patch_size), as_floating(self, x)
         space = x.shape[-n - 1 : -1]
         if x.ndim < n + 1 or x.shape[-1] != self.in_features or any(map(lambda a, b: a % b, space, self.patch_size)):
             raise ValueError(
@@ -167,7 +166,7 @@ class TransformerEncoderBlock(Container):
         )
 
     def forward(self, x, ps, st):
-        x, mask = x if isinstance(x, tuple) else (x, None)
+        x, mask = x if isinstance(x, tuple) and len(x) == 2 else (x, None)
         x = require_last(self, x, (self.features,))
         if mask is not None:
             x = without_hidden(x, visible(mask, self.is_causal, x.shape[-2], x.shape[-2]), 1)

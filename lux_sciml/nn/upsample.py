@@ -11,7 +11,7 @@ from .._tree import floating, widened
 from ..core import Layer, field
 from ..core.converters import choice, count, flag, optional
 from ..core.printing import brief
-from ._shapes import one_or_each, positive, size_or_sizes
+from ._shapes import one_or_each, positive, require_array, size_or_sizes
 from ._windows import Sizes
 
 
@@ -50,6 +50,7 @@ class Upsample(Layer):
             raise ValueError('Upsample with mode "nearest" has no align_corners')
 
     def forward(self, x, ps, st):
+        x = jnp.asarray(require_array(self, x))
         n = x.ndim - 2
         given: Any = self.size if self.scale is None else self.scale
         given = given if isinstance(given, tuple) else (given,) * n
@@ -66,7 +67,6 @@ class Upsample(Layer):
                 raise ValueError(f"{brief(self)} makes a size of {shape[axis]} from {old}")
             scales.append(scale)
         if self.mode == "nearest":
-            x = jnp.asarray(x)
             for axis, scale in zip(axes, scales, strict=True):
                 cells = np.floor((np.arange(shape[axis]) + 0.5) / scale).astype(int)
                 x = jnp.take(x, np.minimum(cells, x.shape[axis] - 1), axis)
@@ -108,12 +108,13 @@ class PixelShuffle(Layer):
     factor: int = field(converter=count)
 
     def forward(self, x, ps, st):
+        x = jnp.asarray(require_array(self, x))
         n, r = x.ndim - 2, self.factor
         if n < 1 or x.shape[-1] % r**n:
             raise ValueError(
                 f"{brief(self)} expects inputs of shape (batch, *space, a multiple of {r ** max(n, 1)}), got {x.shape}"
             )
         batch, *space, features = x.shape
-        x = jnp.reshape(x, (batch, *space, features // r**n, *(r,) * n))
+        x = x.reshape(batch, *space, features // r**n, *(r,) * n)
         pairs = [axis for i in range(n) for axis in (1 + i, 2 + n + i)]
         return x.transpose(0, *pairs, 1 + n).reshape(batch, *(size * r for size in space), features // r**n), st

@@ -201,6 +201,22 @@ def test_activations_of_all_types(dtype):
         same(f(x), f(x.astype("float32")), few, dtype if "float" in dtype else "float32")
 
 
+ANY = lux.Container | lux.Wrapper | lux.NoOp | lux.Spline  # they take trees, or lists
+OF_ARRAYS = [layer for layer, x in LAYERS if not isinstance(layer, ANY)]
+
+
+@pytest.mark.parametrize("layer", [*OF_ARRAYS, lux.MultiHeadAttention(3)], ids=name)
+def test_lists_and_tuples_are_no_arrays(key, layer):
+    ps, st = lux.setup(key, layer)
+    for x, says in (
+        ([1.0, 2.0, 3.0], "a list of 3"),
+        ((jnp.ones(3),) * 5, r"(a tuple of 5|\(3,\) and \(3,\))"),
+        ("abc", "str"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=f"got {says}"):
+            layer(x, ps, st)
+
+
 @pytest.mark.parametrize(("layer", "x"), LAYERS, ids=name)
 def test_an_output_has_the_precision_of_input_and_parameters(key, layer, x):
     ps, st = lux.setup(key, layer)
