@@ -67,7 +67,8 @@ class Reshape(Layer):
     shape: tuple[int, ...] = field(converter=_shape)
 
     def __init__(self, *shape: SupportsIndex | Sequence[SupportsIndex] | np.ndarray):
-        self.shape = _shape(shape[0] if len(shape) == 1 else shape)
+        given: Any = shape[0] if len(shape) == 1 else shape
+        self.shape = given  # which converts it
 
     def forward(self, x, ps, st):
         x = jnp.asarray(require_array(self, x))
