@@ -10,7 +10,7 @@ import scipy.optimize
 
 from lux_sciml import ComponentVector, Layout
 from lux_sciml.components.constraints import Constrained, Interval, Positive, Simplex, bounds
-from lux_sciml.optimize.per_array import per_array
+from lux_sciml.optimize import per_array
 
 
 @pytest.fixture

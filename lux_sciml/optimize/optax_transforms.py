@@ -7,12 +7,17 @@ import optax
 from ..components import ComponentVector, Layout
 
 
-def per_array(tx: Any, layout: Layout | ComponentVector) -> optax.GradientTransformationExtraArgs:
-    """The optax transformation `tx` for flat vectors of a layout: `tx` sees the tree of parameters.
+def per_array(
+    tx: optax.GradientTransformation, layout: Layout | ComponentVector
+) -> optax.GradientTransformationExtraArgs:
+    """The optax transformation `tx` for flat vectors of a layout: `tx` sees the tree of parameters, array by array.
 
-    A flat vector is one array to optax. That is right, and fast, for rules that work number by number (sgd, adam), but
-    rules that work array by array, or choose by path, need the arrays: masked weight decay, `optax.multi_transform`,
-    LAMB, LARS, Muon, clipping by block. The state of `tx` is that of the tree; gradients and updates are flat vectors.
+    A flat vector is one array to optax. That is right, and fast, for elementwise rules (sgd, adam), but rules that work
+    array by array, or choose by path, need the arrays: masked weight decay, `optax.multi_transform`, LAMB, LARS, Muon,
+    clipping by block. The state of `tx` is that of the tree; gradients and updates are flat vectors `(n,)`. In
+    `minimize` with `trainable`, the layout is that of the trained components alone.
+
+    Raises `ValueError` for vectors of another length.
 
     >>> import jax.numpy as jnp
     >>> ps = ComponentVector(weight=[[3, 4]], bias=[1])
