@@ -108,7 +108,7 @@ class _GatedCell(RecurrentCell):
         return parts[0] if len(parts) == 1 else parts
 
     def forward(self, x, ps, st):
-        x, carry = x if isinstance(x, tuple) else (x, None)
+        x, carry = x if isinstance(x, tuple) and len(x) == 2 else (x, None)
         x = require_last(self, x, (self.in_features,))
         if carry is None:
             carry = self.initial_carry(ps, x.shape[:-1], x.dtype)
@@ -274,7 +274,7 @@ class StackedCells(Container, RecurrentCell):
         return initial_carry(self, ps, dict.fromkeys(self.children), batch_shape, dtype)
 
     def forward(self, x, ps, st):
-        x, carry = x if isinstance(x, tuple) else (x, None)
+        x, carry = x if isinstance(x, tuple) and len(x) == 2 else (x, None)
         cells, out, next_carry = self.cells(), {}, []
         if carry is None:
             require_array(self, x)
