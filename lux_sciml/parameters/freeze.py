@@ -78,7 +78,7 @@ def freeze(layer: Layer, ps: Any = None, st: Any = None, *, which: str | Sequenc
     >>> layer, ps, st = lux.parameters.freeze(lux.Dense(2, 3), ps, st, which=("bias",))
     >>> ps.size, layer
     (6, Frozen(
-        paths = ('bias',),
+        paths = 'bias',
         layer = Dense(2, 3),                          # 9 parameters
     )         # Total: 6 parameters,
               #        plus 3 states.)
