@@ -87,7 +87,7 @@ def shifted(rng, images):
 def train(build, epochs, seed, training, validation):
     """The best epoch's parameters, by the loss on the validation images; a function of them and images; the record.
 
-    The function gives the accuracy, the loss and the figures of the solve; the record has those of every epoch.
+    The function gives the accuracy, the loss and the statistics of the solve; the record has those of every epoch.
     """
     images, digits = training
     model, watched = build(), build(radius_steps=8)
@@ -100,7 +100,7 @@ def train(build, epochs, seed, training, validation):
     def loss(ps, st, x, y):
         logits, st = model(x, ps, st)
         error = optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
-        return error + PENALTY * st["deq"]["info"]["jacobian_loss"], st
+        return error + PENALTY * st["deq"]["stats"]["jacobian_loss"], st
 
     @jax.jit
     def step(ps, st, moments, x, y):
@@ -111,9 +111,9 @@ def train(build, epochs, seed, training, validation):
     @jax.jit
     def evaluate(ps, images, digits):
         logits, st_now = watched(images, ps, st_test)
-        info = {name: st_now["deq"]["info"][name] for name in ("residual", "steps", "spectral_radius")}
+        stats = {name: st_now["deq"]["stats"][name] for name in ("residual", "steps", "spectral_radius")}
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, digits).mean()
-        return {"accuracy": jnp.mean(jnp.argmax(logits, -1) == digits), "validation_loss": loss, **info}
+        return {"accuracy": jnp.mean(jnp.argmax(logits, -1) == digits), "validation_loss": loss, **stats}
 
     moments, record, best = optimizer.init(ps), [], (np.inf, ps)
     for epoch in range(epochs):
@@ -121,11 +121,11 @@ def train(build, epochs, seed, training, validation):
         order = rng.permutation(len(images))[: len(images) // BATCH * BATCH].reshape(-1, BATCH)
         for chosen in order:
             ps, st, moments, value = step(ps, st, moments, shifted(rng, images[chosen]), digits[chosen])
-        training_figures = {"loss": float(value), "evaluations": int(st["deq"]["info"]["evaluations"])}
+        training_stats = {"loss": float(value), "evaluations": int(st["deq"]["stats"]["evaluations"])}
         seconds = time.perf_counter() - start
-        figures = {name: float(x) for name, x in evaluate(ps, *validation).items()}
-        record.append({**training_figures, "seconds": seconds, **figures})
-        best = min(best, (figures["validation_loss"], ps), key=lambda pair: pair[0])
+        seen = {name: float(x) for name, x in evaluate(ps, *validation).items()}
+        record.append({**training_stats, "seconds": seconds, **seen})
+        best = min(best, (seen["validation_loss"], ps), key=lambda pair: pair[0])
         if epoch % 20 == 19:
             print(f"  epoch {epoch + 1:3d}: " + ", ".join(f"{k} {v:.4g}" for k, v in record[-1].items()), flush=True)
     return best[1], evaluate, record

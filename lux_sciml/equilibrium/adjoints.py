@@ -2,20 +2,39 @@
 
 import abc
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
 import optimistix as optx
-from jax import lax
+from jax import Array, lax
 
 from .._compat import while_loop
-from .accelerated import fixed_point
 from .anderson import Anderson
+from .loop import fixed_point
+from .precision import as_real, from_real, in_single, on_reals, rounded, single, spacing, uniform
+from .tolerances import REDUCTION, Tolerances
 
 FAR = 100.0  # times the tolerance: beyond it a gradient would be wrong, not just inexact
+NEAR = 0.1  # of a solution: a gradient is wrong, too, where that is how far the true solution is away
+
+Residual = Callable[[Any, Any], Any]
+
+
+class Point(NamedTuple):
+    """A solution, and what is known of how it was found.
+
+    `contracts`: by the plain iteration, whose Jacobian then contracts. `rounding` is that of the residual, relative to
+    the solution, where it is known.
+    """
+
+    value: Any
+    okay: Array
+    tolerances: Tolerances
+    contracts: bool = False
+    rounding: float = 0.0
 
 
 class PointAdjoint(optx.AbstractAdjoint):
@@ -26,17 +45,15 @@ class PointAdjoint(optx.AbstractAdjoint):
     """
 
     @abc.abstractmethod
-    def attach(self, residual: Callable[[Any, Any], Any], root: Any, args: Any, solver: Any, okay: Any) -> Any:
-        """`root` with derivatives by `args`, where `residual(root, args)` is zero (`f(y) - y` for fixed points).
+    def attach(self, residual: Residual, point: Point, args: Any) -> Any:
+        """The solution with derivatives by `args`, where `residual(y, args)` is zero (`f(y) - y` for fixed points).
 
-        `solver` says the tolerances (`rtol`, `atol`, `norm`), `okay` whether the solve has succeeded. `residual` must
-        not close over traced arrays.
+        `residual` must not close over traced arrays.
         """
 
     def apply(self, primal_fn, rewrite_fn, inputs, tags):
-        loop = (while_loop,)
         stopped = jax.tree.map(lambda x: lax.stop_gradient(x) if eqx.is_array(x) else x, inputs)
-        root, residual = primal_fn(stopped + loop)
+        root, residual = primal_fn((*stopped, while_loop))
         arrays, static = eqx.partition(inputs, eqx.is_array)
         kept, kept_static = eqx.partition(residual, eqx.is_array)
 
@@ -45,7 +62,18 @@ class PointAdjoint(optx.AbstractAdjoint):
             return rewrite_fn(y, eqx.combine(kept, kept_static), eqx.combine(arrays, static))
 
         okay = residual[1] == optx.RESULTS.successful
-        return self.attach(rewritten, root, (arrays, kept), inputs[1], okay), residual
+        return self.attach(rewritten, found_by(inputs[1], root, okay), (arrays, kept)), residual
+
+
+def found_by(solver: Any, root: Any, okay: Array, tolerances: Tolerances | None = None) -> Point:
+    """The solution of a fixed-point solver or a root finder; `tolerances` are its own, where none are given."""
+    return Point(
+        root,
+        okay,
+        tolerances or Tolerances.of(solver),
+        contracts=isinstance(solver, optx.FixedPointIteration),
+        rounding=4 * spacing(root) if isinstance(solver, optx.AbstractFixedPointSolver) else 0.0,
+    )
 
 
 class CheckedImplicitAdjoint(PointAdjoint):
@@ -53,17 +81,24 @@ class CheckedImplicitAdjoint(PointAdjoint):
 
     :math:`dy = -(\partial r / \partial y)^{-1} (\partial r / \partial p) dp` where `r(y, p) = 0`, in forward, reverse
     and second order. `optimistix.ImplicitAdjoint` returns a plausible, wrong gradient where the solve has not
-    converged, and stops the program where its linear solve fails. Here, with `on_failure`,
+    converged, and stops the program where its linear solve fails. Options:
 
-    * `"flag"`: the gradient is NaN where the residual of the solve, or of the linear solve, is more than a hundred
-      times its tolerance;
-    * `"nan"`: it is NaN wherever either solve has not converged;
-    * `"raise"`: it raises there.
+    * `linear_solver`: any of lineax's, or `lux.FixedPointLinearSolver(...)`. `None` chooses one by size: dense for 16
+      unknowns or fewer, otherwise the fixed-point iteration (with Anderson acceleration unless the fixed point was
+      found by `optimistix.FixedPointIteration`).
+    * `rtol`: the residual of a linear solve `A x = b` is judged by `rtol` times `max |b| + max |x|`. `None` is the
+      larger one of the tolerances of the solve for the fixed point.
+    * `max_steps`: the maximum number of steps of the fixed-point iteration on the linear system.
+    * `on_failure`: what becomes of the gradient of a failed solve. `"flag"`: it is NaN where the residual of the solve,
+      or of the linear solve, is more than a hundred times its tolerance; `"nan"`: it is NaN wherever either solve has
+      not converged; `"raise"`: it raises there.
 
-    `linear_solver` is any of lineax's, `lux.FixedPointLinearSolver(...)` or, with `None`, chosen by size: dense for 16
-    unknowns or fewer, otherwise the fixed-point iteration (with Anderson acceleration unless the fixed point was found
-    by `optimistix.FixedPointIteration`). The residual of a linear solve `A x = b` is judged by `rtol` times
-    `max |b| + max |x|`; `rtol=None` is the larger one of the tolerances of the solve for the fixed point.
+    Where `A` is nearly singular, a small residual `r` does not say that the solution is near: it is off by
+    :math:`A^{-1} r`. The linear solve tells how much larger `x` is than `b`. Where a residual that grows as much is
+    more than a tenth of the solution (with loose tolerances a hundred of them, and at most a half), the solve counts as
+    failed, too.
+
+    Half precision is solved for in single, complex numbers as pairs of real ones: `r` need not be holomorphic.
 
     >>> import jax, jax.numpy as jnp, optimistix as optx
     >>> def solve(a, steps):
@@ -82,8 +117,7 @@ class CheckedImplicitAdjoint(PointAdjoint):
     def __check_init__(self):
         require_on_failure(self.on_failure)
 
-    def attach(self, residual, root, args, solver, okay):
-        linear, rtol = self.linear_solve(root, solver)
+    def attach(self, residual, point, args):
         exact = self.on_failure != "flag"
 
         @jax.custom_jvp
@@ -98,32 +132,66 @@ class CheckedImplicitAdjoint(PointAdjoint):
                 root = eqx.error_if(root, ~okay, "the solve for the fixed point has not converged")
             g, apply = jax.linearize(lambda y: residual(y, args), root)
             _, rhs = jax.jvp(lambda args: residual(root, args), (args,), (tangents[1],))
-            converged = okay if exact else relative_error(solver, g, root) < FAR
-            minus = jax.tree.map(jnp.negative, rhs)
-            dy = lax.custom_linear_solve(apply, minus, *2 * (self._checked(linear, rtol),))
-            return root, nan_unless(converged, dy)
+            error = point.tolerances.error(g, root)
+            room = _Room(*lax.stop_gradient((error, root)), point)
+            dy = self._solved(apply, jax.tree.map(jnp.negative, rhs), room)
+            return root, nan_unless(okay if exact else error < FAR, dy)
 
-        return attached(jax.tree.map(lax.stop_gradient, root), args, lax.stop_gradient(okay))
+        return attached(jax.tree.map(lax.stop_gradient, point.value), args, lax.stop_gradient(point.okay))
 
-    def linear_solve(self, root: Any, solver: Any) -> tuple[lx.AbstractLinearSolver, float]:
-        """The linear solver for a solution like `root`, found by `solver`, and its tolerance."""
-        leaves, rtol = jax.tree.leaves(root), self.rtol
+    def linear_solve(self, point: Point) -> tuple[lx.AbstractLinearSolver, float]:
+        """The linear solver for the derivatives of a solution, and its tolerance."""
+        leaves, rtol = jax.tree.leaves(point.value), self.rtol
         if rtol is None:
-            rtol = max(solver.rtol, solver.atol, *(8 * float(jnp.finfo(leaf.dtype).eps) for leaf in leaves))
+            rtol = max(point.tolerances.rtol, point.tolerances.atol, 8 * spacing(leaves))
         if self.linear_solver is not None:
             return self.linear_solver, rtol
-        size, plain = sum(leaf.size for leaf in leaves), isinstance(solver, optx.FixedPointIteration)
-        return choose_linear_solver(size, plain, rtol, self.max_steps), rtol
+        return choose_linear_solver(sum(leaf.size for leaf in leaves), point.contracts, rtol, self.max_steps), rtol
 
-    def _checked(self, linear: lx.AbstractLinearSolver, rtol: float) -> Callable:
+    def _solved(self, apply: Callable[[Any], Any], b: Any, room: "_Room") -> Any:
+        """The solution of `apply(x) = b`; NaN where it is not to be trusted."""
+        linear, rtol = self.linear_solve(room.point)
+        limit = 2 if self.on_failure != "flag" else FAR
+
         def solve(apply, b):
-            x, error = solve_and_check(apply, b, linear, rtol, trust=True)
-            limit = 2 if self.on_failure != "flag" else FAR
-            if self.on_failure == "raise":
-                return eqx.error_if(x, ~(error <= limit), "the linear solve for the gradient has not converged")
-            return nan_unless(error <= limit, x)
+            x, okay, of_x, of_b = solve_linear(apply, b, linear)
 
-        return solve
+            def look():
+                return (okay | (linear_error(apply, x, b, rtol) <= limit)) & (of_x <= room.growth() * of_b)
+
+            good = lax.cond(okay & (of_x <= room.least_growth() * of_b), lambda: okay, look)
+            if self.on_failure == "raise":
+                says = "the linear solve for the gradient has failed, or is nearly singular"
+                return eqx.error_if(rounded(x, b), ~good, says)
+            return nan_unless(good, rounded(x, b))
+
+        x = lax.custom_linear_solve(on_reals(apply, b), as_real(b), solve, solve)
+        return from_real(x, b)
+
+
+class _Room(NamedTuple):
+    """How far away from the solution `root` the true one may be, where the residual is `error` tolerances."""
+
+    error: Array
+    root: Any
+    point: Point
+
+    def growth(self) -> Array:
+        """How many times larger than its right-hand side the solution of the linear equation may be.
+
+        So much larger, too, is the shift of the solution that the residual stands for, or its rounding.
+        """
+        (rtol, atol, _), size = self.point.tolerances, optx.max_norm(uniform(self.root))
+        residual = jnp.maximum(self.error * (atol + rtol * size), self.point.rounding * size)
+        return jnp.where(residual > 0, (self._share() * size + FAR * atol) / residual, jnp.inf)
+
+    def least_growth(self) -> Array:
+        """The growth that is allowed in any case, whatever the size of the solution."""
+        residual = jnp.maximum(self.error * self.point.tolerances.rtol, self.point.rounding)
+        return jnp.minimum(FAR / self.error, self._share() / residual)
+
+    def _share(self) -> float:
+        return max(NEAR, min(FAR * self.point.tolerances.rtol, 0.5))
 
 
 class PhantomAdjoint(PointAdjoint):
@@ -132,7 +200,8 @@ class PhantomAdjoint(PointAdjoint):
     Cheap, and always defined, also far from convergence; not the exact gradient, of which it is the first terms of a
     damped Neumann series. `tau` is `damping`. One step, undamped, is the Jacobian-free gradient of Fung et al.
 
-    Geng et al., "On training implicit models", NeurIPS 2021; Fung et al., "JFB", AAAI 2022.
+    Geng et al., "On training implicit models", NeurIPS 2021; Fung et al., "JFB", AAAI 2022. Raises `ValueError` for
+    options out of range.
 
     >>> import jax, jax.numpy as jnp, optimistix as optx
     >>> def solve(a, steps):  # of y = a y + 1: the exact derivative by a is y / (1 - a) = 4
@@ -149,46 +218,45 @@ class PhantomAdjoint(PointAdjoint):
         if self.steps < 1 or not 0 < self.damping <= 1:
             raise ValueError(f"PhantomAdjoint needs steps >= 1 and damping in (0, 1], got {self.steps}, {self.damping}")
 
-    def attach(self, residual, root, args, solver, okay):
+    def attach(self, residual, point, args):
         def step(y, _):
             return jax.tree.map(lambda y, g: y + self.damping * g, y, residual(y, args)), None
 
-        start = jax.tree.map(lax.stop_gradient, root)
+        start = jax.tree.map(lax.stop_gradient, point.value)
         y, _ = lax.scan(step, start, length=self.steps)
         # The solution itself, with the derivatives of the steps after it.
         return jax.tree.map(lambda root, y: root + (y - lax.stop_gradient(y)), start, y)
 
 
-def relative_error(solver: Any, g: Any, root: Any) -> jax.Array:
-    """The residual in units of the solver's tolerances."""
-    return solver.norm(jax.tree.map(lambda g, y: g / (solver.atol + solver.rtol * jnp.abs(y)), g, root))
+def solve_linear(
+    apply: Callable[[Any], Any], b: Any, linear: lx.AbstractLinearSolver
+) -> tuple[Any, Array, Array, Array]:
+    """The solution of `apply(x) = b`, in single precision at least, whether it is one, and the sizes of `x` and `b`."""
+    wide = single(b)
+    operator = lx.FunctionLinearOperator(in_single(apply, b), jax.eval_shape(lambda: wide))
+    x, result, _ = linear.compute(linear.init(operator, {}), wide, {})
+    of_x, of_b = (optx.max_norm(uniform(tree)) for tree in (x, wide))
+    return x, (result == lx.RESULTS.successful) & jnp.isfinite(of_x + of_b), of_x, of_b
 
 
-def solve_and_check(apply: Callable, b: Any, linear: Any, rtol: float, trust: bool) -> tuple[Any, jax.Array]:
-    """The solution of `apply(x) = b`, and its largest residual in units of `rtol (max |b| + max |x|)`.
+def linear_error(apply: Callable[[Any], Any], x: Any, b: Any, rtol: float) -> Array:
+    """The largest residual of `apply(x) = b`, in units of `rtol (max |b| + max |x|)`.
 
-    With `trust` the residual is 0, and not computed, where the solver says that it has succeeded.
+    Where `x` is far larger than `b`, which makes any residual small beside it, the unit is smaller.
     """
-    structure = jax.eval_shape(lambda: b)
-    operator = lx.FunctionLinearOperator(apply, structure)
-    x, result, _ = linear.compute(linear.init(operator, {}), b, {})
-    size = optx.max_norm(b) + optx.max_norm(x)
-
-    def error():
-        left = optx.max_norm(jax.tree.map(jnp.subtract, apply(x), b))
-        return jnp.where(left == 0, left, left / (rtol * size))
-
-    if not trust:
-        return x, error()
-    return x, lax.cond((result == lx.RESULTS.successful) & jnp.isfinite(size), lambda: jnp.zeros_like(size), error)
+    left = optx.max_norm(uniform(jax.tree.map(jnp.subtract, in_single(apply, b)(x), single(b))))
+    of_x, of_b = (optx.max_norm(uniform(tree)) for tree in (x, b))
+    unit = jnp.minimum(rtol * (of_b + of_x), max(10 * rtol, REDUCTION) * of_b)
+    return jnp.where(left == 0, left, left / unit)
 
 
 def nan_unless(good: Any, tree: Any) -> Any:
-    """The tree, with NaN for every number where it is not good; by a product, whose transpose is NaN there too."""
+    """The tree, with NaN for every element where it is not good; by a product, whose transpose is NaN there too."""
     return jax.tree.map(lambda x: x * jnp.where(good, jnp.ones((), x.dtype), jnp.nan), tree)
 
 
 def require_on_failure(choice: str) -> None:
+    """Raise `ValueError` for what is no option of `on_failure`."""
     if choice not in ("flag", "nan", "raise"):
         raise ValueError(f'on_failure is "flag", "nan" or "raise", got {choice!r}')
 
@@ -199,12 +267,15 @@ DENSE = 16  # unknowns up to which a dense solve is the faster one (benchmarks/b
 class FixedPointLinearSolver(lx.AbstractLinearSolver):
     r"""Solves `A x = b` as a fixed point, :math:`x = x + \omega (b - A x)`, without ever making the matrix.
 
-    `solver` is any fixed-point solver of optimistix, or `lux.Anderson` or `lux.Broyden`. With :math:`\omega = -1`, the
-    default of `relaxation`, it solves :math:`(J - I) x = b` by :math:`x = J x - b`: what `optimistix.ImplicitAdjoint`
-    asks for at the fixed point of a function with the Jacobian `J`, and, transposed, in its backward pass. The plain
-    iteration converges wherever the iteration for the fixed point does. For :math:`(I - J) x = b` use 1.
+    With :math:`\omega = -1`, the default of `relaxation`, it solves :math:`(J - I) x = b` by :math:`x = J x - b`: what
+    `optimistix.ImplicitAdjoint` asks for at the fixed point of a function with the Jacobian `J`, and, transposed, in
+    its backward pass. The plain iteration converges wherever the iteration for the fixed point does. For
+    :math:`(I - J) x = b` use 1.
 
-    The right-hand side is scaled to one first, so that the tolerances of `solver` are relative to its largest number.
+    `solver` is any fixed-point solver of optimistix, or `lux.Anderson` or `lux.Broyden`; `max_steps` the maximum number
+    of its steps. The right-hand side is scaled to one first, so that the tolerances of `solver` are relative to its
+    largest element. It is real or complex, in any precision; in half precision the sums are in single.
+
     Richardson, Phil. Trans. R. Soc. A 210, 1911.
 
     >>> import jax.numpy as jnp, lineax as lx, optimistix as optx
@@ -224,7 +295,7 @@ class FixedPointLinearSolver(lx.AbstractLinearSolver):
         return lx.linearise(operator)
 
     def compute(self, state, vector, options):
-        largest = jnp.stack([jnp.max(jnp.abs(leaf), initial=0) for leaf in jax.tree.leaves(vector)]).max()
+        largest = optx.max_norm(uniform(vector))
         scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
         b = jax.tree.map(lambda leaf: leaf / scale.astype(leaf.dtype), vector)
 
@@ -232,7 +303,7 @@ class FixedPointLinearSolver(lx.AbstractLinearSolver):
             return jax.tree.map(lambda x, b, ax: x + self.relaxation * (b - ax), x, b, state.mv(x))
 
         start = jax.tree.map(lambda leaf: self.relaxation * leaf, b)
-        sol = fixed_point(f, self.solver, start, None, self.max_steps)
+        sol = fixed_point(f, self.solver, start, None, self.max_steps, {"cheap": True})
         result = lx.RESULTS.where(
             sol.result == optx.RESULTS.successful, lx.RESULTS.successful, lx.RESULTS.max_steps_reached
         )
@@ -250,12 +321,12 @@ class FixedPointLinearSolver(lx.AbstractLinearSolver):
 
 
 def choose_linear_solver(size: int, plain: bool, tolerance: float, max_steps: int = 256) -> lx.AbstractLinearSolver:
-    """The linear solver for the gradient of a fixed point of `size` numbers.
+    """The linear solver for the gradient of a fixed point of `size` elements.
 
     Dense for a few; for more the fixed-point iteration on the adjoint equation, `plain` where the fixed point itself
     was found by the plain iteration, whose Jacobian then contracts, and with Anderson acceleration elsewhere.
     """
-    if size <= DENSE:
+    if isinstance(size, int) and size <= DENSE:  # `jax.export` has sizes that are no integers
         return lx.LU()
     kind = optx.FixedPointIteration if plain else Anderson
     return FixedPointLinearSolver(kind(rtol=tolerance, atol=tolerance), max_steps)

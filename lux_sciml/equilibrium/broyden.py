@@ -2,24 +2,31 @@
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 import optimistix as optx
 
-from .accelerated import Accelerated, History, combined
+from .accelerated import Accelerated, combined
+from .tolerances import require_tolerances
 
 
 class Broyden(Accelerated):
     r"""Broyden's good method with limited memory, a solver for `optimistix.fixed_point`.
 
-    The Jacobian of :math:`g = f(y) - y` starts as :math:`-I` and gets the rank-one updates of the last `history`
+    The Jacobian of :math:`g = f(y) - y` starts as :math:`-I` and gets the rank-one updates of the last
     differences :math:`S` of `y` and :math:`\Delta F` of `f`; older ones drop out. In the compact form,
 
     .. math:: y_{k+1} = f_k + \Delta F (\operatorname{triu}(S^T S) - S^T \Delta F)^{-1} S^T g_k
 
-    A step whose residual is more than `max_growth` times larger is halved: 1 is a line search for descent, `jnp.inf`
-    accepts every step. With `per_sample` the samples along the first axis of every array have a memory, guards and
-    convergence of their own.
+    * `rtol`, `atol`, `norm`: a residual is small where it is at most `atol + rtol |f(y)|`, element by element, in this
+      norm.
+    * `history_length`: how many differences are kept.
+    * `max_growth`: a step whose residual is more than so many times larger is halved: 1 is a line search for descent,
+      `jnp.inf` accepts every step.
+    * `per_sample`: whether the samples along the first axis of every array have a memory, guards and convergence of
+      their own.
+    * `trace`: of how many steps the residuals are kept, in `stats["residuals"]`.
+
+    More: `lux.Anderson`.
 
     Broyden, Math. Comp. 19, 1965; Byrd, Nocedal and Schnabel, "Representations of quasi-Newton matrices and their use
     in limited memory methods", Math. Programming 63, 1994. Raises `ValueError` for options out of range.
@@ -34,24 +41,25 @@ class Broyden(Accelerated):
     rtol: float
     atol: float
     norm: Callable = optx.max_norm
-    history: int = 10
+    history_length: int = 10
     max_growth: float = 10.0
     per_sample: bool = False
     trace: int = 0
 
     def __check_init__(self):
-        if self.history < 1:
-            raise ValueError(f"Broyden needs a history of one or more, got {self.history}")
+        if self.history_length < 1:
+            raise ValueError(f"Broyden needs a history_length of one or more, got {self.history_length}")
+        require_tolerances(self)
 
     def difference(self, dy, dg):
         return dy
 
-    def pairs(self, history: History, dx, df):
-        steps = history.dx @ dx
-        return steps - history.dx @ df, jnp.where(history.age == 0, steps, 0) - history.df @ dx
+    def pairs(self, history, dx, df):
+        steps, ones = history.dx.conj() @ dx, history.age == 0
+        return steps - history.dx.conj() @ df, jnp.where(ones, steps, 0) - history.df @ dx.conj()
 
-    def direction(self, history: History, g: jax.Array):
+    def direction(self, history, g):
         used = jnp.diagonal(history.gram) != 0
-        matrix = jnp.where(used[:, None] & used, history.gram, jnp.eye(len(used), dtype=g.dtype))
-        weights = jnp.linalg.solve(matrix, jnp.where(used, history.dx @ g, 0))
+        matrix = jnp.where(used[:, None] & used[None, :], history.gram, jnp.eye(len(used), dtype=g.dtype))
+        weights = jnp.linalg.solve(matrix, jnp.where(used, history.dx.conj() @ g, 0))
         return g + combined(history.df, weights)

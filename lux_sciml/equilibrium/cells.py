@@ -1,17 +1,20 @@
 """Cells that prepare once what does not change during a solve."""
 
 import abc
+import functools
+import math
 from collections.abc import Callable
-from dataclasses import field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array
 
-from ..core import Layer, Wrapper
-from ..core.printing import option_text
+from .._tree import describe, floating, widened
+from ..core import Layer, Wrapper, as_layer, field
+from ..core.converters import choice, count, function, number
 from ..initializers import KaimingUniform, zeros
+from ..parameters.normalization import power_iteration
 
 
 class EquilibriumCell(Layer):
@@ -19,6 +22,21 @@ class EquilibriumCell(Layer):
 
     `lux.DeepEquilibrium` calls `prepare` once a solve, and `step` for every iteration. A cell of one's own subclasses
     this and writes the two; it may be called as a layer too. Any other layer of `(z, x)` is a cell as it is.
+
+    >>> import jax, jax.numpy as jnp, lux_sciml as lux
+    >>> class Injected(lux.EquilibriumCell):
+    ...     features: int
+    ...     def init_params(self, key):
+    ...         return {"input": jnp.ones((2, self.features)), "rate": jnp.array(0.5)}
+    ...     def prepare(self, x, ps, st):
+    ...         return x @ ps["input"], ps["rate"]
+    ...     def step(self, z, prepared, st):
+    ...         injected, rate = prepared
+    ...         return jnp.tanh(rate * z + injected), st
+    >>> model = lux.DeepEquilibrium(Injected(3), shape=3)
+    >>> ps, st = lux.setup(jax.random.key(0), model)
+    >>> model(jnp.ones((4, 2)), ps, st)[0].shape
+    (4, 3)
     """
 
     @abc.abstractmethod
@@ -37,52 +55,57 @@ class EquilibriumCell(Layer):
 class MonotoneCell(EquilibriumCell):
     r"""A cell that has exactly one fixed point, whatever its parameters: :math:`z = \max(0, W z + x U + b)`.
 
-    Input `(z, x)`, of shapes `(..., features)` and `(..., in_features)`. With
+    Input `(z, x)`, of shapes `(..., features)` and `(..., in_features)`; integers in `x` become floats. With
     :math:`W = (1 - m) I - A^T A + B - B^T` the equation is strongly monotone, with the `margin` `m` > 0. The step is
     the forward-backward one, :math:`z' = \max(0, (1 - \alpha) z + \alpha (W z + x U + b))` with
     :math:`\alpha = m / \|I - W\|^2`, a contraction by at least :math:`\sqrt{1 - m^2 / \|I - W\|^2}`; `lux.Anderson`
     needs far fewer steps; large parameters need many all the same.
 
-    Parameters: `a`, `b_skew` `(features, features)`, `input_weight` `(in_features, features)`, `bias` `(features,)`.
+    Parameters: `a`, `b_skew` `(features, features)`, `input_weight` `(in_features, features)`, `bias` `(features,)`;
+    `init_weight` and `init_bias` are their initializers.
 
     Winston and Kolter, "Monotone operator equilibrium networks", NeurIPS 2020. Raises `ValueError` for a margin that
-    is not positive.
+    is not positive, and for an input of another number of features.
 
     >>> import jax, jax.numpy as jnp, lux_sciml as lux
     >>> model = lux.DeepEquilibrium(lux.MonotoneCell(2, 8), shape=8)
     >>> ps, st = lux.setup(jax.random.key(0), model)
     >>> z, st = model(jnp.ones((4, 2)), 3.0 * ps, st)
-    >>> z.shape, st["info"]["converged"]
+    >>> z.shape, st["stats"]["converged"]
     ((4, 8), Array(True, dtype=bool))
     """
 
-    in_features: int
-    features: int
-    margin: float = field(default=1.0, kw_only=True)
-    init_weight: Callable = field(default=KaimingUniform(), kw_only=True)
-    init_bias: Callable = field(default=zeros, kw_only=True)
+    in_features: int = field(converter=count)
+    features: int = field(converter=count)
+    margin: float = field(default=1.0, kw_only=True, converter=number)
+    init_weight: Callable = field(default=KaimingUniform(), kw_only=True, converter=function)
+    init_bias: Callable = field(default=zeros, kw_only=True, converter=function)
 
-    def __post_init__(self):
+    def __check_init__(self) -> None:
         if not self.margin > 0:
             raise ValueError(f"MonotoneCell needs a positive margin, got {self.margin}")
 
     def init_params(self, key):
-        keys, dtype, n = jax.random.split(key, 4), jax.dtypes.canonicalize_dtype(float), self.features
+        keys, n = jax.random.split(key, 4), self.features
         return {
-            "a": self.init_weight(keys[0], (n, n), dtype),
-            "b_skew": self.init_weight(keys[1], (n, n), dtype),
-            "input_weight": self.init_weight(keys[2], (self.in_features, n), dtype),
-            "bias": self.init_bias(keys[3], (n,), dtype),
+            "a": self.init_weight(keys[0], (n, n), float),
+            "b_skew": self.init_weight(keys[1], (n, n), float),
+            "input_weight": self.init_weight(keys[2], (self.in_features, n), float),
+            "bias": self.init_bias(keys[3], (n,), float),
         }
 
     def prepare(self, x, ps, st):
+        x = floating(x)
         if x.ndim == 0 or x.shape[-1] != self.in_features:
-            raise ValueError(f"{option_text(self)} expects inputs of shape (..., {self.in_features}), got {x.shape}")
-        a, b = ps["a"], ps["b_skew"]
+            raise ValueError(f"MonotoneCell expects inputs of shape (..., {self.in_features}), got {describe(x)}")
+        a, b = widened((ps["a"], ps["b_skew"]))
         identity = jnp.eye(self.features, dtype=a.dtype)
         w = (1 - self.margin) * identity - a.T @ a + b - b.T
-        norm = jnp.linalg.norm(lax.stop_gradient(identity - w), 2)
-        return w.T, x @ ps["input_weight"] + ps["bias"], self.margin / norm**2
+        norm = _spectral_norm(identity - w, _by_eigenvectors)
+        injected = x @ ps["input_weight"]
+        injected = injected + jnp.broadcast_to(ps["bias"], injected.shape)
+        w, alpha = (y.astype(ps["a"].dtype) for y in (w.T, self.margin / norm**2))
+        return w, injected, alpha
 
     def step(self, z, prepared, st):
         w, injected, alpha = prepared
@@ -93,33 +116,34 @@ class NormalizedCell(Wrapper, EquilibriumCell):
     r"""A cell whose weights have a bounded norm, computed once a solve: :math:`W \min(1, c / \|W\|)`.
 
     It holds for every array of two or more dimensions among the cell's parameters, as a matrix with the last axis as
-    its columns; `c` is `bound`. `norm` is `"spectral"`, the largest singular value by `iterations` steps of the power
-    method, whose derivative is exact at its vectors, or `"weight"`, the norm of each column. Parameters and state are
-    the cell's own. With 1-Lipschitz activations a bound below 1 makes a cell of one matrix a contraction.
+    its columns. Parameters and state are the cell's own. With 1-Lipschitz activations a bound below 1 makes a cell of
+    one matrix a contraction. Options:
+
+    * `norm`: `"spectral"`, the largest singular value by the power method, whose derivative is exact at its vectors;
+      or `"weight"`, the norm of each column.
+    * `bound`: `c`.
+    * `iterations`: the number of steps of the power method.
 
     Miyato et al., "Spectral normalization", ICLR 2018; Salimans and Kingma, "Weight normalization", NeurIPS 2016.
+    Raises `ValueError` for a bound that is not positive.
 
     >>> import jax, jax.numpy as jnp, lux_sciml as lux
     >>> cell = lux.Parallel(lambda a, b: jnp.tanh(a + b), lux.Dense(8, 8), lux.Dense(2, 8))
     >>> model = lux.DeepEquilibrium(lux.NormalizedCell(cell, bound=0.9), shape=8)
     >>> ps, st = lux.setup(jax.random.key(0), model)
     >>> z, st = model(jnp.ones((4, 2)), 10.0 * ps, st)
-    >>> st["info"]["converged"]
+    >>> st["stats"]["converged"]
     Array(True, dtype=bool)
     """
 
-    cell: Layer
-    norm: str = field(default="spectral", kw_only=True)
-    bound: float = field(default=1.0, kw_only=True)
-    iterations: int = field(default=20, kw_only=True)
+    cell: Layer = field(converter=as_layer)
+    norm: str = field(default="spectral", kw_only=True, converter=choice("spectral", "weight"))
+    bound: float = field(default=1.0, kw_only=True, converter=number)
+    iterations: int = field(default=20, kw_only=True, converter=count)
 
-    def __post_init__(self):
-        if self.norm not in ("spectral", "weight"):
-            raise ValueError(f'norm is "spectral" or "weight", got {self.norm!r}')
-        if self.bound <= 0 or self.iterations < 1:
-            raise ValueError(
-                f"NormalizedCell needs a positive bound and iterations, got {self.bound}, {self.iterations}"
-            )
+    def __check_init__(self) -> None:
+        if not self.bound > 0:
+            raise ValueError(f"NormalizedCell needs a positive bound, got {self.bound}")
 
     def prepare(self, x, ps, st):
         return jax.tree.map(self._bounded, ps), x
@@ -128,24 +152,59 @@ class NormalizedCell(Wrapper, EquilibriumCell):
         ps, x = prepared
         return self.cell.forward((z, x), ps, st)
 
-    def _bounded(self, weight):
+    def _bounded(self, weight: Array) -> Array:
         if weight.ndim < 2:
             return weight
-        matrix, tiny = weight.reshape(-1, weight.shape[-1]), jnp.finfo(weight.dtype).tiny
-        if self.norm == "weight":
-            size = jnp.sqrt(jnp.maximum(jnp.sum(matrix**2, axis=0), tiny))
+        wide = widened(weight)
+        matrix = wide.reshape(math.prod(weight.shape[:-1]), weight.shape[-1])
+        if self.norm == "spectral":
+            if jnp.iscomplexobj(matrix):  # the real matrix with the same singular values, each of them twice
+                parts = matrix.real, matrix.imag
+                matrix = jnp.block([[parts[0], -parts[1]], [parts[1], parts[0]]])
+            size = _spectral_norm(matrix, functools.partial(_by_power_method, iterations=self.iterations))
         else:
-            size = jnp.maximum(_spectral_norm(matrix, self.iterations), tiny)
-        return weight * jnp.minimum(1, self.bound / size)
+            size = jnp.sqrt(jnp.maximum(jnp.sum(jnp.abs(matrix) ** 2, axis=0), jnp.finfo(matrix.dtype).tiny))
+        factor = jnp.minimum(1, self.bound / jnp.maximum(size, jnp.finfo(matrix.dtype).tiny))
+        return (wide * jnp.broadcast_to(factor, wide.shape).astype(wide.dtype)).astype(weight.dtype)
 
 
-def _spectral_norm(matrix: jax.Array, iterations: int) -> jax.Array:
-    """The largest singular value, by the power method from a fixed vector."""
-    fixed, tiny = lax.stop_gradient(matrix), jnp.finfo(matrix.dtype).tiny
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _spectral_norm(matrix: Array, vector: Callable[[Array], Array]) -> Array:
+    """The largest singular value of a real matrix, whose right vector `vector(matrix)` finds."""
+    return jnp.linalg.norm(matrix @ vector(matrix))
 
-    def unit(v):
-        return v / jnp.maximum(jnp.linalg.norm(v), tiny)
 
-    v = unit(jax.random.normal(jax.random.key(0), matrix.shape[-1:], matrix.dtype))
-    v = lax.fori_loop(0, iterations, lambda _, v: unit(fixed.T @ (fixed @ v)), v)
-    return unit(fixed @ v) @ (matrix @ v)
+@_spectral_norm.defjvp
+def _(vector: Any, primals: Any, tangents: Any) -> tuple[Array, Array]:
+    (matrix,), (change,) = primals, tangents
+    v = _right_vector(matrix, vector)
+    u = matrix @ v
+    u = u / jnp.maximum(jnp.linalg.norm(u), jnp.finfo(u.dtype).tiny)
+    return _spectral_norm(matrix, vector), u @ (change @ v)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _right_vector(matrix: Array, vector: Callable[[Array], Array]) -> Array:
+    """The right singular vector, whose derivative only second derivatives ask for."""
+    return vector(matrix)
+
+
+@_right_vector.defjvp
+def _(vector: Any, primals: Any, tangents: Any) -> tuple[Array, Array]:
+    (matrix,), (change,) = primals, tangents
+    v = _right_vector(matrix, vector)
+    u, square = matrix @ v, jnp.outer(v, v)
+    size = jnp.sum(u**2)
+    turn = change.T @ u + matrix.T @ (change @ v)
+    system = size * (jnp.eye(len(v), dtype=v.dtype) + square) - matrix.T @ matrix
+    return v, jnp.linalg.solve(system, turn - square @ turn)
+
+
+def _by_power_method(matrix: Array, iterations: int) -> Array:
+    """The right singular vector of a real matrix, by the power method from a fixed one."""
+    start = jax.random.normal(jax.random.key(0), matrix.shape[-1:], matrix.dtype)
+    return power_iteration(matrix, start, iterations)
+
+
+def _by_eigenvectors(matrix: Array) -> Array:
+    return jnp.linalg.eigh(matrix.T @ matrix)[1][:, -1]

@@ -1,9 +1,13 @@
 """Deep equilibria of several scales at once."""
 
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..core import Container, Layer, as_layer
 from .deep_equilibrium import DeepEquilibrium
+
+Layers = Sequence[Layer | Callable[..., Any]]
 
 
 class MultiScaleCell(Container):
@@ -12,17 +16,32 @@ class MultiScaleCell(Container):
     .. math::
         u_1 = b_1(z_1, x), \quad u_i = b_i(z_i), \quad z_i' = p_i\Big(\sum_j m_{ij}(u_j)\Big)
 
-    `branches` are `n` layers, of which the first one gets the pair `(z_1, x)`; `fusion` are `n` tuples of `n` layers,
-    the row `i` mapping every scale to the scale `i`; `after` are `n` layers. Input `((z_1, ..., z_n), x)`, output
-    `(z_1, ..., z_n)`. Functions become `Lambda`s. Children: `branches_0`, `fusion_0_1` (from scale 1 to scale 0),
-    `after_0`, ... Raises `ValueError` where the numbers of layers do not agree.
+    Input `((z_1, ..., z_n), x)`, output `(z_1, ..., z_n)`. Functions become `Lambda`s.
 
-    Bai, Koltun and Kolter, "Multiscale deep equilibrium models", NeurIPS 2020.
+    * `branches`: `n` layers, of which the first one gets the pair `(z_1, x)`.
+    * `fusion`: `n` tuples of `n` layers, the row `i` mapping every scale to the scale `i`.
+    * `after`: `n` layers.
+
+    Children: `branches_0`, `fusion_0_1` (from scale 1 to scale 0), `after_0`, ...
+
+    Bai, Koltun and Kolter, "Multiscale deep equilibrium models", NeurIPS 2020. Raises `ValueError` where the numbers of
+    layers do not agree.
+
+    >>> import jax, jax.numpy as jnp, lux_sciml as lux
+    >>> cell = lux.MultiScaleCell(
+    ...     branches=(lux.Parallel(jnp.add, lux.Dense(4, 4), lux.Dense(3, 4)), lux.Dense(2, 2)),
+    ...     fusion=((lux.NoOp(), lux.Dense(2, 4)), (lux.Dense(4, 2), lux.NoOp())),
+    ...     after=(jnp.tanh, jnp.tanh),
+    ... )
+    >>> ps, st = lux.setup(jax.random.key(0), cell)
+    >>> zs, st = cell(((jnp.zeros((5, 4)), jnp.zeros((5, 2))), jnp.ones((5, 3))), ps, st)
+    >>> [z.shape for z in zs]
+    [(5, 4), (5, 2)]
     """
 
-    layers: dict[str, Layer]
+    layers: Mapping[str, Layer]
 
-    def __init__(self, branches: Any, fusion: Any, after: Any):
+    def __init__(self, branches: Layers, fusion: Sequence[Layers], after: Layers):
         n = len(branches)
         if any(len(row) != n for row in fusion) or len(fusion) != n or len(after) != n:
             raise ValueError(
@@ -33,6 +52,14 @@ class MultiScaleCell(Container):
             **{f"branches_{i}": as_layer(layer) for i, layer in enumerate(branches)},
             **{f"fusion_{i}_{j}": as_layer(layer) for i, row in enumerate(fusion) for j, layer in enumerate(row)},
             **{f"after_{i}": as_layer(layer) for i, layer in enumerate(after)},
+        }
+
+    def init_arguments(self):
+        n = round((1 + len(self)) ** 0.5) - 1  # of n, n * n and n layers
+        return {
+            "branches": tuple(self[f"branches_{i}"] for i in range(n)),
+            "fusion": tuple(tuple(self[f"fusion_{i}_{j}"] for j in range(n)) for i in range(n)),
+            "after": tuple(self[f"after_{i}"] for i in range(n)),
         }
 
     def forward(self, x, ps, st):
@@ -51,8 +78,8 @@ class MultiScaleCell(Container):
 class MultiScaleDEQ(DeepEquilibrium):
     """The joint fixed point of several scales: `DeepEquilibrium(MultiScaleCell(branches, fusion, after), scales)`.
 
-    `scales` are the shapes of the scales, without the batch; the output is a tuple of arrays `(batch, *scale)`. The
-    options are those of `lux.DeepEquilibrium`.
+    `branches`, `fusion` and `after` are those of `lux.MultiScaleCell`; `scales` are the shapes of the scales, without
+    the batch. The output is a tuple of arrays `(batch, *scale)`. The options are those of `lux.DeepEquilibrium`.
 
     >>> import jax, jax.numpy as jnp, lux_sciml as lux
     >>> small = dict(init_weight=lux.initializers.Normal(0.1))
@@ -64,9 +91,21 @@ class MultiScaleDEQ(DeepEquilibrium):
     ... )
     >>> ps, st = lux.setup(jax.random.key(0), model)
     >>> zs, st = model(jnp.ones((5, 3)), ps, st)
-    >>> [z.shape for z in zs], st["info"]["converged"]
+    >>> [z.shape for z in zs], st["stats"]["converged"]
     ([(5, 4), (5, 2)], Array(True, dtype=bool))
     """
 
-    def __init__(self, branches: Any, fusion: Any, after: Any, scales: Any, **options: Any):
-        super().__init__(MultiScaleCell(branches, fusion, after), scales, **options)
+    def __init__(
+        self,
+        branches: Layers,
+        fusion: Sequence[Layers],
+        after: Layers,
+        scales: Sequence[Sequence[int]],
+        **options: Any,
+    ):
+        super().__init__(MultiScaleCell(branches, fusion, after), scales, **options)  # pyright: ignore[reportArgumentType]
+
+    def init_arguments(self):
+        fields = {f.name: f.default for f in dataclasses.fields(self) if f.name not in ("cell", "shape")}
+        options = {name: getattr(self, name) for name, default in fields.items() if getattr(self, name) != default}
+        return {**self.cell.init_arguments(), "scales": self.shape, "options": options}

@@ -1,16 +1,12 @@
 """SteadyState: where the equations of a model stand still."""
 
-from dataclasses import field
-from typing import Any
-
 import jax
-import jax.numpy as jnp
 import lineax as lx
 import optimistix as optx
 
-from ..core import Layer, Wrapper
-from ..core.frozen import refuse_training, refuse_updates, renewed_keys
-from .deep_equilibrium import fitting_guess
+from .._tree import floating
+from ..core import Layer, Wrapper, as_layer, field
+from ..core.converters import choice, flag
 from .fixed_point import EquilibriumLayer
 
 _DENSE = 512  # unknowns up to which the gradient's linear system is solved dense
@@ -20,14 +16,16 @@ class SteadyState(Wrapper, EquilibriumLayer):
     r"""The steady state of :math:`du/dt = f(u; p)`: a root :math:`f(u; p) = 0`, near a guess.
 
     The model is a layer, a net or physical equations with parameters; its output has the shape of its input, an array,
-    a `ComponentVector` or a pytree. The layer takes the guess and returns the root, whose gradients by the parameters
-    are those of the implicit function theorem, exact up to the tolerances; the guess has none. Parameters and state are
-    those of the model. With `with_input=True` the layer takes `(guess, x)`, and calls the model with `(u, x)`: `x` is a
-    forcing or a control, a pytree with gradients.
+    a `ComponentVector` or a pytree, real or complex. The layer takes the guess and returns the root, whose gradients by
+    the parameters are those of the implicit function theorem, exact up to the tolerances; the guess has none.
+    Parameters and state are those of the model. Options, besides those of `lux.EquilibriumLayer`:
 
-    The default solver is `optimistix.Newton`; any solver of `optimistix.root_find`, or of `diffrax`, which then
-    integrates the equations until they are steady, will do; more: `EquilibriumLayer`. A solve that has not converged
-    is NaN unless `on_failure` says otherwise: the state of the layer has no room for figures.
+    * `with_input`: the layer takes `(guess, x)`, and calls the model with `(u, x)`: `x` is a forcing or a control, a
+      pytree with gradients.
+    * `solver`: `optimistix.Newton` by default; any solver of `optimistix.root_find`, or of `diffrax`, which then
+      integrates the equations until they are steady, will do.
+    * `on_failure`: `"nan"` by default, a solve that has not converged is NaN: the state of the layer has no room for
+      statistics.
 
     Raises `ValueError` for a model that returns another structure than it gets, and for layers that update their state.
 
@@ -43,49 +41,43 @@ class SteadyState(Wrapper, EquilibriumLayer):
     Array(1., dtype=float32)
     """
 
-    model: Layer
-    with_input: bool = field(default=False, kw_only=True)
-    on_failure: str = field(default="nan", kw_only=True)
+    inner, is_root = "model", True
 
-    def forward(self, x, ps, st):
-        if self.with_input and not (isinstance(x, tuple) and len(x) == 2):
+    model: Layer = field(converter=as_layer)
+    with_input: bool = field(default=False, kw_only=True, converter=flag)
+    on_failure: str = field(default="nan", kw_only=True, converter=choice("flag", "nan", "raise"))
+
+    def __check_init__(self) -> None:
+        if isinstance(self.solver, optx.AbstractFixedPointSolver):
+            raise ValueError(
+                f"{type(self.solver).__name__} finds fixed points; a SteadyState needs a solver of roots, such as "
+                "optimistix.Newton(1e-5, 1e-5)"
+            )
+
+    def start(self, x, ps, st):
+        if not self.with_input:
+            return floating(x), None, st
+        if not (isinstance(x, tuple) and len(x) == 2):
             raise ValueError("a SteadyState with an input takes the tuple (guess, x)")
-        guess, x = x if self.with_input else (x, None)
+        return floating(x[0]), x[1], st
 
-        def solve(guess, x):
-            return self._solve(guess, (x, ps, st))
+    def pair(self, z, x):
+        return (z, x) if self.with_input else z
 
-        if self.batching == "vmap":
-            refuse_training(st)
-            u = jax.vmap(solve)(guess, x)
-        else:
-            u = solve(guess, x)
-        if self.on_state_update == "discard":
-            st = renewed_keys(st, lambda: self._call(u, (x, ps, st))[1])
-        return u, st
+    def default_solver(self, z):
+        return optx.Newton(self.rtol, self.atol)
 
-    def _solve(self, guess, args):
-        u0 = fitting_guess(lambda u: self._rate(u, args), jax.tree.map(_floating, guess))
-        if self.on_state_update == "raise":
-            refuse_updates(self.model, lambda st: self._call(u0, (*args[:2], st))[1], args[2], ())
+    def linear_solver(self, z):
+        size = sum(leaf.size for leaf in jax.tree.leaves(z))
+        dense = isinstance(size, int) and size <= _DENSE  # `jax.export` has sizes that are no integers
+        return lx.LU() if dense else lx.GMRES(self.rtol, self.atol)
 
-        def run(solver, u0, args, adjoint):
-            adjoint = adjoint or optx.ImplicitAdjoint()
-            return optx.root_find(self._rate, solver, u0, args, max_steps=self.max_steps, adjoint=adjoint, throw=False)
+    def solutions(self, z0, args):
+        found = self.find(z0, args, self.adjoint_for(z0), self.max_steps)
+        return (self.marked(found.value, found.okay),), found
 
-        size = sum(leaf.size for leaf in jax.tree.leaves(u0))
-        linear = lx.LU() if size <= _DENSE else lx.GMRES(self.rtol, self.atol)
-        found = self.find(run, self._rate, self.chosen_solver(optx.Newton), u0, args, self.chosen_adjoint(linear))
-        return self.marked(found.value, found.okay)
+    def statistics(self, found, z0, args, st):
+        return {}
 
-    def _call(self, u, args):
-        x, ps, st = args
-        return self.model.forward((u, x) if self.with_input else u, ps, st)
-
-    def _rate(self, u, args):
-        return self._call(u, args)[0]
-
-
-def _floating(x: Any) -> jax.Array:
-    x = jnp.asarray(x)
-    return x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(float)
+    def finish(self, zs, stats, inner, st):
+        return zs[0], inner

@@ -42,7 +42,7 @@ def test_two_steps_by_hand(dtype):
         dg, df = np.diff(gs, axis=0).T.reshape(2, -1), np.diff(fs, axis=0).T.reshape(2, -1)
         weights = np.linalg.lstsq(dg, gs[-1], rcond=None)[0]
         ys.append((1 - damp) * fs[-1] + damp * ys[-1] - (df - damp * dg) @ weights)
-    solver = lux.Anderson(0.0, 0.0, damp=damp, regularization=0.0, max_growth=jnp.inf, history=3)
+    solver = lux.Anderson(0.0, 0.0, damp=damp, regularization=0.0, max_growth=jnp.inf, history_length=3)
     y, args = jnp.asarray(y0, dtype), jnp.asarray(rates, dtype)
 
     def f(y, args):
@@ -69,7 +69,7 @@ def test_steps_that_grow_are_halved():
         return jnp.where(y > 2, 1e4 * y, jnp.tanh(3 * y) + 0.1)  # far away it blows up
 
     def run(growth):
-        solver = lux.Anderson(0.0, 1e-10, max_growth=growth, history=2)
+        solver = lux.Anderson(0.0, 1e-10, max_growth=growth, history_length=2)
         return solve(solver, f, jnp.array([0.05]), max_steps=60)
 
     guarded = run(2.0)
@@ -110,7 +110,7 @@ def test_trace_of_residuals():
 
 
 def test_samples_have_weights_and_convergence_of_their_own():
-    rates = jnp.stack([0.1 * jnp.ones(50), jnp.asarray(RATES), 3.0 + 0 * jnp.asarray(RATES)])
+    rates = jnp.stack([0.1 * jnp.ones(50), 0.9 * jnp.asarray(RATES), jnp.full(50, 3.0)])
     f = lambda y, r: jnp.where(r > 2, jnp.nan, affine(y, r))  # noqa: E731  the last one is broken
     solver = lux.Anderson(0.0, 1e-6, per_sample=True, trace=3)
     sol = solve(solver, f, jnp.zeros((3, 50)), rates)
@@ -148,7 +148,7 @@ def test_trees_of_mixed_precision_keep_it():
 
 def test_derivatives_pass_through_the_iteration():
     """Sixteen steps, written out: the solver is differentiable as it stands, without NaNs from its guards."""
-    rates, solver = jnp.asarray(RATES)[:4] - 0.3, lux.Anderson(0.0, 1e-12, history=3)
+    rates, solver = jnp.asarray(RATES)[:4] - 0.3, lux.Anderson(0.0, 1e-12, history_length=3)
 
     def value(rates):
         f = lambda y, args: (affine(y, rates), None)  # noqa: E731
@@ -164,7 +164,7 @@ def test_derivatives_pass_through_the_iteration():
     np.testing.assert_allclose(jax.grad(value)(rates), 2 / (1 - rates) ** 3, rtol=1e-6)
 
 
-@pytest.mark.parametrize("options", [{"history": 0}, {"damp": 1.0}, {"regularization": -1.0}])
+@pytest.mark.parametrize("options", [{"history_length": 0}, {"damp": 1.0}, {"regularization": -1.0}])
 def test_options_out_of_range(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         lux.Anderson(1e-3, 1e-3, **options)

@@ -44,7 +44,7 @@ def test_iterates_are_those_of_the_rank_one_updates():
 
 @pytest.mark.parametrize("history", [1, 3, 10])
 def test_short_memories_converge_too(history):
-    sol = solve(lux.Broyden(0.0, 1e-10, history=history))
+    sol = solve(lux.Broyden(0.0, 1e-10, history_length=history))
     assert sol.result == optx.RESULTS.successful
     np.testing.assert_allclose(f(sol.value, None), sol.value, atol=1e-10)
 
@@ -87,5 +87,5 @@ def test_implicit_gradient():
 
 
 def test_options_out_of_range():
-    with pytest.raises(ValueError, match="history of one or more"):
-        lux.Broyden(1e-3, 1e-3, history=0)
+    with pytest.raises(ValueError, match="history_length of one or more"):
+        lux.Broyden(1e-3, 1e-3, history_length=0)

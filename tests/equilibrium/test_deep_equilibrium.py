@@ -62,7 +62,7 @@ def test_every_solver_finds_the_fixed_point_and_its_gradient(options):
     model, ps, st = model_of(**options)
     z, st_next = run(model, X, ps, st)
     np.testing.assert_allclose(z, iterated(ps, X), atol=1e-7)
-    info = st_next["info"]
+    info = st_next["stats"]
     assert info["converged"]
     assert 0 < info["residual"] < 1e-7
     assert info["evaluations"] >= info["steps"] > 0
@@ -86,8 +86,8 @@ def test_float32_meets_its_default_tolerance(solver):
     model, ps, st = model_of(dtype="float32", rtol=1e-5, atol=1e-5, solver=solver)
     x = jnp.asarray(X, "float32")
     z, st = run(model, x, ps, st)
-    assert z.dtype == st["info"]["residual"].dtype == "float32"
-    assert st["info"]["converged"]
+    assert z.dtype == st["stats"]["residual"].dtype == "float32"
+    assert st["stats"]["converged"]
     np.testing.assert_allclose(z, iterated(ps, X), atol=1e-4)
     assert np.isfinite(gradient(model, ps, st, x).data).all()
 
@@ -108,7 +108,7 @@ def test_trees_sequences_and_images():
         model = lux.DeepEquilibrium(mixing)
         z, st = run(model, jnp.ones(shape), *lux.setup(jax.random.key(0), model))
         assert z.shape == shape
-        assert st["info"]["converged"]
+        assert st["stats"]["converged"]
 
 
 def test_multiscale():
@@ -157,11 +157,11 @@ def test_guesses_lead_to_one_solution():
         assert jax.tree.structure(st) == jax.tree.structure(st_next)
         expected = iterated(ps, X) if expected is None or isinstance(initial, lux.Layer) else expected
         np.testing.assert_allclose(z, iterated(ps, X), atol=1e-8)
-    again = run(model, X, ps, st_next)[1]["info"]
-    assert again["steps"] == 1 < st_next["info"]["steps"]  # warm
+    again = run(model, X, ps, st_next)[1]["stats"]
+    assert again["steps"] == 1 < st_next["stats"]["steps"]  # warm
     _, st_broken = run(model, np.nan * X, ps, st_next)
     np.testing.assert_array_equal(st_broken["last"], st_next["last"])
-    with pytest.raises(ValueError, match=r"the solution of a batch \(4,\), but the input is float64\[3, 3\]"):
+    with pytest.raises(ValueError, match=r"the solution of a batch \(4,\), but the input is f64\[3,3\]"):
         run(model, X[:3], ps, st)
 
 
@@ -169,7 +169,7 @@ def test_skip_loss_trains_the_guess_only():
     model, ps, st = model_of(initial=lux.Dense(3, 5))
 
     def skip_loss(ps):
-        return run(model, X, ps, st)[1]["info"]["skip_loss"]
+        return run(model, X, ps, st)[1]["stats"]["skip_loss"]
 
     value, g = jax.value_and_grad(skip_loss)(ps)
     guess = X @ np.asarray(ps.initial.weight) + np.asarray(ps.initial.bias)
@@ -182,20 +182,20 @@ def test_fixed_depth_is_that_many_applications():
     model, ps, st = model_of(fixed_depth=3)
     z, st = run(model, X, ps, st)
     np.testing.assert_allclose(z, iterated(ps, X, 3), rtol=1e-12)
-    assert st["info"]["evaluations"] == 3
-    assert not st["info"]["converged"]
+    assert st["stats"]["evaluations"] == 3
+    assert not st["stats"]["converged"]
     residual = np.abs(iterated(ps, X, 4) - iterated(ps, X, 3)).max()
-    np.testing.assert_allclose(st["info"]["residual"], residual, rtol=1e-9)
+    np.testing.assert_allclose(st["stats"]["residual"], residual, rtol=1e-9)
 
 
 def test_states_on_the_way():
     plain = optx.FixedPointIteration(0.0, 1e-14)
-    model, ps, st = model_of(states=3, max_steps=9, solver=plain, rtol=1e-5, atol=1e-5)
+    model, ps, st = model_of(intermediate_states=3, max_steps=9, solver=plain, rtol=1e-5, atol=1e-5)
     zs, st_next = run(model, X, ps, st)
     for z, steps in zip(zs, (3, 6, 9), strict=True):
         np.testing.assert_allclose(z, iterated(ps, X, steps), rtol=1e-12)
-    assert st_next["info"]["steps"] == 9
-    depth, ps, st = model_of(states=2, fixed_depth=5)
+    assert st_next["stats"]["steps"] == 9
+    depth, ps, st = model_of(intermediate_states=2, fixed_depth=5)
     np.testing.assert_allclose(run(depth, X, ps, st)[0][0], iterated(ps, X, 2), rtol=1e-12)
     np.testing.assert_allclose(lux.equilibrium.fixed_point_correction(4), [0.512, 0.64, 0.8, 1.0])
     np.testing.assert_allclose(lux.equilibrium.fixed_point_correction(4, "linear"), [0.325, 0.55, 0.775, 1.0])
@@ -216,7 +216,7 @@ def test_one_dropout_mask_for_the_whole_solve():
     cell = lux.Chain(CELL, lux.Dropout(0.5))
     model, ps, st = model_of(cell, on_state_update="discard")
     z, st_next = run(model, X, ps, st)
-    assert st_next["info"]["converged"]
+    assert st_next["stats"]["converged"]
     again, st_again = cell((z, jnp.asarray(X)), ps.cell, st["cell"])
     np.testing.assert_allclose(z, again, atol=1e-9)
     assert np.mean(z == 0) > 0.2
@@ -226,35 +226,58 @@ def test_one_dropout_mask_for_the_whole_solve():
         run(model.replace(batching="vmap"), X, ps, st)
 
 
+@pytest.mark.parametrize("cell", [CELL, lux.NormalizedCell(CELL)], ids=["any", "prepared"])
+def test_cells_may_take_single_samples_and_keep_random_keys(cell):
+    class Noted(lux.Wrapper):
+        """Takes no batch, and renews a key."""
+
+        cell: lux.Layer
+
+        def init_state(self, key):
+            return {"cell": self.cell.init_state(key), "key": key}
+
+        def forward(self, x, ps, st):
+            assert x[0].ndim == x[1].ndim == 1
+            z, inner = self.cell.forward(x, ps, st["cell"])
+            return z, {"cell": inner, "key": jax.random.split(st["key"])[0]}
+
+    model, ps, st = model_of(Noted(cell), batching="vmap", on_state_update="discard")
+    z, st_next = run(model, X, ps, st)
+    assert z.shape == (4, 5)
+    assert st_next["cell"]["key"] == jax.random.split(st["cell"]["key"])[0]
+    _, st_next = run(model, X[:0], ps, st)
+    assert st_next["cell"]["key"] == jax.random.split(st["cell"]["key"])[0]
+
+
 def test_layers_that_update_their_state_are_named():
     for layer in (lux.BatchNorm(5), lux.Dropout(0.5)):
         model, ps, st = model_of(lux.Chain(CELL, layer))
         with pytest.raises(ValueError, match=r"`layer_1` .* updates its state .*lux.testmode"):
             run(model, X, ps, st)
     _, st_next = run(model, X, ps, lux.testmode(st))
-    assert st_next["info"]["converged"]
+    assert st_next["stats"]["converged"]
 
 
-def test_test_mode_renews_the_figures_and_remembers_nothing():
+def test_test_mode_renews_the_statistics_and_remembers_nothing():
     cell = lux.Chain(CELL, lux.Dropout(0.5))
     model, ps, st = model_of(cell, jacobian_probes=1, radius_steps=4)
     require_test_mode(model, jnp.asarray(X), ps, st, run=run)
     st = lux.testmode(st)
     _, first = run(model, X, ps, st)
     _, other = run(model, 2 * X, ps, first)
-    assert first["info"]["converged"]
-    assert first["info"]["jacobian_loss"] != other["info"]["jacobian_loss"]
+    assert first["stats"]["converged"]
+    assert first["stats"]["jacobian_loss"] != other["stats"]["jacobian_loss"]
 
 
-def test_figures_of_each_sample():
+def test_statistics_of_each_sample():
     options = {"batching": "vmap", "batch_shape": 4, "radius_steps": 8, "jacobian_probes": 2, "check_backward": True}
     model, ps, st = model_of(**options)
     _, st_next = run(model, X, ps, st)
     shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (st, st_next))
     assert shapes[0] == shapes[1]
-    assert st_next["info"]["converged"].tolist() == [True] * 4
-    assert (st_next["info"]["backward_residual"] <= 1).all()
-    assert (st_next["info"]["spectral_radius"] < 1).all()
+    assert st_next["stats"]["converged"].tolist() == [True] * 4
+    assert (st_next["stats"]["backward_residual"] <= 1).all()
+    assert (st_next["stats"]["spectral_radius"] < 1).all()
     with pytest.raises(ValueError, match="batch_shape says"):
         run(model, X[:2], ps, st)
 
@@ -262,7 +285,7 @@ def test_figures_of_each_sample():
 def test_backward_check_sees_a_slow_backward_solve():
     linear = lux.FixedPointLinearSolver(optx.FixedPointIteration(1e-10, 1e-10), max_steps=3)
     model, ps, st = model_of(check_backward=True, adjoint=lux.CheckedImplicitAdjoint(linear))
-    assert run(model, X, ps, st)[1]["info"]["backward_residual"] > 1
+    assert run(model, X, ps, st)[1]["stats"]["backward_residual"] > 1
 
 
 # --- stability ----------------------------------------------------------------------------------------------------
@@ -291,7 +314,7 @@ def test_jacobian_loss_has_gradients(depth):
 
     @jax.jit
     def penalty(ps):
-        return run(model, X, ps, st)[1]["info"]["jacobian_loss"]
+        return run(model, X, ps, st)[1]["stats"]["jacobian_loss"]
 
     assert penalty(ps) > 0
     v = lux.ComponentVector(np.random.default_rng(1).standard_normal(ps.size), ps.layout)
@@ -305,7 +328,7 @@ def test_monotone_cell_has_a_fixed_point_whatever_its_parameters():
         ps, st = lux.setup(jax.random.key(1), model, "float64")
         ps = scale * ps
         z, st = run(model, X, ps, st)
-        assert st["info"]["converged"]
+        assert st["stats"]["converged"]
         a, b = np.asarray(ps.cell.a), np.asarray(ps.cell.b_skew)
         w = 0.5 * np.eye(6) - a.T @ a + b - b.T
         expected = np.maximum(0, z @ w.T + X @ np.asarray(ps.cell.input_weight) + np.asarray(ps.cell.bias))
@@ -346,7 +369,7 @@ def growing(**options):
 def test_samples_that_diverge_leave_the_others_exact():
     model, ps, st = growing(batching="vmap", batch_shape=4)
     z, st_next = run(model, RATES, ps, st)
-    np.testing.assert_array_equal(st_next["info"]["converged"], [True, False, False, True])
+    np.testing.assert_array_equal(st_next["stats"]["converged"], [True, False, False, True])
     good = np.array([0, 3])
     np.testing.assert_allclose(z[good], 1 / (1 - RATES[good]), rtol=1e-6)
     g = jax.grad(lambda x: jnp.sum(run(model, x, ps, st)[0]))(jnp.asarray(RATES))
@@ -361,8 +384,8 @@ def test_no_fixed_point_is_a_flag_or_a_sentence():
     model = lux.DeepEquilibrium(lux.Lambda(lambda zx: zx[0] + 1 + zx[1] ** 2), max_steps=20)
     ps, st = lux.setup(jax.random.key(0), model, "float64")
     _, st_next = run(model, X, ps, st)
-    assert not st_next["info"]["converged"]
-    assert st_next["info"]["residual"] >= 1
+    assert not st_next["stats"]["converged"]
+    assert st_next["stats"]["residual"] >= 1
     with pytest.raises(Exception, match="the equilibrium solve has not converged: allow more max_steps"):
         jax.block_until_ready(run(model.replace(on_failure="raise"), X, ps, st))
 
@@ -372,16 +395,16 @@ def test_divergence_and_nan_end_at_once():
     plain = exploding.replace(solver=optx.FixedPointIteration(1e-5, 1e-5))
     for model, x in [(plain, X), (plain, np.nan * X), (exploding, np.nan * X)]:
         _, st = run(model, x, *lux.setup(jax.random.key(0), model, "float64"))
-        assert st["info"]["steps"] < 10
-        assert not st["info"]["converged"]
+        assert st["stats"]["steps"] < 10
+        assert not st["stats"]["converged"]
 
 
 @pytest.mark.parametrize(
     ("function", "says"),
     [
-        (lambda zx: zx[0][..., :2], r"must return a `z` like the one that it gets, float64\[4, 3\]; it returned"),
+        (lambda zx: zx[0][..., :2], r"must return a `z` like the one that it gets, f64\[4,3\]; it returned"),
         (lambda zx: (zx[0], zx[0]), "must return a `z`"),
-        (lambda zx: (zx[0] > 0).astype(int), "real numbers"),
+        (lambda zx: (zx[0] > 0).astype(int), "real or complex numbers"),
     ],
     ids=["shape", "structure", "dtype"],
 )
@@ -394,13 +417,14 @@ def test_cells_that_return_something_else(function, says):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"initial": "previous"}, "initial is one of"),
+        ({"initial": "previous"}, r"initial: expected 'zero', 'cell', 'last' or a layer, got 'previous'"),
         ({"initial": "last"}, "needs batch_shape and shape"),
-        ({"fixed_depth": 0}, "fixed_depth is one or more"),
-        ({"states": 200}, "states is at least one"),
-        ({"on_failure": "ignore"}, "on_failure is"),
-        ({"batching": "none"}, "batching is one of"),
-        ({"adjoint": "implicit"}, "adjoint is"),
+        ({"fixed_depth": 0}, "fixed_depth: expected a whole number of at least 1"),
+        ({"intermediate_states": 200}, "intermediate_states is at most the number of steps, 100"),
+        ({"intermediate_states": 0}, "intermediate_states: expected a whole number of at least 1"),
+        ({"on_failure": "ignore"}, "on_failure: expected 'flag' or 'nan' or 'raise'"),
+        ({"batching": "none"}, "batching: expected 'joint' or 'vmap'"),
+        ({"adjoint": "implicit"}, "adjoint: expected \"auto\" or an adjoint of optimistix, such as .* got 'implicit'"),
         ({"solver": optx.Newton(1e-3, 1e-3), "rtol": 1e-3}, "not both"),
         ({"solver": diffrax.Tsit5(), "adjoint": optx.RecursiveCheckpointAdjoint()}, "a diffrax solver"),
         ({"check_backward": True, "adjoint": lux.PhantomAdjoint()}, "check_backward"),
