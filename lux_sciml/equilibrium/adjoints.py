@@ -161,7 +161,7 @@ class CheckedImplicitAdjoint(PointAdjoint):
 
             good = lax.cond(okay & (of_x <= room.least_growth() * of_b), lambda: okay, look)
             if self.on_failure == "raise":
-                says = "the linear solve for the gradient has failed, or is nearly singular"
+                says = "the linear solve for the gradient has not converged, or is nearly singular"
                 return eqx.error_if(rounded(x, b), ~good, says)
             return nan_unless(good, rounded(x, b))
 

@@ -134,7 +134,7 @@ WITH_OTHERS = {
     ),
     "minimisers": lambda: Option((optimistix.BFGS(1e-3, 1e-3), optimistix.Dogleg(1e-3, 1e-3))),
     "adjoints": lambda: Option((diffrax.BacksolveAdjoint(solver=diffrax.Euler()), diffrax.ImplicitAdjoint())),
-    "anderson": lambda: lux.DeepEquilibrium(D, solver=lux.Anderson(1e-4, 1e-4, history=4)),
+    "anderson": lambda: lux.DeepEquilibrium(D, solver=lux.Anderson(1e-4, 1e-4, history_length=4)),
     "functions of one's own": lambda: lux.Chain(field, D),
     "ude": lambda: lux.NeuralODE(lux.UDE(physics, {"rate": 0.5, "matrix": np.eye(2)}, missing=lux.Chain(D)), ts=TS),
     "numpy scalars": lambda: Option((np.float32(0.1), np.float64(0.1), np.float16(np.inf), np.complex64(1j))),
