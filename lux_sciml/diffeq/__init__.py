@@ -1,7 +1,13 @@
 """Differential-equation layers, on diffrax. What the root has is in `__all__`."""
 
 from .adjoints.gauss import GaussAdjoint
-from .equation import Equation
+from .equation import (
+    Equation,
+    Fields as Fields,
+    Problem as Problem,
+    diffeqsolve as diffeqsolve,
+    equation_of as equation_of,
+)
 from .failure import raise_if_failed
 from .field import vector_field
 from .fields.energy import GradientFlow, HamiltonianNN, LagrangianNN, PortHamiltonian, SecondOrder

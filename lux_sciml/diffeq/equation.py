@@ -299,16 +299,18 @@ class Equation(Layer, kw_only=True):
         refuse_training(st)
         shapes, rows = self._require_samples(problem), eqx.if_array(0)
         try:
+            if shapes[0][0] == 0:
+                return _of_no_samples(one, problem)
             axes = (rows, rows if problem.ts.ndim == 2 else None, rows, rows)
             return eqx.filter_vmap(one, in_axes=axes)(*problem)
         except (TypeError, ValueError) as error:
-            if any(len(shape) > 1 for shape in shapes):
-                raise
-            raise ValueError(
-                f'a {type(self).__name__} with batching="vmap" solves for each sample along the first axis: the shape '
-                f"{shapes[0]} is that of {shapes[0][0]} samples of one number each. For one sample add an axis, "
-                f'y0[None], or use batching="joint"'
-            ) from error
+            if not any(len(shape) > 1 for shape in shapes):
+                error.add_note(
+                    f'with batching="vmap" the first axis is that of the samples, and the shape {shapes[0]} is that of '
+                    f"{shapes[0][0]} samples of one number each: for one sample alone add an axis, y0[None], or take "
+                    'batching="joint"'
+                )
+            raise
 
     def _require_samples(self, problem: Problem) -> list[tuple[int, ...]]:
         """The shapes of the initial value; `ValueError` unless there are equally many samples of all things."""
@@ -336,8 +338,9 @@ class Equation(Layer, kw_only=True):
         if self.on_state_update == "raise":
             return st
         if self.batching == "vmap":
-            ts = problem.ts[0] if problem.ts.ndim == 2 else problem.ts
-            problem = jax.tree.map(lambda x: x[0] if eqx.is_array(x) else x, problem)._replace(ts=ts)
+            if 0 in jax.tree.leaves(problem.y0)[0].shape[:1]:
+                return st
+            problem = _sample(problem, lambda x: x[0])
         fields = self._fields(problem, ps, st)
         after = {name: fields[name].renewed(x, ps) for name, x in self.first_inputs(fields).items()}
         if isinstance(self, Wrapper):
@@ -403,6 +406,22 @@ def _flat(layer: Layer, ps: Any) -> ComponentVector:
     """The layer's parameters as a vector, in their own type where they have one in common."""
     layout, dtypes = parameter_layout(layer), {leaf.dtype for leaf in jax.tree.leaves(ps)}
     return ComponentVector.from_tree(ps, like=layout.astype(*dtypes) if len(dtypes) == 1 else layout)
+
+
+def _sample(problem: Problem, of: Callable[[Any], Any]) -> Problem:
+    """One sample of a problem, by what it is of each array that has samples."""
+    ts = of(problem.ts) if problem.ts.ndim == 2 else problem.ts
+    return jax.tree.map(lambda x: of(x) if eqx.is_array(x) else x, problem)._replace(ts=ts)
+
+
+def _of_no_samples(one: Callable[..., Any], problem: Problem) -> Any:
+    """What `one` gives for each sample, for a problem that has none."""
+
+    def none(x: Any) -> Any:
+        return jnp.zeros((0, *x.shape), x.dtype) if isinstance(x, jax.ShapeDtypeStruct) else x
+
+    sample = _sample(problem, lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype))
+    return jax.tree.map(none, eqx.filter_eval_shape(one, *sample))
 
 
 def _saves_end(saveat: diffrax.SaveAt) -> bool:

@@ -111,10 +111,12 @@ def vector_field(
 
 def like(y: Any, dy: Any) -> Any:
     """`dy`, with the names of `y`, if its structure and shapes are those of `y`; otherwise `ValueError`."""
-    if isinstance(y, ComponentVector) and not isinstance(dy, ComponentVector):
-        dy = ComponentVector.from_tree(dy, like=y) if isinstance(dy, dict) else ComponentVector(dy, y.layout)
+    if any(isinstance(part, ComponentVector) for part in jax.tree.leaves(y, is_leaf=_is_vector)):
+        treedef = jax.tree.structure(y, is_leaf=_is_vector)
+        parts = zip(jax.tree.leaves(y, is_leaf=_is_vector), _parts_of(dy, treedef, y), strict=True)
+        dy = treedef.unflatten([_named(a, b) if _is_vector(a) else b for a, b in parts])
     if jax.tree.structure(y) != jax.tree.structure(dy):
-        raise ValueError(f"a vector field must return what its state is, {describe(y)}; got {describe(dy)}")
+        raise _unlike(y, dy)
     for a, b in zip(jax.tree.leaves(y), jax.tree.leaves(dy), strict=True):
         if a.shape != b.shape:
             raise ValueError(f"a vector field must keep the shape of its state, {a.shape}; got {b.shape}")
@@ -124,3 +126,25 @@ def like(y: Any, dy: Any) -> Any:
                 "parameters one type, as by `lux.setup(key, layer, dtype=...)`"
             )
     return dy
+
+
+def _is_vector(x: Any) -> bool:
+    return isinstance(x, ComponentVector)
+
+
+def _parts_of(dy: Any, treedef: Any, y: Any) -> list[Any]:
+    try:
+        return treedef.flatten_up_to(dy)
+    except ValueError:
+        raise _unlike(y, dy) from None
+
+
+def _named(y: ComponentVector, dy: Any) -> ComponentVector:
+    """`dy`, a plain array or a dict, with the names of `y`."""
+    if isinstance(dy, ComponentVector):
+        return dy
+    return ComponentVector.from_tree(dy, like=y) if isinstance(dy, dict) else ComponentVector(dy, y.layout)
+
+
+def _unlike(y: Any, dy: Any) -> ValueError:
+    return ValueError(f"a vector field must return what its state is, {describe(y)}; got {describe(dy)}")

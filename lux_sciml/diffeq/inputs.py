@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._tree import floating
+from ..components import ComponentVector
 from .times import times_like
 
 
@@ -53,7 +54,9 @@ def times_and_data(layer: Any, x: Any) -> tuple[jax.Array, jax.Array]:
     """The input `(times, data)` in floating point: `(times,)` or `(batch, times)`, and `(..., times, channels)`."""
     if not (isinstance(x, tuple) and len(x) == 2):
         raise ValueError(f"{type(layer).__name__} takes the tuple (times, data)")
-    xs = floating(x[1])
+    if not isinstance(x[1], jax.Array | np.ndarray | ComponentVector):
+        raise TypeError(f"the data of {type(layer).__name__} are one array (..., times, channels), got {x[1]!r}")
+    xs = jnp.asarray(floating(x[1]))
     ts = times_like(x[0], xs, layer.batching)
     unequal = ts.ndim == 2 and xs.shape[:1] != ts.shape[:1]
     if xs.ndim < 2 or xs.shape[-2] != ts.shape[-1] or unequal:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._tree import floating
+from .._tree import widened
 
 INTERPOLATIONS = ("hermite", "linear", "rectilinear")
 
@@ -37,7 +37,9 @@ def control_path(
     Array([2.], dtype=float32)
     """
     require_interpolation(interpolation)
-    ts, xs = floating((ts, xs))
+    ts, xs = widened((ts, xs))
+    if len(ts) < 2 or xs.shape[:1] != ts.shape:
+        raise ValueError(f"a path goes through data (times, ...) at two times or more, got {xs.shape} at {ts.shape}")
     good, xs = increasing(ts), xs.at[0].set(first_values(xs[0]))
     if interpolation == "rectilinear":
         ts, xs = jnp.repeat(ts, 2)[1:], jnp.repeat(_observations(xs)[0], 2, axis=0)[:-1]
@@ -105,7 +107,7 @@ def increasing(ts: jax.Array) -> jax.Array:
     """Whether the times increase; `ValueError` where they are known and do not."""
     good = jnp.all(jnp.diff(ts) > 0)
     if not isinstance(good, jax.core.Tracer) and not good:
-        raise ValueError("the times of a path through data must increase")
+        raise ValueError(f"the times of a path through data must increase, in {ts.dtype} too")
     return good
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._tree import is_traced
 from ..core import Constant
 from ..core.converters import checks_itself
 
@@ -15,11 +16,8 @@ def save_times(ts: Any) -> Constant | None:
     """The times in a layer's field, checked; `None` where they come with each call."""
     if ts is None:
         return None
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(ts)):
-        raise TypeError(
-            "the times in a layer's `ts` are known when it is built, and these are traced: build it without `ts`, and "
-            "call it with the tuple (initial value, times)"
-        )
+    if is_traced(ts):
+        raise TypeError("the times are traced, and are to be known here: NumPy arrays, lists, or made outside of jit")
     _require_monotone(np.asarray(ts))
     return Constant(ts)
 
@@ -33,31 +31,32 @@ def times_like(ts: Any, y0: Any, batching: str) -> jax.Array:
     return ts
 
 
-def times_in(dtype: Any, ts: Any) -> jax.Array:
-    """Monotone times in a floating-point type.
+def times_in(dtype: Any, ts: Any, *, monotone: bool = True) -> jax.Array:
+    """Times in a floating-point type, checked to be `monotone` where they are known.
 
     `ValueError` where they do not survive the conversion, so that neighbors become one; NaN where those are traced.
     """
-    if not isinstance(ts, jax.core.Tracer):
+    if not is_traced(ts):
         known = np.asarray(ts)
-        _require_monotone(known)
+        if monotone:
+            _require_monotone(known)
         with np.errstate(over="ignore", invalid="ignore"):
             converted = known.astype(dtype)
-            equal = np.argwhere(~(np.diff(converted, axis=-1) != 0))  # both may be infinite
-        if equal.size:
-            place = tuple(equal[0])
-            after = (*place[:-1], place[-1] + 1)
+            equal = (np.diff(known, axis=-1) != 0) & ~(np.diff(converted, axis=-1) != 0)  # both may be infinite
+        if equal.any():
+            *row, place = np.argwhere(equal)[0]
+            before, after = known[(*row, place)], known[(*row, place + 1)]
             raise ValueError(
-                f"the times {known[place]} and {known[after]} are one number in {np.dtype(dtype).name}, the precision "
-                "of the solve: subtract the first time from all, or give the initial value in float64 "
+                f"the times {before} and {after} are one number in {np.dtype(dtype).name}, the precision of the solve: "
+                "subtract the first time from all, or give the initial value in float64 "
                 '(jax.config.update("jax_enable_x64", True))'
             )
         return jnp.asarray(converted)
     if not jnp.issubdtype(ts.dtype, jnp.floating) or jnp.finfo(ts.dtype).bits <= jnp.finfo(dtype).bits:
         return ts.astype(dtype)
-    ts = ts.astype(dtype)
-    apart = jnp.all(jnp.diff(ts, axis=-1) != 0, axis=-1, keepdims=True)
-    return jnp.where(apart, ts, jnp.nan)
+    converted = ts.astype(dtype)
+    lost = jnp.any((jnp.diff(ts, axis=-1) != 0) & (jnp.diff(converted, axis=-1) == 0), axis=-1, keepdims=True)
+    return jnp.where(lost, jnp.nan, converted)
 
 
 def _require_monotone(ts: np.ndarray) -> None:

@@ -11,12 +11,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ..._tree import floating
+from ..._tree import describe, floating, widened
 from ...core import Container, Layer, Wrapper, as_layer, field
 from ...core.container import call_child
 from ...core.converters import optional
 from ...derivatives import batched_jacobian
-from ..equation import single
 from ..field import Field
 
 
@@ -44,7 +43,8 @@ class HamiltonianNN(Wrapper):
         t, z, u = split_input(x)
         n = _degrees_of_freedom(self, z)
         slope, st = energy_gradient(lambda z: self.model.forward(join_input(t, z, u), ps, st), z, self.model)
-        return jnp.concatenate([slope[..., n:], -slope[..., :n]], -1), st
+        of_q, of_p = jnp.split(jnp.asarray(slope), [n], axis=-1)
+        return jnp.concatenate([of_p, -of_q], -1), st
 
 
 class LagrangianNN(Wrapper):
@@ -71,11 +71,14 @@ class LagrangianNN(Wrapper):
 
     def forward(self, x, ps, st):
         t, z, u = split_input(x)
-        n, dtype = _degrees_of_freedom(self, z), z.dtype
-        (z, u), ps = single(((z, u), ps))  # linear systems have no half precision
+        n, dtype, named = _degrees_of_freedom(self, z), z.dtype, jax.tree.structure(z)
+        z, u, ps = widened((jnp.asarray(z), u, ps))  # linear systems have no half precision
 
         def gradient(z):
-            return energy_gradient(lambda z: self.model.forward(join_input(t, z, u), ps, st), z, self.model)
+            def energy(z):
+                return self.model.forward(join_input(t, named.unflatten([z]), u), ps, st)
+
+            return energy_gradient(energy, z, self.model)
 
         slope, st_next = gradient(z)
         hessian = batched_jacobian(lambda z: gradient(z)[0][..., n:], z, mode="forward")
@@ -157,6 +160,7 @@ class PortHamiltonian(Container):
             return call_child("hamiltonian", self.hamiltonian, join_input(t, x), ps, st)
 
         slope, st["hamiltonian"] = energy_gradient(energy, x, self.hamiltonian)
+        slope = jnp.asarray(slope)
         if self.interconnection is None:
             dx = _canonical(slope)
         else:
@@ -231,6 +235,8 @@ def split_input(x: Any, *, pair: bool = False) -> tuple[Any, Any, Any]:
         t, x = x
     if isinstance(x, tuple) and (not pair or isinstance(x[0], tuple)):
         x, u = x
+    if pair and not (isinstance(x, tuple) and len(x) == 2):
+        raise ValueError(f"the state of a SecondOrder field is the pair (x, v), got {describe(x)}")
     return floating((t, x, u))
 
 

@@ -1,6 +1,5 @@
 """Galerkin: weights that vary along the depth, or time, of a differential equation."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 from ..._tree import floating
 from ...components import Layout
 from ...core import Layer, Wrapper, as_layer, field
+from ...nn.basis import Basis, as_basis
 
 
 class Galerkin(Wrapper):
@@ -29,7 +29,7 @@ class Galerkin(Wrapper):
     """
 
     layer: Layer = field(converter=as_layer)
-    basis: Callable[[Any], jax.Array]
+    basis: Basis = field(converter=as_basis)
 
     def init_params(self, key):
         ps = self.layer.init_params(key)

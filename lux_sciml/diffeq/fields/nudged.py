@@ -6,11 +6,17 @@ import diffrax
 import jax.numpy as jnp
 import numpy as np
 
+from ..._tree import widened
 from ...core import Constant, Layer, Wrapper, as_layer, field
-from ..equation import single
+from ...core.converters import checks_itself, flag, number
 from ..field import like
 from ..times import save_times, times_in
 from .energy import join_input, split_input
+
+
+@checks_itself
+def _gain(value: Any) -> float | Constant:
+    return Constant(value) if np.ndim(value) else number(value)
 
 
 class Nudged(Wrapper):
@@ -21,12 +27,15 @@ class Nudged(Wrapper):
     `f`, and go from one to the next, and to the `NeuralODE` of `f` itself. Use it with `time_dependent=True`, whether
     `f` is or not (`time_dependent` here says so).
 
-    `data` `(times, n)`, or `(times, ..., n)` for a batch, at `ts` are interpolated linearly, and held constant outside.
-    `gain` is a number, one for each component `(n,)`, or a matrix `(n, n)`; where components are not observed, zero
-    (data there are not looked at, and may be NaN).
+    * `model`: the layer `f`;
+    * `ts`, `data`: the data `(times, n)`, or `(times, ..., n)` for a batch, at the times `ts`; between them they are
+      interpolated linearly, and held constant outside;
+    * `gain`: a number, one for each component `(n,)`, or a matrix `(n, n)`; zero where components are not observed
+      (data there are not looked at, and may be NaN);
+    * `time_dependent`: `f` is called with `(t, y)`.
 
     Larsson, Sjöberg, Ljung, "Nonlinear system identification: prediction error method", 2009. Raises `ValueError` for
-    unequal lengths.
+    unequal lengths and for NaN in data of observed components.
 
     >>> import jax, jax.numpy as jnp, lux_sciml as lux
     >>> ts, data = jnp.linspace(0.0, 1.0, 5), jnp.ones((5, 2))
@@ -37,26 +46,30 @@ class Nudged(Wrapper):
     """
 
     model: Layer = field(converter=as_layer)
-    ts: Any
-    data: Any
-    gain: Any = 1.0
-    time_dependent: bool = field(default=False, kw_only=True)
+    ts: Constant = field(converter=save_times)
+    data: Constant = field(converter=Constant)
+    gain: float | Constant = field(default=1.0, converter=_gain)
+    time_dependent: bool = field(default=False, converter=flag, kw_only=True)
 
-    def __post_init__(self):
-        self.ts = save_times(self.ts)
-        self.data = Constant(self.data)
-        self.gain = self.gain if isinstance(self.gain, int | float) else Constant(self.gain)
+    def __check_init__(self):
         if np.shape(self.data)[:1] != np.shape(self.ts):
             raise ValueError(f"data have shape (times, ...), with {np.size(self.ts)} times; got {np.shape(self.data)}")
+        if np.isnan(np.where(self._seen(), np.asarray(self.data, float), 0)).any():
+            raise ValueError("data of components with a gain are known at all times, got NaN: fill them, or leave the "
+                             "times or components out")  # fmt: skip
+
+    def _seen(self) -> np.ndarray:
+        """Which components are observed."""
+        gain = np.asarray(self.gain)
+        return np.any(gain != 0, axis=0) if gain.ndim == 2 else gain != 0
 
     def forward(self, x, ps, st):
-        if not (isinstance(x, tuple) and len(x) == 2):
-            raise ValueError("a Nudged field is called with (t, y): give the NeuralODE time_dependent=True")
         t, y, u = split_input(x)
+        if t is None:
+            raise ValueError("a Nudged field is called with (t, y): give the NeuralODE time_dependent=True")
         dy, st = self.model.forward(join_input(t if self.time_dependent else None, y, u), ps, st)
-        gain, times, data = np.asarray(self.gain), np.asarray(self.ts), np.asarray(self.data, float)
-        seen = np.any(gain != 0, axis=0) if gain.ndim == 2 else gain != 0
-        order, here = np.argsort(times), single(jnp.asarray(y))
+        gain, times, data, seen = np.asarray(self.gain), np.asarray(self.ts), np.asarray(self.data, float), self._seen()
+        order, here = np.argsort(times), widened(jnp.asarray(y))
         path = diffrax.LinearInterpolation(
             ts=times_in(t.dtype, times[order]), ys=jnp.asarray(np.where(seen, data, 0)[order], here.dtype)
         )

@@ -16,9 +16,9 @@ class UDE(Container):
 
     `function(u, p, nets)` returns :math:`du/dt`, where `u` is what the layer gets (with `NeuralODE`'s `time_dependent`,
     `(t, u)`), `p.alpha` is a physical constant and `nets.missing(u)` calls a net. `physics` are the first guesses of
-    the constants, numbers or arrays by name, all learnt; keywords are the nets. Parameters: `physics`, and an entry for
-    each net, so that one ComponentVector holds `ps.physics.alpha` and `ps.missing.layer_0.weight`. A net called several
-    times hands its state on from call to call.
+    the constants, numbers or arrays by name, all learned; keywords are the nets. Parameters: `physics`, and an entry
+    for each net, so that one ComponentVector holds `ps.physics.alpha` and `ps.missing.layer_0.weight`. A net called
+    several times passes its state on from call to call.
 
     To learn the initial value too, put it in the same vector: `q = lux.ComponentVector(u0=u0, ude=ps)`, and
     `node(q.u0, q.ude, st)` in the loss. To fit some of the parameters, see `lux.minimize`.

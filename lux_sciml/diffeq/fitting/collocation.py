@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..._tree import floating
+from ..._tree import floating, widened
 from ..times import save_times
 
 
@@ -43,6 +43,7 @@ def collocate(
     weigh = KERNELS[kernel] if isinstance(kernel, str) else kernel
     times = np.asarray(save_times(ts), float)
     data = floating(data)
+    wide = widened(data)
     if data.shape[:1] != times.shape:
         raise ValueError(f"data have shape (times, ...), with {len(times)} times; got {data.shape}")
     n = len(times)
@@ -56,10 +57,10 @@ def collocate(
             f"fewer than three data have weight at the time {centers[np.argmax(few)]}: take a larger bandwidth than "
             f"{part:.3g}"
         )
-    s, flat = jnp.asarray(distances, data.dtype), data.reshape(n, -1)
     shape = (len(centers), *data.shape[1:])
+    s, flat = jnp.asarray(distances, wide.dtype), wide.reshape(n, math.prod(shape[1:]))
     us, dus = _local_fit(s, weigh(s), flat, 1)[:, 0], _local_fit(s, weigh(s), flat, 2)[:, 1] / h
-    return us.reshape(shape), dus.reshape(shape)
+    return us.reshape(shape).astype(data.dtype), dus.reshape(shape).astype(data.dtype)
 
 
 def _local_fit(s: jax.Array, weights: jax.Array, y: jax.Array, degree: int) -> jax.Array:

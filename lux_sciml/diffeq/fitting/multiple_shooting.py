@@ -3,13 +3,15 @@
 from collections.abc import Callable
 from typing import Any
 
+import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ..._tree import floating
 from ...core import Layer
-from ..times import save_times
+from ..equation import equation_of
+from ..times import save_times, times_like
 
 
 def multiple_shooting(
@@ -28,21 +30,25 @@ def multiple_shooting(
     r"""The loss of short solves, each over `group_size` times, and the jumps between them: `loss, predictions`.
 
     Over a long time the loss of one solve has many local minima, and steep walls between; over short times it has few.
-    `layer` is a `NeuralODE` or one like it, built without `ts`, with the output `"solution"` or `"ys"`. `data` is
-    `(times, ...)`. Neighboring groups share a time; the last group may be shorter. All are solved at once. The loss is
+    `layer` is a `NeuralODE` or one like it, built without `ts`, with the output `"solution"` or `"ys"`. `data` is an
+    array `(times, ...)`, or a tree of them, as the state is. Neighboring groups share a time; the last group may be
+    shorter. All are solved at once. The loss is
 
     .. math:: \sum_g \ell(\hat y_g, y_g) + w \sum_g c(\hat y_g(t_{end}), y_{g+1}(t_{start}))
 
-    with `loss` `l(prediction, data)`, by default the sum of squares, `continuity` `c(end, start)`, by default the sum
-    of magnitudes, and `continuity_weight` `w`. Groups start from `starts` `(groups, ...)`, which may be parameters that
-    are learnt with the others, where data are noisy or incomplete (`data` then has the shape that `loss` wants); by
-    default from the data. A failed group makes the loss infinite, its own part of the gradient zero.
+    * `loss`: `l(prediction, data)`, by default the sum of squares, over what is not NaN;
+    * `continuity`: `c(end, start)`, by default the sum of magnitudes; `continuity_weight` is `w`;
+    * `starts`: where the groups start, `(groups, ...)`: by default the data there. They may be parameters that are
+      learned with the others, where data are noisy or incomplete (`data` then has the shape that `loss` wants).
+
+    A failed group makes the loss infinite, its own part of the gradient zero.
 
     `predictions` holds the values of each group, `(its times, ...)`.
 
     Bock, Plitt, "A multiple shooting algorithm for direct solution of optimal control problems", 1984; Turan, Jäschke,
     "Multiple shooting for training neural differential equations on time series", 2021. Raises `ValueError` for a
-    `group_size` that is not from 2 to the number of times, and for `data` or `starts` of other lengths.
+    `group_size` that is not from 2 to the number of times, for `data` or `starts` of other lengths, and for a layer
+    whose values are not like its initial values, as those of an `AugmentedODE`; `TypeError` for what is no equation.
 
     >>> import jax, jax.numpy as jnp, lux_sciml as lux
     >>> node = lux.NeuralODE(lux.Dense(2, 2))
@@ -52,31 +58,44 @@ def multiple_shooting(
     >>> [len(ys) for ys in predictions]
     [4, 4, 2]
     """
-    options = {name: getattr(layer, name, None) for name in ("ts", "output", "batching")}
-    if options["ts"] is not None or options["output"] == "final" or options["batching"] == "vmap":
+    equation = equation_of(layer)
+    if equation is None or "ts" not in equation.options():
+        raise TypeError(f"multiple_shooting takes a NeuralODE, or an equation like it, got {layer!r}")
+    if equation.ts is not None or equation.output == "final" or equation.batching == "vmap" or equation.controlled:
         raise ValueError(
-            "multiple_shooting takes a layer built without `ts`, with output 'ys' or 'solution', and batching='joint'"
+            "multiple_shooting takes a layer built without `ts`, with output 'ys' or 'solution', batching='joint' and "
+            "without a control"
         )
     times, data = np.asarray(save_times(ts), float), floating(data)
     groups = shooting_groups(len(times), group_size)
-    if len(data) != len(times):
-        raise ValueError(f"data have shape (times, ...), with {len(times)} times; got {data.shape}")
-    starts = data[np.array([group.start for group in groups])] if starts is None else floating(starts)
-    if len(starts) != len(groups):
-        raise ValueError(f"there are {len(groups)} groups, and as many starts; got {len(starts)}")
+    lengths = {len(values) for values in jax.tree.leaves(data)}
+    if lengths != {len(times)}:
+        raise ValueError(f"data have shape (times, ...), with {len(times)} times; got {_shapes(data)}")
+    starts = _rows(data, np.array([group.start for group in groups])) if starts is None else floating(starts)
+    if {len(values) for values in jax.tree.leaves(starts)} != {len(groups)}:
+        raise ValueError(f"there are {len(groups)} groups, and as many starts; got {_shapes(starts)}")
     loss = _squares if loss is None else loss
     continuity = _magnitudes if continuity is None else continuity
 
-    padded = jnp.asarray(np.stack([_padded(times[group], group_size) for group in groups]))
+    padded = times_like(np.stack([_padded(times[group], group_size) for group in groups]), starts, "vmap")
     sols = jax.vmap(lambda y0, ts: layer((y0, ts), ps, st)[0])(starts, padded)
-    ys = getattr(sols, "ys", sols)
-    failed = ~jnp.all(jnp.isfinite(ys.reshape(len(groups), -1)), axis=1)
-    ys = jnp.where(failed.reshape(-1, *(1,) * (ys.ndim - 1)), jax.lax.stop_gradient(jnp.zeros_like(ys)), ys)
+    ys = sols.ys if isinstance(sols, diffrax.Solution) else sols
+    expected = jax.tree.map(lambda y: (len(groups), group_size, *y.shape[1:]), starts)
+    if jax.tree.structure(ys) != jax.tree.structure(starts) or jax.tree.map(jnp.shape, ys) != expected:
+        raise ValueError(
+            "in multiple shooting a group ends where the next one starts: the values of the layer are to look like its "
+            f"initial values, each {_shapes(_rows(starts, 0))}; of {len(groups)} groups of {group_size} times they are "
+            f"{_shapes(ys)}"
+        )
+    failed = ~jnp.stack([jnp.all(jnp.isfinite(y.reshape(len(groups), -1)), axis=1) for y in jax.tree.leaves(ys)]).all(0)
+    still = jax.tree.map(lambda y: jax.lax.stop_gradient(jnp.zeros_like(y)), ys)
+    ys = jax.tree.map(lambda y, zero: jnp.where(failed.reshape(-1, *(1,) * (y.ndim - 1)), zero, y), ys, still)
 
-    predictions = tuple(y[_places(group, group_size)] for group, y in zip(groups, ys, strict=True))
-    total = sum(loss(y, data[group]) for group, y in zip(groups, predictions, strict=True))
+    predictions = tuple(_rows(ys, (i, _places(group, group_size))) for i, group in enumerate(groups))
+    total = sum(loss(y, _rows(data, group)) for group, y in zip(groups, predictions, strict=True))
     if len(groups) > 1:
-        total += continuity_weight * continuity(ys[:-1, -1], starts[1:])
+        ends, nexts = _rows(ys, (slice(None, -1), -1)), _rows(starts, slice(1, None))
+        total += continuity_weight * continuity(ends, nexts)
     return jnp.where(jnp.any(failed), jnp.inf, total), predictions
 
 
@@ -102,9 +121,23 @@ def _places(group: slice, size: int) -> np.ndarray:
     return np.r_[: count - 1, size - 1]
 
 
+def _rows(tree: Any, index: Any) -> Any:
+    return jax.tree.map(lambda x: x[index], tree)
+
+
+def _shapes(tree: Any) -> str:
+    return str(jax.tree.map(jnp.shape, tree))
+
+
 def _squares(prediction: Any, data: Any) -> Any:
-    return jnp.sum((prediction - data) ** 2)
+    """The sum of squares, without what was not observed."""
+
+    def squares(y: jax.Array, x: jax.Array) -> jax.Array:
+        missing = jnp.isnan(x)
+        return jnp.sum(jnp.where(missing, 0, y - jnp.where(missing, 0, x)) ** 2)
+
+    return sum(jax.tree.leaves(jax.tree.map(squares, prediction, data)))
 
 
 def _magnitudes(end: Any, start: Any) -> Any:
-    return jnp.sum(jnp.abs(end - start))
+    return sum(jax.tree.leaves(jax.tree.map(lambda a, b: jnp.sum(jnp.abs(a - b)), end, start)))

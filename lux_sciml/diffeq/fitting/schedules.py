@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from ..equation import Equation
+from ..equation import equation_of, with_equation
 
 
 def growing_horizons(times: int, stages: int, *, first: int = 2) -> list[int]:
@@ -35,19 +35,22 @@ def tightening_tolerances(layer: Any, stages: int, *, rtol: float = 1e-2) -> lis
     """The layer with looser tolerances, from `rtol` on, tightened evenly in the logarithm up to its own.
 
     Early training needs no exact solves, and loose ones are cheaper; the end, above all by quasi-Newton methods, does.
-    Each `atol` keeps its ratio to `rtol`. Every stage is a layer of its own and compiles once. Raises `ValueError` for
+    `layer` is an equation, or has one inside of wrappers, as `AugmentedODE`. Each `atol` keeps its ratio to `rtol`.
+    Every stage is a layer of its own and compiles once. Raises `ValueError` for
     layers without tolerances, an `rtol` tighter than the layer's, and no stages.
 
     >>> import lux_sciml as lux
     >>> [f"{node.rtol:.0e}" for node in tightening_tolerances(lux.NeuralODE(lux.Dense(2, 2)), 3)]
     ['1e-02', '1e-04', '1e-06']
     """
-    if not isinstance(layer, Equation) or layer.stepsize_controller is not None:
+    equation = equation_of(layer)
+    fixed = equation is None or equation.stepsize_controller is not None or equation.fixed_steps
+    if equation is None or fixed or "rtol" in equation.lacks:
         raise ValueError(f"expected a differential-equation layer with rtol and atol, got {layer}")
     if stages < 1:
         raise ValueError(f"there is one stage at least, got {stages}")
-    if rtol < layer.rtol:
-        raise ValueError(f"the first rtol is no tighter than the layer's, {layer.rtol}; got {rtol}")
-    factors = np.geomspace(rtol / layer.rtol, 1.0, stages)[:-1] if stages > 1 else []
-    looser = [layer.replace(rtol=float(layer.rtol * f), atol=float(layer.atol * f)) for f in factors]
-    return [*looser, layer]
+    if rtol < equation.rtol:
+        raise ValueError(f"the first rtol is no tighter than the layer's, {equation.rtol}; got {rtol}")
+    factors = np.geomspace(rtol / equation.rtol, 1.0, stages)[:-1] if stages > 1 else []
+    looser = [equation.replace(rtol=float(equation.rtol * f), atol=float(equation.atol * f)) for f in factors]
+    return [*(with_equation(layer, stage) for stage in looser), layer]

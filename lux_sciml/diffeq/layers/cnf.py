@@ -14,7 +14,7 @@ from ...core.converters import choice, flag
 from ...core.parameters import parameter_tree
 from ..equation import Equation, Problem, diffeqsolve
 from ..field import Field, like
-from ..inputs import initial_value
+from ..inputs import initial_array, initial_value
 
 
 class Density(NamedTuple):
@@ -38,20 +38,23 @@ class CNF(StatefulWrapper, Equation):
     .. math::
         \log p(x) = \log N(z; 0, I) - \int_0^1 \mathrm{tr}\, \frac{\partial f}{\partial x}\, dt
 
-    `model`, the layer `f`, is called with `(t, x)`, or `(t, x, condition)`, and returns the shape of `x`; samples must
-    not depend on each other in it. `lux.diffeq.concat_time` in front of a net puts the three side by side. `trace` is
-    `"exact"`, with one directional derivative for each feature, or `"hutchinson"`, with one altogether: an unbiased
-    estimate by a probe of random signs, drawn once per solve from `key` in the state, which is renewed. With
-    `regularize` the output holds, for each sample, :math:`\int \|f\|^2 dt` (`kinetic`) and :math:`\int \|\partial f /
-    \partial x\|_F^2 dt` (`jacobian`, estimated with the same probe); their means, times a small factor, belong to the
-    loss.
+    * `model`: the layer `f`; it is called with `(t, x)`, or `(t, x, condition)`, and returns the shape of `x`; samples
+      must not depend on each other in it. `lux.diffeq.concat_time` in front of a net puts the three side by side;
+    * `trace`: `"exact"`, with one directional derivative for each feature, or `"hutchinson"`, with one altogether: an
+      unbiased estimate by a probe of random signs, drawn once per solve from `key` in the state, which is renewed;
+    * `regularize`: the output holds, for each sample, :math:`\int \|f\|^2 dt` (`kinetic`) and :math:`\int
+      \|\partial f / \partial x\|_F^2 dt` (`jacobian`, estimated with the same probe); their means, times a small
+      factor, belong to the loss;
+    * the options of `lux.Equation`, without `ts`, `time_dependent`, `controlled`, `output`, `saveat` and `event`.
 
-    `layer.log_prob(x, ps, st)` is the density alone, `layer.sample(key, n, ps, st)` draws, `layer.transport` takes
-    points along the flow in either direction, and `lux.diffeq.flow_matching` is a loss for the same layer without any
-    solve. Parameters are the model's; state: that of the model, `model`, and `key`.
+    `layer.log_prob(x, ps, st)` is the density alone, `layer.sample(key, shape, ps, st)` draws samples of the whole
+    shape `(..., features)`, `layer.transport` takes points along the flow in either direction, and
+    `lux.diffeq.flow_matching` is a loss for the same layer without any solve. Parameters are the model's; state: that
+    of the model, `model`, and `key`.
 
     Chen et al., "Neural ordinary differential equations", NeurIPS 2018; Grathwohl et al., "FFJORD", ICLR 2019; Finlay
-    et al., "How to train your neural ODE", ICML 2020. Raises `ValueError` for an unknown trace and other shapes.
+    et al., "How to train your neural ODE", ICML 2020. Raises `ValueError` for an unknown trace, other
+    shapes and options that it does not have.
 
     >>> import jax, jax.numpy as jnp, lux_sciml as lux
     >>> flow = lux.CNF(lux.Chain(lux.diffeq.concat_time, lux.Dense(3, 16, jnp.tanh), lux.Dense(16, 2)))
@@ -105,7 +108,7 @@ class CNF(StatefulWrapper, Equation):
         return self(x, ps, st)[0].log_prob
 
     def sample(self, key: jax.Array, shape: tuple[int, ...], ps: Any, st: Any, condition: Any = None) -> jax.Array:
-        """Samples of the shape `(..., features)`, from a random key; a condition has the shape `(..., conditions)`."""
+        """Samples of the whole shape `(..., features)`, from a random key; a condition is `(..., conditions)`."""
         dtype = next((leaf.dtype for leaf in jax.tree.leaves(ps)), float)
         z = jax.random.normal(key, shape, dtype)
         return self.transport(z if condition is None else (z, condition), ps, st)
@@ -204,9 +207,9 @@ def _parts(x: Any) -> tuple[jax.Array, Any]:
         raise ValueError(f"a CNF takes x or the tuple (x, condition), got a tuple of {len(x)}")
     x, condition = x if isinstance(x, tuple) else (x, None)
     x, condition = initial_value("CNF", x), floating(condition)
-    if x.ndim == 0:
+    if jnp.ndim(jax.tree.leaves(x)[0]) == 0:
         raise ValueError("a CNF takes points of shape (..., features), got a number")
-    return x, condition
+    return jnp.asarray(initial_array("CNF", x)), condition
 
 
 def _input(t: Any, x: jax.Array, condition: Any) -> tuple[Any, ...]:

@@ -15,14 +15,18 @@ from ..times import save_times
 class HamiltonianODE(Container, Equation):
     r"""The motion of :math:`H(q, p) = T(p) + V(q)`, by a symplectic solver with fixed steps `dt0`.
 
-    :math:`dq/dt = \nabla T(p)`, :math:`dp/dt = -\nabla V(q)`, where the kinetic energy `T` and the potential `V` are
-    layers, `(..., n) -> (..., 1)` or `(...)`. The energy of the numerical solution oscillates, by an amount that
-    shrinks with `dt0` to the order of the solver, and does not drift, however long the solve. Solvers: `lux.Verlet()`,
-    `lux.Yoshida4()`, `diffrax.SemiImplicitEuler()`. Where the Hamiltonian does not separate, use
-    `NeuralODE(HamiltonianNN(H))`.
+    :math:`dq/dt = \nabla T(p)`, :math:`dp/dt = -\nabla V(q)`. The energy of the numerical solution oscillates, by an
+    amount that shrinks with `dt0` to the order of the solver, and does not drift, however long the solve. Where the
+    Hamiltonian does not separate, use `NeuralODE(HamiltonianNN(H))`.
 
-    The input is the pair `(q, p)`, or `((q, p), ts)` where `ts` is not given; `ys` of the solution are such a pair,
-    each of shape `(times, ...)`. Raises `ValueError` without `dt0`, and for tolerances, which fixed steps do not have.
+    * `kinetic`, `potential`: the layers `T` and `V`, `(..., n) -> (..., 1)` or `(...)`;
+    * `solver`: `lux.Verlet()`, `lux.Yoshida4()` or `diffrax.SemiImplicitEuler()`;
+    * `dt0`: the size of the steps;
+    * the options of `lux.Equation`, without tolerances. With `time_dependent` and `controlled` both layers are called
+      with the time and the value of the control, and the energy is not kept.
+
+    The input is the pair `(q, p)` in place of `y0`; `ys` of the solution are such a pair, each of shape
+    `(times, ...)`. Raises `ValueError` without `dt0`, and for tolerances, which fixed steps do not have.
 
     >>> import jax, jax.numpy as jnp, lux_sciml as lux
     >>> net = lux.Chain(lux.Dense(2, 8, jnp.tanh), lux.Dense(8, 1))

@@ -6,9 +6,9 @@ import diffrax
 import jax
 import jax.numpy as jnp
 
-from ..._tree import describe, floating
+from ..._tree import describe, widened
 from ...core import Container, Layer, Mode, as_layer, field
-from ..equation import Equation, equation_of, half_type, single
+from ..equation import Equation, equation_of, half_type
 
 
 class LatentPath(NamedTuple):
@@ -24,15 +24,19 @@ class LatentODE(Container):
 
     Input `(ts, xs)`, or `(ts, xs, new_ts)` to predict at other times than the data's; times `(times,)`, data
     `(..., times, channels)` with NaN for what was not observed. The latent path starts at the first of the times asked
-    for. Output: a `LatentPath`; `lux.diffeq.elbo` is what to maximise.
+    for. Output: a `LatentPath`; `lux.diffeq.elbo` is what to maximize.
 
-    Children: `encoder`, from `(ts, xs)` to `(..., 2 latent)`, mean and log-variance; `dynamics`, a `NeuralODE`, or any
-    other layer of the family, that takes `(z0, ts)`; `decoder`, from `(..., latent)` to `(..., channels)`. Encoders are
-    an `ODERNN`, or a cell behind `IrregularSequence`; reversed in time, so that they end where the path starts. State:
-    those of the children, `key`, used in each call and renewed by it, and `mode`: in test mode `z0` is the mean.
+    * `encoder`: from `(ts, xs)` to `(..., 2 latent)`, mean and log-variance: an `ODERNN`, or a cell behind
+      `IrregularSequence`; reversed in time, so that it ends where the path starts;
+    * `dynamics`: a `NeuralODE`, or any other equation, also in wrappers, that takes `(z0, ts)`, with its output `"ys"`
+      or `"solution"`;
+    * `decoder`: from `(..., latent)` to `(..., channels)`.
+
+    State: those of the children, `key`, used in each call and renewed by it, and `mode`: in test mode `z0` is the mean.
 
     Chen et al., "Neural ordinary differential equations", NeurIPS 2018, section 5; Rubanova, Chen and Duvenaud, "Latent
-    ODEs for irregularly-sampled time series", NeurIPS 2019. Raises `ValueError` where the encoder's output is odd.
+    ODEs for irregularly-sampled time series", NeurIPS 2019. Raises `ValueError` where the encoder has an odd number of
+    outputs, and for dynamics of another kind.
 
     >>> import jax, jax.numpy as jnp, lux_sciml as lux
     >>> rnn = lux.ODERNN(lux.GRUCell(2, 8), lux.Dense(8, 8), reverse=True, output="final")
@@ -88,13 +92,14 @@ class LatentODE(Container):
 
 
 def elbo(path: LatentPath, xs: jax.Array, *, noise: Any, kl_weight: Any = 1.0) -> jax.Array:
-    r"""The evidence lower bound of the data under a `LatentODE`, averaged over the batch: to be maximised.
+    r"""The evidence lower bound of the data under a `LatentODE`, averaged over the batch: to be maximized.
 
     .. math::
         \log N(x; \hat{x}, \mathrm{noise}^2) - w\, KL(N(m, \sigma^2)\, \|\, N(0, 1))
 
     summed over times and channels, without those that are NaN, and over the latent space. `xs` has the shape of
-    `path.xs`, `noise` is a standard deviation that broadcasts to it; `kl_weight`, the `w`, may grow in training.
+    `path.xs`, and `noise` is a standard deviation that broadcasts to it, both real whatever the type of the data;
+    `kl_weight`, the `w`, may grow in training.
 
     Kingma and Welling, "Auto-encoding variational Bayes", ICLR 2014. Raises `ValueError` for data of another shape.
 
@@ -107,7 +112,7 @@ def elbo(path: LatentPath, xs: jax.Array, *, noise: Any, kl_weight: Any = 1.0) -
     if xs.shape != path.xs.shape:
         raise ValueError(f"the data has the shape of the reconstruction, {path.xs.shape}, got {xs.shape}")
     half = half_type(path.xs)
-    path, xs = single(path), single(floating(xs))
+    path, xs = widened(path), widened(xs)
     missing, noise = jnp.isnan(xs), jnp.asarray(noise, xs.dtype)
     scaled = jnp.where(missing, 0, jnp.where(missing, 0, xs) - path.xs) / noise
     log_density = -0.5 * (scaled**2 + jnp.log(2 * jnp.pi * noise**2))

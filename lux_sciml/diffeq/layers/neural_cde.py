@@ -21,19 +21,23 @@ class NeuralCDE(Container, Equation):
 
     Input: `(ts, xs)`, times `(times,)` and data `(times, channels)` or `(batch, times, channels)`; with
     `batching="vmap"` every sample may have its own times, `(batch, times)`. NaN marks what was not observed. The path
-    has time as its first channel and then those of the data; with `counts` also, for each of them, the number of
-    observations so far, divided by that of the times. So it has `C = 1 + channels` channels, or `C = 1 + 2 channels`.
-    `interpolation` says how it runs between the data: `"hermite"`, `"linear"` or `"rectilinear"`, see
-    `lux.diffeq.control_path`.
+    has time as its first channel and then those of the data: `C = 1 + channels`.
 
-    Children: `model`, the layer `f`, maps `(..., hidden)` to `(..., hidden, C)`, or to `(..., hidden * C)`, which is
-    reshaped; `initial`, the layer zeta, maps `(..., C)` to `(..., hidden)`. The output is a `diffrax.Solution` with the
-    hidden state at `ts`, `ys` of shape `(times, ..., hidden)`, or `(batch, times, hidden)` with `batching="vmap"`; with
-    `output="final"` the last one, `(..., hidden)`, for a layer behind it that reads it out. Where the path has kinks
-    the default controller steps exactly to them.
+    * `model`, the layer `f`, maps `(..., hidden)` to `(..., hidden, C)`, or to `(..., hidden * C)`, which is reshaped;
+    * `initial`, the layer zeta, maps `(..., C)` to `(..., hidden)`;
+    * `interpolation`: how the path runs between the data, `"hermite"`, `"linear"` or `"rectilinear"`, see
+      `lux.diffeq.control_path`. Where it has kinks the default controller steps exactly to them;
+    * `counts`: the path has more channels, for each one of the data the number of observations so far, divided by that
+      of the times: `C = 1 + 2 channels`;
+    * the options of `lux.Equation`, without `ts` and `controlled`.
+
+    The output is a `diffrax.Solution` with the hidden state at `ts`, `ys` of shape `(times, ..., hidden)`, or `(batch,
+    times, hidden)` with `batching="vmap"`; with `output="final"` the last one, `(..., hidden)`, for a layer behind it
+    that reads it out.
 
     Kidger et al., "Neural controlled differential equations for irregular time series", NeurIPS 2020. Raises
-    `ValueError` for data and fields of other shapes and for times that do not increase.
+    `ValueError` for data and fields of other shapes and for times that do not increase, `TypeError` for data that are
+    no array.
 
     >>> import jax, jax.numpy as jnp, lux_sciml as lux
     >>> model = lux.Chain(lux.Dense(8, 16, jax.nn.softplus), lux.Dense(16, 8 * 3, jnp.tanh))

@@ -49,27 +49,30 @@ class _ConstrainedEquation(Equation):
 class NeuralDAE(Container, _ConstrainedEquation):
     r"""The solution of :math:`du/dt = f(y)`, :math:`0 = g(y)` with :math:`y = (u, z)`.
 
-    `model` is `f`, `(..., n) -> (..., d)`, and `constraint` is `g`, `(..., n) -> (..., n - d)`: known,
-    `lux.Lambda(function)`, or learnt. The first `d` numbers of `y`, `u`, are differential variables; the others, `z`,
-    are algebraic ones. They must be determined by the constraint: :math:`\partial g / \partial z` regular, which
-    is index 1. With `time_dependent` both layers are called with `(t, y)`.
+    The first `d` elements of `y`, `u`, are differential variables; the others, `z`, are algebraic ones. They must be
+    determined by the constraint: :math:`\partial g / \partial z` regular, which is index 1.
+
+    * `model`: the layer `f`, `(..., n) -> (..., d)`;
+    * `constraint`: the layer `g`, `(..., n) -> (..., n - d)`, known or learned;
+    * `root_finder`: any root finder of optimistix, Newton's method by default;
+    * the options of `lux.Equation`.
 
     The algebraic variables are solved for inside the vector field, by Newton's method, and differentiated by the
     implicit function theorem. Newton starts from values that are integrated along, :math:`dz/dt = -g_z^{-1} (g_t + g_u
     f)`, so that one of several roots is followed. The algebraic part of the initial value is a guess, made consistent
     first; saved values fulfil the constraint, and with a `saveat` of your own, to the tolerances of the solve.
 
-    Input, output and options are those of `NeuralODE`; `y0` is an array `(..., n)`. `root_finder` is any root finder of
-    optimistix. Where no root is found, or :math:`g_z` is singular, the solve fails.
+    Input and output are those of `NeuralODE`; `y0` is an array `(..., n)`. Where no root is found, or :math:`g_z` is
+    singular, the solve fails.
 
     Hairer, Wanner, "Solving ordinary differential equations II", VI.1. Raises `ValueError` where the outputs of the two
-    layers are not as many numbers as `y0`.
+    layers do not have as many elements together as `y0`.
 
     >>> import jax, jax.numpy as jnp, lux_sciml as lux
     >>> circle = lux.Lambda(lambda y: y[..., :1] ** 2 + y[..., 1:] ** 2 - 1)
     >>> dae = lux.NeuralDAE(lux.Dense(2, 1), circle, ts=[0.0, 0.1, 0.2])
     >>> ps, st = lux.setup(jax.random.key(0), dae)
-    >>> sol, st = dae(jnp.array([0.0, 0.9]), ps, st)  # the second number is a guess
+    >>> sol, st = dae(jnp.array([0.0, 0.9]), ps, st)  # the second element is a guess
     >>> bool(jnp.allclose(sol.ys[:, 0] ** 2 + sol.ys[:, 1] ** 2, 1))
     True
     """
@@ -105,8 +108,8 @@ class MassMatrixODE(Wrapper, _ConstrainedEquation):
 
     `mass` is the matrix `(n, n)`, or its diagonal `(n,)`; `model` is `f`, `(..., n) -> (..., n)`. By the singular value
     decomposition of `M` this is a `NeuralDAE` in other coordinates: the rows of `f` that no derivative stands in are
-    the constraint. All said there holds here too. Raises `ValueError` for a mass matrix of another shape than `y0`, or
-    of rank zero.
+    the constraint. All said there holds here too, the options are the same. Raises `ValueError` for a mass matrix of
+    another shape than `y0`, or of rank zero.
 
     >>> import jax, jax.numpy as jnp, lux_sciml as lux
     >>> def robertson(y):
@@ -196,6 +199,8 @@ class _Rows(eqx.Module):
 
 
 def _each_sample(f: Callable[[Any], Any], y: Any) -> Any:
+    if jnp.size(y) == 0:
+        return y
     for _ in range(y.ndim - 1):
         f = jax.vmap(f)
     return f(y)

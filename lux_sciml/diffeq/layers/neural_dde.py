@@ -1,5 +1,6 @@
 """NeuralDDE: a layer whose output is the solution of a delay differential equation."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -29,20 +30,23 @@ def _lags(value: float | Sequence[float] | np.ndarray) -> tuple[float, ...]:
 class NeuralDDE(Wrapper, Equation):
     r"""The solution of :math:`dy/dt = f(y(t), y(t - \tau_1), y(t - \tau_2), \ldots)` with constant delays.
 
-    `model` is `f`, `(..., n (1 + delays)) -> (..., n)`: it gets the present and the delayed values side by side, in the
-    order of `lags`, along the last axis; with `time_dependent` the tuple of the time and these. `history(t, y0)` is the
-    solution before the start, a JAX function of one time; `None` is the constant `y0`. It may end elsewhere than in
-    `y0`.
+    * `model`: the layer `f`, `(..., n (1 + delays)) -> (..., n)`; it gets the present and the delayed values side by
+      side, in the order of `lags`, along the last axis;
+    * `lags`: the delays, one or more positive times;
+    * `history`: the solution before the start, `history(t, y0)`, a JAX function of one time; `None` is the constant
+      `y0`. It may end elsewhere than in `y0`;
+    * `dt0`: the size of the steps, at most the shortest lag, by default a tenth of it or less;
+    * `solver`: an explicit Runge-Kutta method of diffrax;
+    * `ts`, `time_dependent`, `controlled`, `max_steps`, `output`, `batching`, `on_state_update`: those of
+      `lux.Equation`. The others it does not have.
 
-    The steps are fixed: `dt0`, at most the shortest lag, by default a tenth of it or less. `solver` is an explicit
-    Runge-Kutta method of diffrax. Past values come from the cubic Hermite interpolation of earlier steps, so that the
-    order is that of the solver, up to four, where `dt0` divides the lags: derivatives jump at their multiples. All is
-    one `lax.scan`, which has every derivative: adjoints, tolerances, events and `saveat` do not exist here, and are
-    refused.
+    Past values come from the cubic Hermite interpolation of earlier steps, so that the order is that of the solver, up
+    to four, where `dt0` divides the lags: derivatives jump at their multiples. All is one `lax.scan`, which has every
+    derivative.
 
     Input and output are those of `NeuralODE`, for arrays `y0` `(..., n)`, with times that increase and are known while
-    tracing. Raises `ValueError` for lags that are not positive, steps longer than a lag, other solvers, and more than
-    `max_steps` steps.
+    tracing. Raises `ValueError` for lags that are not positive, steps longer than a lag, other solvers, options that it
+    does not have, and more than `max_steps` steps.
 
     Bellen, Zennaro, "Numerical methods for delay differential equations", 2003.
 
@@ -87,9 +91,12 @@ class NeuralDDE(Wrapper, Equation):
         y0, ts, _, times = fields.problem
         times = np.asarray(times)
         h = self._step(times)
+        if (self.time_dependent or self.controlled) and h < 4 * jnp.finfo(ts.dtype).eps * np.abs(times).max():
+            raise ValueError(f"steps of {h:g} at times about {times[-1]:g} are lost in {ts.dtype}: start near zero")
         steps, f = self._steps(times, h), self.terms(fields).vector_field
-        pieces = self._pieces(f, y0, ts[0], h, steps, fields.ps)
-        return mark_failure(self._solution(pieces, times, ts, h), complete=True)
+        pieces = self._pieces(f, jnp.asarray(y0), ts[0], h, steps, fields.ps)
+        sol = mark_failure(self._solution(pieces, times, ts, h), complete=True)
+        return dataclasses.replace(sol, ys=jax.tree.structure(y0).unflatten([sol.ys]))
 
     def first_inputs(self, fields):
         y0, ts, *_ = fields.problem
@@ -120,7 +127,7 @@ class NeuralDDE(Wrapper, Equation):
             def slope(c, y):
                 delayed = [_past(window, c, lag) for lag in lags]
                 x = jnp.concatenate([y, *delayed], -1)
-                dy = f((t + c * h).astype(t0.dtype), x, ps)
+                dy = jnp.asarray(f((t + c * h).astype(t0.dtype), x, ps))
                 if dy.shape != y.shape or dy.dtype != y.dtype:
                     raise ValueError(
                         f"the model of a NeuralDDE takes {x.shape}, present and past values, and returns {y.dtype} "

@@ -3,6 +3,7 @@
 from typing import Any, ClassVar
 
 import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,7 +59,8 @@ class _StochasticEquation(Container, Equation):
 
     def terms(self, fields):
         y0, ts, _, key = fields.problem
-        g0 = jax.eval_shape(lambda: self._diffusion(fields["diffusion"].value(ts[0], y0, fields.ps), y0))
+        diffusion = _Diffusion(fields["diffusion"], type(self).__name__, self.diagonal)
+        g0 = jax.eval_shape(diffusion, ts[0], y0, fields.ps)
         if self.diagonal:
             motions = jax.tree.map(lambda y: jax.ShapeDtypeStruct(y.shape, y.dtype), y0)
         else:
@@ -66,44 +68,27 @@ class _StochasticEquation(Container, Equation):
             motions = jax.ShapeDtypeStruct((*y.shape[:-1], g.shape[-1]), y.dtype)
         tol = self.dt0 / 2 if self.stepsize_controller is None else (ts[-1] - ts[0]) / 2**16
         path = diffrax.VirtualBrownianTree(ts[0], ts[-1], tol, motions, key, _levy_area(self.option("solver")))
-        return diffrax.MultiTerm(diffrax.ODETerm(fields["drift"]), _Noise(self, fields["diffusion"], path))
-
-    def _diffusion(self, g: Any, y: Any) -> Any:
-        """The output of the diffusion in the form of `y`, with one more axis if the noise is general; checked."""
-        name = f"the diffusion of a {type(self).__name__}"
-        if isinstance(y, ComponentVector) and isinstance(g, dict) and self.diagonal:
-            g = ComponentVector.from_tree(g, like=y)
-        if isinstance(y, ComponentVector) and isinstance(g, jax.Array):
-            g = jax.tree.structure(y).unflatten([g])
-        if jax.tree.structure(g) != jax.tree.structure(y):
-            raise ValueError(f"{name} is a tree like the state, {describe(y)}; got {describe(g)}")
-        ys, gs = jax.tree.leaves(y), jax.tree.leaves(g)
-        noises = () if self.diagonal else gs[0].shape[-1:]
-        for a, b in zip(ys, gs, strict=True):
-            if b.shape != (*a.shape, *noises) or b.ndim != a.ndim + (not self.diagonal):
-                shape = a.shape if self.diagonal else f"({', '.join(map(str, (*a.shape, 'noises')))})"
-                raise ValueError(f"{name} has shape {shape} here, got {b.shape}")
-        if not self.diagonal and len({a.shape[:-1] for a in ys}) > 1:
-            raise ValueError(f"{name} drives all arrays by the same noises: all axes but the last are those of all")
-        return g
+        return diffrax.MultiTerm(diffrax.ODETerm(fields["drift"]), _Noise(diffusion, path, self.diagonal))
 
 
 class NeuralSDE(_StochasticEquation):
     r"""A path of :math:`dy = f(t, y) dt + g(t, y) dW`, with layers `drift` and `diffusion`, for general noise.
 
-    The drift maps `(..., n)` to `(..., n)`, the diffusion to `(..., n, m)`: `m` Brownian motions, by its shape. With
-    `time_dependent` both are called with `(t, y)`. `ts`, the input and the output are those of `NeuralODE`.
+    The drift maps `(..., n)` to `(..., n)`, the diffusion to `(..., n, m)`: `m` Brownian motions, by its shape; where
+    the state is a tree, for each of its arrays, all driven by the same motions. Input, output and options are those of
+    `lux.Equation`; beside them
 
-    The solver says which integral is meant: Ito's with `diffrax.Euler()`, the default, and `ItoMilstein`;
-    Stratonovich's with `EulerHeun`, `Heun`, `Midpoint`, `ReversibleHeun`, `SPaRK` and others. Steps are fixed, `dt0`,
-    or, with a solver that estimates its error, of a given `stepsize_controller`. Between steps the solution is
-    interpolated linearly: let `dt0` divide the distances of `ts`. `ItoMilstein` builds a Jacobian over all numbers of a
-    solve: give it many samples by `batching="vmap"`, not as one joint equation.
+    * `trajectories`: so many paths for each initial value, along a new axis behind that of the times: `ys` are `(times,
+      trajectories, *y0.shape)`, or `(batch, times, trajectories, ...)` with `batching="vmap"`;
+      `lux.diffeq.ensemble_moments` are their mean and variance;
+    * `solver`: it says which integral is meant, Ito's with `diffrax.Euler()`, the default, and `ItoMilstein`;
+      Stratonovich's with `EulerHeun`, `Heun`, `Midpoint`, `ReversibleHeun`, `SPaRK` and others;
+    * `dt0`: the size of the steps, or `stepsize_controller`: an adaptive one, for a solver that estimates its error.
+      Between steps the solution is interpolated linearly: let `dt0` divide the distances of `ts`.
 
     The Brownian path is drawn once per solve, from `key` in the state, which is renewed in the state that comes out.
-    Another `dt0` sees the same path, at another resolution. With `trajectories=N` each initial value has `N` paths,
-    along a new axis behind that of the times: `ys` are `(times, N, *y0.shape)`, or `(batch, times, N, ...)` with
-    `batching="vmap"`; `lux.diffeq.ensemble_moments` are their mean and variance.
+    Another `dt0` sees the same path, at another resolution. `ItoMilstein` builds a Jacobian over all elements of a
+    solve: give it many samples by `batching="vmap"`, not as one joint equation.
 
     Li et al., "Scalable gradients for stochastic differential equations", AISTATS 2020; as the generator of a GAN:
     Kidger et al., "Neural SDEs as infinite-dimensional GANs", ICML 2021. Raises `ValueError` where there is neither
@@ -123,7 +108,7 @@ class NeuralSDE(_StochasticEquation):
 
 
 class NeuralDSDE(_StochasticEquation):
-    r"""A path of :math:`dy_i = f_i(t, y) dt + g_i(t, y) dW_i`: diagonal noise, one Brownian motion for each number.
+    r"""A path of :math:`dy_i = f_i(t, y) dt + g_i(t, y) dW_i`: diagonal noise, one Brownian motion for each element.
 
     As `NeuralSDE`, with a diffusion that has the shape of `y`.
 
@@ -137,21 +122,50 @@ class NeuralDSDE(_StochasticEquation):
     diagonal = True
 
 
-class _Noise(diffrax.AbstractTerm):
-    """The term `g(t, y) dW` for batches: `g` is `(..., n)` if diagonal, `(..., n, m)` otherwise."""
+class _Diffusion(eqx.Module):
+    """The diffusion `g(t, y, ps)` in the form of the state: its arrays `(..., n)`, if the noise is general with `m`
+    motions each `(..., n, m)`. Anything else is refused."""
 
-    equation: _StochasticEquation
     field: Field
+    equation: str = eqx.field(static=True)
+    diagonal: bool = eqx.field(static=True)
+
+    def __call__(self, t, y, ps):
+        g, name = self.field.value(t, y, ps), f"the diffusion of a {self.equation}"
+        if isinstance(y, ComponentVector) and isinstance(g, dict) and self.diagonal:
+            g = ComponentVector.from_tree(g, like=y)
+        if isinstance(y, ComponentVector) and isinstance(g, jax.Array):
+            g = jax.tree.structure(y).unflatten([g])
+        if jax.tree.structure(g) != jax.tree.structure(y):
+            raise ValueError(f"{name} is a tree like the state, {describe(y)}; got {describe(g)}")
+        ys, gs = jax.tree.leaves(y), jax.tree.leaves(g)
+        for a, b in zip(ys, gs, strict=True):
+            if b.shape != a.shape if self.diagonal else (b.shape[:-1], b.ndim) != (a.shape, a.ndim + 1):
+                shape = a.shape if self.diagonal else f"({', '.join(map(str, (*a.shape, 'noises')))})"
+                raise ValueError(f"{name} has shape {shape} here, got {b.shape}")
+        if not self.diagonal and len({(a.shape[:-1], b.shape[-1]) for a, b in zip(ys, gs, strict=True)}) > 1:
+            raise ValueError(
+                f"{name} drives all arrays of a state by the same noises: they share all axes but the last, and it has "
+                f"as many noises for each; got {describe(g)} for the state {describe(y)}"
+            )
+        return g
+
+
+class _Noise(diffrax.AbstractTerm):
+    """The term `g(t, y) dW` for batches."""
+
+    vector_field: _Diffusion
     path: diffrax.AbstractBrownianPath
+    diagonal: bool = eqx.field(static=True)
 
     def vf(self, t, y, args):
-        return self.equation._diffusion(self.field.value(t, y, args), y)
+        return self.vector_field(t, y, args)
 
     def contr(self, t0, t1, **kwargs):
         return self.path.evaluate(t0, t1, **kwargs)
 
     def prod(self, vf, control):
-        if self.equation.diagonal:
+        if self.diagonal:
             return jax.tree.map(jnp.multiply, vf, control)
         return jax.tree.map(lambda g: _times(g, control), vf)
 

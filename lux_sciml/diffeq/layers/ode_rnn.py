@@ -30,8 +30,10 @@ class IrregularSequence(Layer):
     """
 
     def forward(self, x, ps, st):
+        if not (isinstance(x, tuple) and len(x) == 2):
+            raise ValueError("IrregularSequence takes the tuple (times, data)")
         ts, xs = x[0], floating(x[1])
-        ts = times_in(max(xs.dtype, jnp.dtype("float32"), key=lambda dtype: dtype.itemsize), ts)
+        ts = times_in(max(xs.dtype, jnp.dtype("float32"), key=lambda dtype: dtype.itemsize), ts, monotone=False)
         gaps = jnp.diff(ts, axis=-1, prepend=ts[..., :1])[..., None]
         return jnp.concatenate([jnp.broadcast_to(gaps, (*xs.shape[:-1], 1)).astype(xs.dtype), marked(xs)], -1), st
 
@@ -47,10 +49,15 @@ class ODERNN(Container, Equation):
 
     Input `(ts, xs)`, as for `lux.NeuralCDE`; NaN marks what was not observed. At each time the cell gets `2 channels`
     features, the values, zero where missing, and which of them were observed; where none was, the hidden state stays.
-    The output is the hidden state after each observation, `(times, ..., hidden)`, or `(batch, times, hidden)` with
-    `batching="vmap"`; with `output="final"` the last one, `(..., hidden)`. With `reverse` it starts at the last
-    observation and ends at the first: an encoder. Children: `cell`, such as `lux.GRUCell(2 channels, hidden)`, and
-    `model`, the layer `f`; of a cell with several carries, as `LSTMCell`, the first one moves.
+
+    * `cell`: a recurrent cell, such as `lux.GRUCell(2 channels, hidden)`; of one with several carries, as `LSTMCell`,
+      the first one moves between observations;
+    * `model`: the layer `f`;
+    * `reverse`: it starts at the last observation and ends at the first: an encoder;
+    * `output`: `"ys"`, the hidden state after each observation, `(times, ..., hidden)`, or `(batch, times, hidden)`
+      with `batching="vmap"`; or `"final"`, the last one, `(..., hidden)`;
+    * the options of `lux.Equation`, without `ts`, `saveat` and `event`. `time_dependent` and `controlled` are about the
+      model; the input is `(ts, xs, u)` then.
 
     Rubanova, Chen and Duvenaud, "Latent ODEs for irregularly-sampled time series", NeurIPS 2019. Raises `TypeError` for
     a layer that is no cell, `ValueError` for data of other shapes and for `output="solution"`.

@@ -56,7 +56,7 @@ class WithCosts(StatefulWrapper):
     * `"kinetic"`: :math:`\int \|f\|^2 dt`, the kinetic energy;
     * `"jacobian"`: :math:`\int \|v^T \partial f/\partial y\|^2 dt` with one Gaussian probe v a solve, whose mean is the
       squared Frobenius norm of the Jacobian;
-    * `"acceleration"`: :math:`\int \|d^2 y/dt^2\|^2 dt`, the Taylor regularisation of second order.
+    * `"acceleration"`: :math:`\int \|d^2 y/dt^2\|^2 dt`, the Taylor regularization of second order.
 
     Finlay et al., "How to train your neural ODE", ICML 2020; Kelly et al., "Learning differential equations that are
     easy to solve", NeurIPS 2020. Parameters are the layer's; state: that of the layer, `layer`, and `key`, renewed by a
