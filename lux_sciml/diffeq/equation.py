@@ -88,13 +88,14 @@ class Problem(NamedTuple):
 
     `y0` is where it starts, an array or a tree of them; `ts` are the times, `(times,)` or `(batch, times)`; `control`
     is the path `u(t)` that the fields are called with too, if there is one; `data` is what else belongs to a solve,
-    such as a random key.
+    such as a random key; `half` is the type that the solution is rounded to, where it is in half precision.
     """
 
     y0: Any
     ts: jax.Array
     control: diffrax.AbstractPath | None = None
     data: Any = None
+    half: Any = None
 
 
 class Fields(dict[str, Field]):
@@ -244,7 +245,8 @@ class Equation(Layer, kw_only=True):
 
     def problem(self, x: Any, ps: Any, st: Any) -> tuple[Problem, Any]:
         """What the input `x` asks for, checked, and the state after it was read."""
-        return Problem(*initial_value_and_times(self, x)), st
+        y0, ts, control = initial_value_and_times(self, x)
+        return Problem(y0, ts, control, half=half_type(y0)), st
 
     def solve(self, fields: Fields) -> diffrax.Solution:
         """The solution of one sample: an object with the saved values `ys`."""
@@ -266,7 +268,7 @@ class Equation(Layer, kw_only=True):
         self, problem: Problem, ps: Any, st: Any, solve: Callable[[Fields], Any] | None = None
     ) -> tuple[Any, Any]:
         """The output for a problem, and the next state; `solve` stands in for the method of that name."""
-        half = half_type(problem.y0)
+        half, problem = problem.half, problem._replace(half=None)
         if half is not None:
             problem, ps = single((problem, ps))
 
@@ -294,15 +296,16 @@ class Equation(Layer, kw_only=True):
             y0 = y0 if control is None else within(control, y0, ts)
             return solve(Problem(y0, ts, control, data))
 
+        parts = problem[:-1]
         if self.batching == "joint":
-            return one(*problem)
+            return one(*parts)
         refuse_training(st)
         shapes, rows = self._require_samples(problem), eqx.if_array(0)
         try:
             if shapes[0][0] == 0:
                 return _of_no_samples(one, problem)
             axes = (rows, rows if problem.ts.ndim == 2 else None, rows, rows)
-            return eqx.filter_vmap(one, in_axes=axes)(*problem)
+            return eqx.filter_vmap(one, in_axes=axes)(*parts)
         except (TypeError, ValueError) as error:
             if not any(len(shape) > 1 for shape in shapes):
                 error.add_note(
@@ -421,7 +424,7 @@ def _of_no_samples(one: Callable[..., Any], problem: Problem) -> Any:
         return jnp.zeros((0, *x.shape), x.dtype) if isinstance(x, jax.ShapeDtypeStruct) else x
 
     sample = _sample(problem, lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype))
-    return jax.tree.map(none, eqx.filter_eval_shape(one, *sample))
+    return jax.tree.map(none, eqx.filter_eval_shape(one, *sample[:-1]))
 
 
 def _saves_end(saveat: diffrax.SaveAt) -> bool:

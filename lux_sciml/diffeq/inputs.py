@@ -26,7 +26,8 @@ def initial_value_and_times(layer: Any, x: Any) -> tuple[Any, jax.Array, diffrax
         )
     y0, ts = (x, np.asarray(layer.ts)) if layer.ts is not None else x
     y0 = initial_value(name, y0)
-    return y0, times_like(ts, y0, layer.batching), control
+    ts = times_like(ts, y0, layer.batching)
+    return y0, ts, control_in(ts.dtype, control)
 
 
 def initial_value(name: str, y0: Any) -> Any:
@@ -83,16 +84,23 @@ def split_control(name: str, x: Any, parts: tuple[str, ...]) -> tuple[Any, diffr
     return x[:-1] if len(parts) > 1 else x[0], x[-1]
 
 
+def control_in(dtype: Any, control: diffrax.AbstractPath | None) -> diffrax.AbstractPath | None:
+    """A control with its times and real values in the precision of a solve."""
+    return jax.tree.map(lambda x: x.astype(dtype) if _is_real(x) else x, control)
+
+
+def _is_real(x: Any) -> bool:
+    return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating)
+
+
 def within(control: diffrax.AbstractPath, y0: Any, ts: jax.Array) -> Any:
     """`y0`, where the control is defined at all the times; else `ValueError`, or NaN where the times are traced.
 
-    Ends are compared up to the rounding of the less precise of the two.
+    Ends are compared up to rounding in single precision: the control may have come from there.
     """
     first, last = (jnp.asarray(t).astype(ts.dtype) for t in (control.t0, control.t1))
     low, high = jnp.minimum(ts[0], ts[-1]), jnp.maximum(ts[0], ts[-1])
-    types = [jnp.result_type(t) for t in (ts, control.t0)]
-    rounding = max(float(jnp.finfo(t).eps) for t in types if jnp.issubdtype(t, jnp.floating))
-    margin = 4 * rounding * jnp.maximum(jnp.abs(low), jnp.abs(high))
+    margin = 4 * float(jnp.finfo(jnp.float32).eps) * jnp.maximum(jnp.abs(low), jnp.abs(high))
     good = (first <= low + margin) & (high - margin <= last)
     if isinstance(good, jax.core.Tracer):
         return jax.tree.map(lambda y: jnp.where(good, y, jnp.nan), y0)

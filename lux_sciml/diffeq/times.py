@@ -42,7 +42,7 @@ def times_in(dtype: Any, ts: Any, *, monotone: bool = True) -> jax.Array:
             _require_monotone(known)
         with np.errstate(over="ignore", invalid="ignore"):
             converted = known.astype(dtype)
-            equal = (np.diff(known, axis=-1) != 0) & ~(np.diff(converted, axis=-1) != 0)  # both may be infinite
+            equal = (np.diff(known, axis=-1) != 0) & ~(abs(np.diff(converted, axis=-1)) > 0)  # infinite ones too
         if equal.any():
             *row, place = np.argwhere(equal)[0]
             before, after = known[(*row, place)], known[(*row, place + 1)]

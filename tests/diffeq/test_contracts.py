@@ -20,7 +20,7 @@ FIXED = {
 }
 NET = lux.Dense(2, 2, jnp.tanh)
 ENERGY = lux.Chain(lux.Dense(1, 2, jnp.tanh), lux.Dense(2, 1))
-CONTROL = diffrax.LinearInterpolation(np.array([0.0, 1.0]), np.array([[0.3, 0.1], [0.5, -0.2]]))
+CONTROL = diffrax.LinearInterpolation(np.array([-1.0, 1.0]), np.array([[0.3, 0.1], [0.5, -0.2]]))
 Y = np.array([0.7, -0.4])
 
 
@@ -58,7 +58,7 @@ LAYERS = {
     ),
     "ODERNN": (
         lux.ODERNN(lux.GRUCell(2, 2), NET, **{name: value for name, value in FIXED.items() if name != "ts"}),
-        (np.array(TS), np.array([[0.3], [0.1], [-0.6]])),
+        (np.array([0.0, 0.25, 0.4]), np.array([[0.3], [0.1], [-0.6]])),
     ),
     "WithCosts": (lux.WithCosts(lux.NeuralODE(NET, **FIXED), ("kinetic", "jacobian", "acceleration")), Y),
 }  # fmt: skip

@@ -61,7 +61,7 @@ class Nudged(Wrapper):
     def _seen(self) -> np.ndarray:
         """Which components are observed."""
         gain = np.asarray(self.gain)
-        return np.any(gain != 0, axis=0) if gain.ndim == 2 else gain != 0
+        return np.asarray(np.any(gain != 0, axis=0) if gain.ndim == 2 else gain != 0)
 
     def forward(self, x, ps, st):
         t, y, u = split_input(x)

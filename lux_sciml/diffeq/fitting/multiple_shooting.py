@@ -26,7 +26,7 @@ def multiple_shooting(
     loss: Callable[[Any, Any], Any] | None = None,
     continuity: Callable[[Any, Any], Any] | None = None,
     continuity_weight: float = 100.0,
-) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+) -> tuple[jax.Array, tuple[Any, ...]]:
     r"""The loss of short solves, each over `group_size` times, and the jumps between them: `loss, predictions`.
 
     Over a long time the loss of one solve has many local minima, and steep walls between; over short times it has few.
@@ -73,7 +73,7 @@ def multiple_shooting(
         raise ValueError(f"data have shape (times, ...), with {len(times)} times; got {_shapes(data)}")
     starts = _rows(data, np.array([group.start for group in groups])) if starts is None else floating(starts)
     if {len(values) for values in jax.tree.leaves(starts)} != {len(groups)}:
-        raise ValueError(f"there are {len(groups)} groups, and as many starts; got {_shapes(starts)}")
+        raise ValueError(f"there are {len(groups)} groups, and as many starts; got {len(jax.tree.leaves(starts)[0])}")
     loss = _squares if loss is None else loss
     continuity = _magnitudes if continuity is None else continuity
 

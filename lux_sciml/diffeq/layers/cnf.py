@@ -12,7 +12,7 @@ from ..._tree import floating
 from ...core import Layer, StatefulWrapper, as_layer, field
 from ...core.converters import choice, flag
 from ...core.parameters import parameter_tree
-from ..equation import Equation, Problem, diffeqsolve
+from ..equation import Equation, Problem, diffeqsolve, half_type
 from ..field import Field, like
 from ..inputs import initial_array, initial_value
 
@@ -84,7 +84,7 @@ class CNF(StatefulWrapper, Equation):
         x, condition = _parts(x)
         key, next_key = jax.random.split(st["key"])
         probe = jax.random.rademacher(key, x.shape, x.dtype) if self.trace == "hutchinson" else None
-        return Problem(x, _times(x, 1.0, 0.0), None, (condition, probe)), {**st, "key": next_key}
+        return Problem(x, _times(x, 1.0, 0.0), None, (condition, probe), half_type(x)), {**st, "key": next_key}
 
     def terms(self, fields):
         condition, probe = fields.problem.data
@@ -100,8 +100,8 @@ class CNF(StatefulWrapper, Equation):
         return dataclasses.replace(sol, ys=Density(log_prob, sol.ys["x"], *costs))
 
     def first_inputs(self, fields):
-        x, ts, _, (condition, _) = fields.problem
-        return {"model": _input(ts[0], x, condition)}
+        condition, _ = fields.problem.data
+        return {"model": _input(fields.problem.ts[0], fields.problem.y0, condition)}
 
     def log_prob(self, x: Any, ps: Any, st: Any) -> jax.Array:
         """The logarithm of the density at `x`, `(..., features)`, or at `(x, condition)`: of shape `(...)`."""
@@ -121,7 +121,8 @@ class CNF(StatefulWrapper, Equation):
             condition, _ = fields.problem.data
             return diffeqsolve(self, diffrax.ODETerm(_Velocity(fields["model"], condition)), fields.problem.y0, fields)
 
-        problem = Problem(x, _times(x, *((1.0, 0.0) if reverse else (0.0, 1.0))), None, (condition, None))
+        times = _times(x, *((1.0, 0.0) if reverse else (0.0, 1.0)))
+        problem = Problem(x, times, None, (condition, None), half_type(x))
         return self.solved(problem, parameter_tree(self, ps), st, solve)[0]
 
 
@@ -165,6 +166,7 @@ def concat_time(inputs: tuple[Any, ...]) -> jax.Array:
     (2, 4)
     """
     t, x, *condition = inputs
+    x, condition = floating((x, condition))
     parts = (jnp.atleast_1d(jnp.asarray(t, x.dtype)), x, *condition)
     return jnp.concatenate([jnp.broadcast_to(part, (*x.shape[:-1], part.shape[-1])) for part in parts], axis=-1)
 

@@ -67,8 +67,8 @@ class HamiltonianODE(Container, Equation):
         return tuple(diffrax.ODETerm(EnergyGradient(fields[name], sign)) for name, sign in signs.items())
 
     def first_inputs(self, fields):
-        (q, p), ts, *_ = fields.problem
-        return {name: fields[name].input(ts[0], y) for name, y in {"kinetic": p, "potential": q}.items()}
+        q, p = fields.problem.y0
+        return {name: fields[name].input(fields.problem.ts[0], y) for name, y in (("kinetic", p), ("potential", q))}
 
     def energy(self, y: Any, ps: Any, st: Any, *, t: Any = None, u: Any = None) -> Any:
         """The energy of `y = (q, p)`, in total and sample by sample, of the shape that both layers give.

@@ -65,11 +65,10 @@ class NeuralCDE(Container, Equation):
         first = jnp.concatenate([times, first_values(single(xs[..., 0, :]))], axis=-1)
         half = half_type(xs)
         y0, st_initial = call_child("initial", self.initial, first, ps if half is None else single(ps), st)
-        y0 = y0 if half is None else y0.astype(half)  # so that the solution is rounded to it too
-        return Problem(y0, ts, None, xs), {**st, "initial": st_initial}
+        return Problem(y0, ts, None, xs, half), {**st, "initial": st_initial}
 
     def solve(self, fields):
-        y0, ts, _, xs = fields.problem
+        y0, ts, xs = fields.problem.y0, fields.problem.ts, fields.problem.data
         good = increasing(ts)
         y0, ts = jnp.where(good, y0, jnp.nan), jnp.where(good, ts, jnp.arange(ts.size, dtype=ts.dtype))
         path = control_path(ts, jnp.moveaxis(xs, -2, 0), self.interpolation, with_time=True)

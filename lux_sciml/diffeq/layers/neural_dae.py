@@ -38,8 +38,9 @@ class _ConstrainedEquation(Equation):
         return diffrax.ODETerm(self.flow(fields))
 
     def solve(self, fields):
-        flow, (y0, ts, *_) = self.flow(fields), fields.problem
-        sol = diffeqsolve(self, diffrax.ODETerm(flow), flow.consistent(ts[0], y0, fields.ps), fields)
+        flow, problem = self.flow(fields), fields.problem
+        start = flow.consistent(problem.ts[0], problem.y0, fields.ps)
+        sol = diffeqsolve(self, diffrax.ODETerm(flow), start, fields)
         if self.saveat is None:
             ys = jax.vmap(flow.consistent, (0, 0, None))(sol.ts, sol.ys, fields.ps)
             sol = eqx.tree_at(lambda sol: sol.ys, sol, ys)
@@ -82,7 +83,7 @@ class NeuralDAE(Container, _ConstrainedEquation):
     ts: Constant | None = field(default=None, converter=save_times)
 
     def flow(self, fields):
-        y0, ts, *_ = fields.problem
+        y0, ts = fields.problem.y0, fields.problem.ts
         rate, constraint = fields["model"], fields["constraint"]
         rows = [jax.eval_shape(f.value, ts[0], y0, fields.ps).shape[-1] for f in (rate, constraint)]
         if sum(rows) != y0.shape[-1]:

@@ -88,8 +88,7 @@ class NeuralDDE(Wrapper, Equation):
         return diffrax.ODETerm(fields["model"].value)
 
     def solve(self, fields):
-        y0, ts, _, times = fields.problem
-        times = np.asarray(times)
+        y0, ts, times = fields.problem.y0, fields.problem.ts, np.asarray(fields.problem.data)
         h = self._step(times)
         if (self.time_dependent or self.controlled) and h < 4 * jnp.finfo(ts.dtype).eps * np.abs(times).max():
             raise ValueError(f"steps of {h:g} at times about {times[-1]:g} are lost in {ts.dtype}: start near zero")
@@ -99,8 +98,8 @@ class NeuralDDE(Wrapper, Equation):
         return dataclasses.replace(sol, ys=jax.tree.structure(y0).unflatten([sol.ys]))
 
     def first_inputs(self, fields):
-        y0, ts, *_ = fields.problem
-        return {"model": fields["model"].input(ts[0], jnp.concatenate([y0] * (1 + len(self.lags)), -1))}
+        present_and_past = jnp.concatenate([fields.problem.y0] * (1 + len(self.lags)), -1)
+        return {"model": fields["model"].input(fields.problem.ts[0], present_and_past)}
 
     def _step(self, times: np.ndarray) -> float:
         """The step: as given, or a part of the shortest lag, a tenth at most, that makes fifty steps at least."""

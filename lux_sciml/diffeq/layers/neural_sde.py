@@ -58,7 +58,8 @@ class _StochasticEquation(Container, Equation):
         return diffeqsolve(self, self.terms(fields), y0, fields)
 
     def terms(self, fields):
-        y0, ts, _, key = fields.problem
+        problem = fields.problem
+        y0, ts = problem.y0, problem.ts
         diffusion = _Diffusion(fields["diffusion"], type(self).__name__, self.diagonal)
         g0 = jax.eval_shape(diffusion, ts[0], y0, fields.ps)
         if self.diagonal:
@@ -67,7 +68,7 @@ class _StochasticEquation(Container, Equation):
             y, g = jax.tree.leaves(y0)[0], jax.tree.leaves(g0)[0]
             motions = jax.ShapeDtypeStruct((*y.shape[:-1], g.shape[-1]), y.dtype)
         tol = self.dt0 / 2 if self.stepsize_controller is None else (ts[-1] - ts[0]) / 2**16
-        path = diffrax.VirtualBrownianTree(ts[0], ts[-1], tol, motions, key, _levy_area(self.option("solver")))
+        path = diffrax.VirtualBrownianTree(ts[0], ts[-1], tol, motions, problem.data, _levy_area(self.option("solver")))
         return diffrax.MultiTerm(diffrax.ODETerm(fields["drift"]), _Noise(diffusion, path, self.diagonal))
 
 

@@ -12,7 +12,7 @@ from ...core import Container, Layer, as_layer, field
 from ...core.converters import flag
 from ...nn.recurrent_cells import cell_of, initial_carry
 from ..equation import Equation, Problem, diffeqsolve, half_type
-from ..inputs import split_control, times_and_data
+from ..inputs import control_in, split_control, times_and_data
 from ..times import times_in
 
 
@@ -90,14 +90,13 @@ class ODERNN(Container, Equation):
             ts, xs = jnp.flip(ts, -1), jnp.flip(xs, -2)
         carry = initial_carry(self.cell, ps["cell"], st["cell"], xs.shape[:-2], xs.dtype)
         half = half_type(xs)
-        carry = carry if half is None else jax.tree.map(lambda h: h.astype(half), carry)
-        return Problem(carry, ts, control, xs), st
+        return Problem(carry, ts, control_in(ts.dtype, control), xs, half), st
 
     def terms(self, fields):
         return diffrax.ODETerm(fields["model"])
 
     def solve(self, fields):
-        carry, ts, _, xs = fields.problem
+        carry, ts, xs = fields.problem.y0, fields.problem.ts, fields.problem.data
         term, cell = self.terms(fields), fields["cell"]
 
         def moved(carry, span):
@@ -122,7 +121,7 @@ class ODERNN(Container, Equation):
         return _HiddenStates(jnp.flip(hs, 0) if self.reverse and self.output == "ys" else hs)
 
     def first_inputs(self, fields):
-        carry, ts, _, xs = fields.problem
+        carry, ts, xs = fields.problem.y0, fields.problem.ts, fields.problem.data
         return {"cell": (marked(xs[..., 0, :]), carry), "model": fields["model"].input(ts[0], _hidden(carry))}
 
 

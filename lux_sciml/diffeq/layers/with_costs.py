@@ -12,7 +12,7 @@ import optimistix
 
 from ...core import Layer, StatefulWrapper, as_layer, field
 from ...core.converters import checks_itself
-from ..equation import Equation, Fields, diffeqsolve
+from ..equation import Equation, Fields, diffeqsolve, single
 from ..failure import guarded
 
 
@@ -90,7 +90,7 @@ class WithCosts(StatefulWrapper):
         layer = self.layer
         problem, layer_st = layer.problem(x, ps, st["layer"])
         key, next_key = jax.random.split(st["key"])
-        problem = problem._replace(data=(problem.data, _random_like(key, problem.y0)))
+        problem = problem._replace(data=(problem.data, _random_like(key, single(problem.y0))))
         out, layer_st = layer.solved(problem, ps, layer_st, self._solve)
         saved = out.ys if isinstance(out, diffrax.Solution) else out
         costs = saved["costs"]
