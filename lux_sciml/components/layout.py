@@ -281,12 +281,18 @@ class Layout:
         starts = itertools.accumulate((c.size for c in self.children.values()), initial=0)
         return dict(zip(self.children, starts, strict=False))
 
-    @functools.cached_property
+    @property
     def flat_dtype(self) -> np.dtype:
         """The dtype of the flat vector: that of its leaves (the default float type where there are none).
 
         Raises `ValueError` where the leaves have several floating-point types.
         """
+        if not self.leaves:  # not cached: the switch for 64-bit types decides it
+            return np.dtype(jax.dtypes.canonicalize_dtype(float))
+        return self._leaf_dtype
+
+    @functools.cached_property
+    def _leaf_dtype(self) -> np.dtype:
         first: dict[np.dtype, Leaf] = {}
         for leaf in self.leaves:
             first.setdefault(leaf.dtype, leaf)
@@ -296,7 +302,7 @@ class Layout:
                 f"`{self.name(a.path)}` is {a.dtype} and `{self.name(b.path)}` is {b.dtype}: say which type the "
                 "flat vector shall have, `dtype=...`; the leaves come back in their own types"
             )
-        return next(iter(first), np.dtype(jax.dtypes.canonicalize_dtype(float)))
+        return next(iter(first))
 
     def find(self, path: str | Path | Hashable) -> tuple[int, "Layout", Path]:
         """Offset, layout and full path of the component at `("a", "b")`, or at `"a.b"`.

@@ -110,6 +110,7 @@ def test_parameters_that_are_no_numbers_are_refused(key):
 
 
 def test_layers_without_parameters_follow_the_64_bit_switch(key):
+    alive = lux.Layout.of({})  # layouts are interned: this one is that of the layer
     for enabled, dtype in ((True, jnp.float64), (False, jnp.float32), (True, jnp.float64)):
         with jax.enable_x64(enabled):
-            assert lux.setup(key, lux.Chain())[0].dtype == dtype
+            assert lux.setup(key, lux.Chain())[0].dtype == alive.flat_dtype == dtype
