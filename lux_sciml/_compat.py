@@ -135,38 +135,44 @@ def _origin(jaxpr: Any, var: Any) -> int | None:
 
 
 @functools.cache
-def _reverse_tangent() -> Any:
-    """The identity on tangents: it has a transpose, and refuses to be evaluated. `None` where there is none."""
+def _tangent(mode: str) -> Any:
+    """The identity on tangents that refuses to be evaluated (of `"reverse"` mode only), or transposed (`"forward"`).
+
+    `None` where JAX has no such primitives.
+    """
     try:
         from jax.extend.core import Primitive
         from jax.interpreters import ad, batching, mlir
 
-        tangent = Primitive("reverse_mode_only")
-
         def refuse(*_, sentence):
             raise TypeError(sentence)
+
+        def identity(*xs, sentence):
+            return list(xs)
 
         def jvp(xs, dxs, **sentence):
             return tangent.bind(*xs, **sentence), tangent.bind(*map(ad.instantiate_zeros, dxs), **sentence)
 
+        backward = mode == "reverse"
+        tangent = Primitive(f"{mode}_mode_only")
         tangent.multiple_results = True
-        tangent.def_impl(refuse)
-        tangent.def_abstract_eval(lambda *xs, sentence: list(xs))
+        tangent.def_impl(refuse if backward else identity)
+        tangent.def_abstract_eval(identity)
         ad.primitive_jvps[tangent] = jvp
-        ad.primitive_transposes[tangent] = lambda cts, *_, sentence: list(cts)
+        ad.primitive_transposes[tangent] = (lambda cts, *_, sentence: list(cts)) if backward else refuse
         batching.primitive_batchers[tangent] = lambda xs, axes, **sentence: (tangent.bind(*xs, **sentence), axes)
-        mlir.register_lowering(tangent, refuse)
+        mlir.register_lowering(tangent, refuse if backward else mlir.lower_fun(identity, multiple_results=True))
         return tangent
     except (ImportError, AttributeError):
         return None
 
 
-def reverse_only(xs: list[Any], sentence: str) -> list[Any]:
-    """The arrays `xs`; differentiating them in forward mode raises `TypeError` with the sentence.
+def one_mode(mode: str, xs: list[Any], sentence: str) -> list[Any]:
+    """The arrays `xs`; differentiating them in another mode, `"forward"` or `"reverse"`, raises `TypeError(sentence)`.
 
-    Inside `jax.jit` it is raised where the function is compiled.
+    Inside `jax.jit` forward mode is refused where the function is compiled.
     """
-    primitive = _reverse_tangent()
+    primitive = _tangent(mode)
     if primitive is None or not xs:
         return xs
 
@@ -176,10 +182,9 @@ def reverse_only(xs: list[Any], sentence: str) -> list[Any]:
 
     def rule(xs, dxs):
         moving = [not isinstance(dx, jax.custom_derivatives.SymbolicZero) for dx in dxs]
-        moved = iter(
-            primitive.bind(*(dx for dx, is_moving in zip(dxs, moving, strict=True) if is_moving), sentence=sentence)
-        )
-        return xs, tuple(next(moved) if is_moving else dx for dx, is_moving in zip(dxs, moving, strict=True))
+        tangents = [dx for dx, moves in zip(dxs, moving, strict=True) if moves]
+        moved = iter(primitive.bind(*tangents, sentence=sentence))
+        return xs, tuple(next(moved) if moves else dx for dx, moves in zip(dxs, moving, strict=True))
 
     identity.defjvp(rule, symbolic_zeros=True)
     return list(identity(*xs))
@@ -237,8 +242,8 @@ def _has_loops() -> bool:
         return False
 
 
-def backward_solver(adjoint: Any) -> bool:
-    """Whether `diffrax.BacksolveAdjoint` solves backward by its property `_diffeqsolve`, which may be replaced."""
+def solves_backward() -> bool:
+    """Whether `diffrax.BacksolveAdjoint` solves backward by its property `_diffeqsolve`, which may then be another."""
     return isinstance(getattr(diffrax.BacksolveAdjoint, "_diffeqsolve", None), property)
 
 

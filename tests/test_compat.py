@@ -1,5 +1,6 @@
 """What is read of the inside of other libraries is read in one file, and may be missing."""
 
+import functools
 import importlib.util
 import pathlib
 import re
@@ -158,30 +159,40 @@ def test_loops_of_equinox_or_of_jax(monkeypatch, missing):
             double(3, kind="checkpointed")
 
 
-@pytest.mark.parametrize("missing", [False, True])
-def test_reverse_mode_is_refused_to_nothing_but_forward_mode(monkeypatch, missing):
-    if missing:
-        compat = without(monkeypatch, "jax.interpreters.ad")
-    else:
-        compat = _compat
+def sine(x, y, mode, compat=_compat):
+    x, y = compat.one_mode(mode, [x, y], "one mode only")
+    return jnp.sin(x) * y
 
-    def f(x, y):
-        x, y = compat.reverse_only([x, y], "backward only")
-        return jnp.sin(x) * y
 
-    x = jnp.array(0.5)
-    np.testing.assert_allclose(jax.grad(f)(x, x), jnp.cos(x) * x)
-    np.testing.assert_allclose(jax.jit(jax.vmap(jax.grad(f)))(x[None], x[None]), jnp.cos(x)[None] * x)
-    np.testing.assert_allclose(jax.hessian(f)(x, x), -jnp.sin(x) * x)  # forward mode over reverse mode
-    np.testing.assert_allclose(jax.jacfwd(jax.grad(f), 1)(x, x), jnp.cos(x))
-    np.testing.assert_allclose(jax.jacrev(jax.grad(f), 1)(x, x), jnp.cos(x))
-    forward = [jax.jacfwd(f), jax.jit(jax.jacfwd(f)), lambda x, y: jax.jvp(f, (x, y), (x, y))]
-    for derivative in forward:
-        if missing:
-            derivative(x, x)
-            continue
-        with pytest.raises(TypeError, match="backward only"):
-            derivative(x, x)
+FORWARD = {
+    "jacfwd": jax.jacfwd(sine),
+    "jit": jax.jit(jax.jacfwd(sine), static_argnums=2),
+    "jvp": lambda x, y, mode: jax.jvp(lambda x, y: sine(x, y, mode), (x, y), (x, y))[1],
+}
+X = jnp.array(0.5)
+
+
+def test_a_mode_is_refused_to_nothing_but_the_other():
+    np.testing.assert_allclose(jax.grad(sine)(X, X, "reverse"), jnp.cos(X) * X)
+    both = jax.jit(jax.vmap(jax.grad(sine), (0, 0, None)), static_argnums=2)
+    np.testing.assert_allclose(both(X[None], X[None], "reverse"), jnp.cos(X)[None] * X)
+    np.testing.assert_allclose(jax.hessian(sine)(X, X, "reverse"), -jnp.sin(X) * X)  # forward over reverse mode
+    np.testing.assert_allclose(jax.jacfwd(jax.grad(sine), 1)(X, X, "reverse"), jnp.cos(X))
+    np.testing.assert_allclose(jax.jacrev(jax.grad(sine), 1)(X, X, "reverse"), jnp.cos(X))
+    np.testing.assert_allclose(jax.jacfwd(jax.jacfwd(sine), 1)(X, X, "forward"), jnp.cos(X))
+    for derivative in FORWARD.values():
+        derivative(X, X, "forward")
+        with pytest.raises(TypeError, match="one mode only"):
+            derivative(X, X, "reverse")
+    with pytest.raises(TypeError, match="one mode only"):
+        jax.jit(jax.grad(sine), static_argnums=2)(X, X, "forward")
+
+
+def test_no_mode_is_refused_where_there_are_no_such_primitives(monkeypatch):
+    compat = without(monkeypatch, "jax.interpreters.ad")
+    for mode in ("forward", "reverse"):
+        f = functools.partial(sine, mode=mode, compat=compat)
+        np.testing.assert_allclose(jax.grad(f)(X, X), jax.jacfwd(f)(X, X))
 
 
 def gradient(adjoint):

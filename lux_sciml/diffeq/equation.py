@@ -19,6 +19,8 @@ from ..core.converters import checks_itself, choice, count, flag, number, option
 from ..core.frozen import refuse_training
 from ..core.parameters import parameter_layout
 from ..core.static import fields_of, holds_arrays
+from .adjoints.backsolve import BacksolveAdjoint
+from .adjoints.differentiable import differentiable_solve
 from .adjoints.discrete import DiscreteAdjoint
 from .adjoints.gauss import GaussAdjoint
 from .failure import guarded, mark_failure
@@ -32,7 +34,7 @@ _ADJOINTS: dict[str, Callable[[], diffrax.AbstractAdjoint]] = {
     "checkpointed": DiscreteAdjoint,
     "direct": diffrax.DirectAdjoint,
     "forward": diffrax.ForwardMode,
-    "backsolve": diffrax.BacksolveAdjoint,
+    "backsolve": BacksolveAdjoint,
     "gauss": GaussAdjoint,
     "implicit": diffrax.ImplicitAdjoint,
 }
@@ -386,7 +388,7 @@ def diffeqsolve(
     saveat = equation.option("saveat")
     if saveat is None:
         saveat = diffrax.SaveAt(t1=True) if equation.output == "final" else diffrax.SaveAt(ts=ts)
-    sol = diffrax.diffeqsolve(
+    sol = differentiable_solve(
         terms,
         unrolled(converging(equation.option("solver"))),
         ts[0],

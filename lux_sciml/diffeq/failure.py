@@ -146,7 +146,8 @@ class Guarded(diffrax.AbstractAdaptiveStepSizeController):
         stuck = jnp.logical_not(keep) & (next_t1 - next_t0 < smallest)
         result = _unless(broken, diffrax.RESULTS.nonfinite, result)
         result = _unless(stuck, diffrax.RESULTS.dt_min_reached, result)
-        next_t1 = jnp.maximum(next_t1, next_t0 + smallest / 8)
+        # other samples of a batch may go on, and with them steps of this one, whose derivatives shall be finite
+        next_t1 = jnp.where(broken, t1, jnp.maximum(next_t1, next_t0 + smallest / 8))
         return keep, next_t0, next_t1, jump, (inner, started, least), result
 
 

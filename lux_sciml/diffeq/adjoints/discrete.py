@@ -10,9 +10,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..._compat import solver_loop, while_loop
+from ..._tree import all_finite, where
 from ..failure import Guarded
 from ..solvers.runge_kutta import is_unrolled, rolled_step
+from .isolation import plain
 from .record import StepRecord, any_sample
+from .refusal import only
 
 _STEPS_ONLY = (diffrax.PIDController, diffrax.ConstantStepSize, diffrax.StepTo)
 
@@ -39,12 +42,10 @@ class DiscreteAdjoint(diffrax.RecursiveCheckpointAdjoint):
             "solver": solver, "stepsize_controller": stepsize_controller, "event": event, "max_steps": max_steps,
             **options,
         }  # fmt: skip
-        known = solver_loop(self, init_state) is not None
-        if not (
-            known and _applies(terms, solver, stepsize_controller, event, saveat, max_steps, options["progress_meter"])
-        ):
+        applies = _applies(terms, solver, stepsize_controller, event, saveat, max_steps, options["progress_meter"])
+        if not applies or solver_loop(self, init_state) is None:
             return super().loop(terms=terms, saveat=saveat, init_state=init_state, args=args, **kwargs)
-        term = _traced_once(terms, init_state, args)
+        term = _traced_once(plain(terms), init_state, args)
         times = {name: kwargs.pop(name) for name in ("t0", "t1", "dt0")}
         y, k = init_state.y, init_state.solver_state
         rest = eqx.tree_at(lambda state: (state.y, state.solver_state), init_state, (None, None), is_leaf=_is_none)
@@ -122,7 +123,9 @@ def _forward(perturbed, moving, adjoint, kwargs):
         return state
 
     out = _loop(moving, adjoint, kwargs, outer, while_loop)
-    return out, (record, out[0].save_state.saveat_ts_index)
+    final = out[0]
+    failed = ~(diffrax.is_okay(final.result) & all_finite(final.y))
+    return out, (record, final.save_state.saveat_ts_index, failed)
 
 
 def _general(perturbed, moving, adjoint, kwargs):
@@ -144,7 +147,7 @@ def _backward(residuals, cotangent, perturbed, moving, adjoint, kwargs):
         pull, zeros = residuals
         full = jax.tree.map(lambda zero, ct: zero if ct is None else ct, zeros, cotangent)
         return pull(full)[0]
-    record, saved = residuals
+    record, saved, failed = residuals
     y, k, term, args, (rest, saveat, times) = moving
     ct, solver = cotangent[0], kwargs["solver"]
     ts, ct_ys = saveat.subs.ts, ct.save_state.ys
@@ -158,6 +161,8 @@ def _backward(residuals, cotangent, perturbed, moving, adjoint, kwargs):
         ct_y = jax.tree.map(
             lambda ct, cts: ct + jnp.where(times["t0"] == times["t1"], cts[: len(ts)].sum(0), 0), ct_y, ct_ys
         )
+    # what a failed solve has computed is not used, and its derivatives may not be finite
+    unused = failed & ~_any_nonzero((ct_y, ct_ys))
     params = eqx.partition((term, args), perturbed[2:4])
     static = jax.tree.map(lambda x: None if eqx.is_array(x) else x, params[1])
     params = (params[0], eqx.filter(params[1], eqx.is_array))
@@ -181,12 +186,8 @@ def _backward(residuals, cotangent, perturbed, moving, adjoint, kwargs):
             j, ct_info = _of_saved(solver, info, ts, ct_ys, lower, start, end, j, moved)
         before = (ct_y, ct_k)
         cts = jax.tree.map(lambda ct: jnp.where(moved, ct, 0), (ct_y, ct_k, ct_info))
-        # zero times NaN is NaN in a sum over samples: without a cotangent, as for a failed sample, the step stays put
-        used = functools.reduce(jnp.logical_or, [jnp.any(ct != 0) for ct in jax.tree.leaves(cts)])
-        end = jnp.where(used, end, start)
-        y, k = jax.tree.map(lambda x: jnp.where(used | jnp.isfinite(x), x, 0), (y, k))
-        new, ct_y, ct_k = pull(params, (y, k, start, end), cts)
-        ct_y, ct_k = jax.tree.map(lambda new, old: jnp.where(moved, new, old), (ct_y, ct_k), before)
+        new, ct_y, ct_k = pull(params, (y, k, start, end), cts, moved & ~unused)
+        ct_y, ct_k = where(moved, (ct_y, ct_k), before)
         return record.before(i), j, ct_y, ct_k, jax.tree.map(jnp.add, grads, new), kept
 
     ct_k = jax.tree.map(jnp.zeros_like, k)
@@ -194,7 +195,8 @@ def _backward(residuals, cotangent, perturbed, moving, adjoint, kwargs):
     init = (record.end(), jnp.asarray(saved), ct_y, ct_k, grads, record.scratch())
     _, _, ct_y, ct_k, grads, _ = lax.while_loop(lambda carry: any_sample(carry[0] >= 0), body, init)
     g_term, g_args = _for_one_sample(grads, ct_y) if adjoint.over_samples else grads
-    return ct_y, ct_k, g_term, g_args, jax.tree.map(lambda _: None, moving[-1])
+    out = only("forward over reverse", "adjoint='checkpointed'", (ct_y, ct_k, g_term, g_args))
+    return *out, jax.tree.map(lambda _: None, moving[-1])
 
 
 def _saved(state):
@@ -231,11 +233,11 @@ def _step(solver, static, dense, params, y, k, t0, t1):
     return y, k, info if dense else None
 
 
-def _pull(step, params, primal, cts):
-    """The vector-Jacobian product of a step: for parameters, state and last stage."""
+def _pull(step, params, primal, cts, used):
+    """The vector-Jacobian product of a step, for parameters, state and last stage; zero where it is not `used`."""
     y, k, t0, t1 = primal
     _, vjp = jax.vjp(lambda moved, y, k: step((moved, params[1]), y, k, t0, t1), params[0], y, k)
-    return vjp(cts)
+    return jax.tree.map(lambda g: jnp.where(used, g, 0), vjp(cts))
 
 
 def _summed_pull(step):
@@ -244,16 +246,43 @@ def _summed_pull(step):
     pulls = {}  # batching a loop asks for the same one several times
 
     @pull.def_vmap
-    def batched(size, mapped, params, primal, cts):
-        axes = jax.tree.map(lambda is_mapped: 0 if is_mapped else None, mapped[0])
-        primal, cts = _all_mapped(size, (primal, cts), tuple(mapped[1:]))
-        y, k, *_ = primal
-        steps = jax.vmap(step, in_axes=(axes, 0, 0, 0, 0))
-        pull = pulls.setdefault(tuple(jax.tree.leaves(mapped[0])), jax.jit(functools.partial(_pull, steps)))
-        everywhere = jax.tree.map(lambda _: True, (y, k))
-        return pull(params, primal, cts), (mapped[0][0], *everywhere)
+    def batched(size, mapped, params, primal, cts, used):
+        primal, cts, used = _all_mapped(size, (primal, cts, used), tuple(mapped[1:]))
+        key = tuple(jax.tree.leaves(mapped[0]))
+        pull = pulls.setdefault(key, jax.jit(functools.partial(_pull_of_samples, step, mapped[0])))
+        return pull(params, primal, cts, used), (mapped[0][0], *jax.tree.map(lambda _: True, primal[:2]))
 
     return pull
+
+
+def _pull_of_samples(step, mapped, params, primal, cts, used):
+    """`_pull` of all samples, where `mapped` says which parameters have a value for each of them.
+
+    Zero times NaN is NaN in a sum over samples: one that is not used takes the step of one that is.
+    """
+    sample = jnp.argmax(used)
+
+    def standing(x):
+        return jnp.where(_column(used, x), x, x[sample])
+
+    def cleared(g, is_mapped):
+        return jnp.where(_column(used, g) if is_mapped else jnp.any(used), g, 0)
+
+    params = jax.tree.map(lambda x, is_mapped: standing(x) if is_mapped else x, params, mapped)
+    y, k, t0, t1 = jax.tree.map(standing, primal)
+    axes = jax.tree.map(lambda is_mapped: 0 if is_mapped else None, mapped)
+    steps = jax.vmap(step, in_axes=(axes, 0, 0, 0, 0))
+    _, vjp = jax.vjp(lambda moved, y, k: steps((moved, params[1]), y, k, t0, t1), params[0], y, k)
+    everywhere = jax.tree.map(lambda _: True, (y, k))
+    return jax.tree.map(cleared, vjp(cts), (mapped[0], *everywhere))
+
+
+def _any_nonzero(tree):
+    return functools.reduce(jnp.logical_or, [jnp.any(x != 0) for x in jax.tree.leaves(tree)])
+
+
+def _column(used, like):
+    return used.reshape(-1, *(1 for _ in like.shape[1:]))
 
 
 def _all_mapped(size, tree, mapped):

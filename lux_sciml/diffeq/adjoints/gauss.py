@@ -1,6 +1,7 @@
 """GaussAdjoint: the equation of the adjoint, solved backward, with the gradient of the parameters as a quadrature."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import diffrax
@@ -11,11 +12,14 @@ import numpy as np
 from jax import lax
 
 from ..._compat import solver_loop, while_loop
-from ..failure import guarded
+from ..._tree import where
+from ..failure import Guarded, guarded
 from .discrete import saves_states
+from .refusal import only
+from .same_steps import SameSteps
 
-_CHUNK = 4  # steps whose nodes are evaluated at once
 _LOOPS = {"inner_while_loop": while_loop, "outer_while_loop": while_loop}
+_PIECES = 32  # evaluations of the quadrature for each of `max_steps` steps, at most
 
 
 class GaussAdjoint(diffrax.AbstractAdjoint):
@@ -25,15 +29,21 @@ class GaussAdjoint(diffrax.AbstractAdjoint):
         \frac{da}{dt} = -a^T \frac{\partial f}{\partial y}, \qquad
         \frac{dL}{dp} = \int_{t_0}^{t_1} a^T \frac{\partial f}{\partial p}\, dt
 
-    where `a` jumps by the cotangent of each saved value. It is solved backward by the solver of the forward solve, to
-    the same tolerances or `rtol` and `atol`, which are relative to the largest cotangent. The integral is taken by
-    Gauss-Legendre quadrature with `nodes` nodes in each step, many nodes at a time: the parameters are no part of the
-    state. For `diffrax.diffeqsolve(adjoint=...)`, and by the name `"gauss"` in all layers.
+    where `a` jumps by the cotangent of each saved value. It is solved backward by the solver of the forward solve, with
+    its step size controller: its jumps, its largest step, or, where they are fixed, its steps. The parameters are no
+    part of the state: their integral is taken by Gauss-Legendre quadrature, all nodes of a piece at once. A piece ends
+    where a step ends, of the forward or of the backward solve, and is halved until its error is below the tolerance,
+    which is `atol + rtol * |integral|` for each parameter, with the largest value that its integral has had.
 
-    It is the adjoint for stiff equations and implicit solvers, whose root finders it does not differentiate; elsewhere
-    checkpointing is faster (docs/adjoints.md has the figures). The gradient is that of the exact solution, up to the
-    tolerances, not that of the discrete one. It holds the dense output of `max_steps` steps in memory, so bound these.
-    Where the forward solve fails the gradient is zero, where the backward one does it is NaN.
+    * `rtol`, `atol`: tolerances of both, by default those of the forward solve (1e-6, 1e-8 where that has none). `atol`
+      is relative to the largest cotangent.
+    * `nodes`: an odd number of nodes in each piece. The error is the difference to the rule without the middle one.
+
+    For `diffrax.diffeqsolve(adjoint=...)`, and by the name `"gauss"` in all layers. It is the adjoint for stiff
+    equations and implicit solvers, whose root finders it does not differentiate; elsewhere checkpointing is faster
+    (docs/adjoints.md has the figures). The gradient is that of the exact solution, up to the tolerances, not that of
+    the discrete one. It holds the dense output of `max_steps` steps in memory, so bound these. Where the forward solve
+    fails the gradient is zero, where the backward one does it is NaN.
 
     Gradients by times are not defined. Raises `ValueError` for equations that are not ordinary, solvers of several
     equations, events, `max_steps=None`, and a `SaveAt` other than `t0`, `t1` and `ts`.
@@ -50,7 +60,11 @@ class GaussAdjoint(diffrax.AbstractAdjoint):
 
     rtol: float | None = None
     atol: float | None = None
-    nodes: int = 3
+    nodes: int = 7
+
+    def __check_init__(self):
+        if self.nodes < 3 or self.nodes % 2 == 0:
+            raise ValueError(f"nodes is an odd number, three or more, got {self.nodes}")
 
     def loop(
         self,
@@ -73,22 +87,15 @@ class GaussAdjoint(diffrax.AbstractAdjoint):
                 init_state=init_state, passed_solver_state=passed_solver_state,
                 passed_controller_state=passed_controller_state, **kwargs,
             )  # fmt: skip
-        del passed_solver_state, passed_controller_state
         y0 = init_state.y
         init_state = eqx.tree_at(lambda s: s.y, init_state, object())
-        init_state = jax.tree.map(lambda x: lax.stop_gradient(x) if eqx.is_array(x) else x, init_state)
         options = dict(kwargs, self=self, solver=solver, saveat=saveat, event=event, max_steps=max_steps)
-        final, stats = _solve((y0, args, terms), init_state=init_state, **options)
-        still = jax.tree.map(lambda x: lax.stop_gradient(x) if eqx.is_array(x) else x, final)
-        return eqx.tree_at(lambda s: s.save_state.ys, still, final.save_state.ys), stats
+        final, stats = _solve((y0, args, terms), init_state=_still(init_state), **options)
+        return eqx.tree_at(lambda s: s.save_state.ys, _still(final), final.save_state.ys), stats
 
-    def _controller(self, forward: diffrax.AbstractStepSizeController) -> diffrax.AbstractStepSizeController:
-        """Of the backward solve: with tolerances where the forward one has them, else its fixed steps."""
-        if not isinstance(forward, diffrax.AbstractAdaptiveStepSizeController):
-            return forward
-        rtol = forward.rtol if self.rtol is None else self.rtol
-        atol = forward.atol if self.atol is None else self.atol
-        return guarded(diffrax.PIDController(rtol, atol, norm=forward.norm))
+
+def _still(tree: Any) -> Any:
+    return jax.tree.map(lambda x: lax.stop_gradient(x) if eqx.is_array(x) else x, tree)
 
 
 def _refuse(terms: Any, saveat: Any, event: Any, max_steps: int | None) -> None:
@@ -97,8 +104,8 @@ def _refuse(terms: Any, saveat: Any, event: Any, max_steps: int | None) -> None:
     if event is not None:
         raise ValueError("GaussAdjoint takes no events: let this equation have adjoint='auto'")
     if max_steps is None:
-        raise ValueError("GaussAdjoint keeps the whole solution: give max_steps, the largest number of steps")
-    if not saves_states(saveat):
+        raise ValueError("GaussAdjoint keeps the whole solution: give max_steps, the maximum number of steps")
+    if not saves_states(saveat) or saveat.solver_state or saveat.controller_state or saveat.made_jump:
         raise ValueError("GaussAdjoint saves at t0, t1 and ts only: without steps, dense, fn and subs in the SaveAt")
 
 
@@ -116,18 +123,29 @@ def _rate(term: Any, t: Any, y: Any, args: Any) -> Any:
     return term.vf_prod(t, y, args, term.contr(jnp.zeros_like(t), jnp.ones_like(t)))
 
 
+class _Path(eqx.Module):
+    """The dense output of the forward solve, in its first `size` steps."""
+
+    ts: jax.Array
+    infos: Any
+    size: jax.Array
+    interpolation: Callable[..., Any] = eqx.field(static=True)
+
+    def step(self, t: Any) -> jax.Array:
+        """The number of the step that `t` is in, or at the end of."""
+        return jnp.clip(jnp.searchsorted(self.ts, t, method="scan_unrolled") - 1, 0, self.size - 1)
+
+    def at(self, i: Any) -> Callable[[Any], Any]:
+        """The solution in step `i`."""
+        info = jax.tree.map(lambda x: x[i], self.infos)
+        return self.interpolation(t0=self.ts[i], t1=self.ts[i + 1], **info).evaluate
+
+    def __call__(self, t: Any) -> Any:
+        return self.at(self.step(t))(t)
+
+
 def _dense(state: Any) -> tuple[Any, Any, Any]:
     return state.dense_ts, state.dense_infos, state.dense_save_index
-
-
-@eqx.filter_custom_vjp
-def _reverse_only(x):
-    """`x`, refused by forward mode: the derivative of this gradient is not that of the equation."""
-    return x
-
-
-_reverse_only.def_fwd(lambda perturbed, x: (x, None))
-_reverse_only.def_bwd(lambda residuals, cotangents, perturbed, x: cotangents)
 
 
 @eqx.filter_custom_vjp
@@ -139,7 +157,7 @@ def _solve(y0_args_terms, *, self, init_state, throw, **options):
 
 @_solve.def_fwd
 def _solve_forward(perturbed, y0_args_terms, *, self, init_state, throw, solver, saveat, max_steps, **options):
-    y0, args, terms = _reverse_only(y0_args_terms)
+    y0, args, terms = only("first", "adjoint='gauss'", y0_args_terms)
     state = eqx.tree_at(lambda s: s.y, init_state, y0)
     step = (terms, state.tprev, state.tnext, y0, args, state.solver_state, state.made_jump)
     infos = eqx.filter_eval_shape(solver.step, *step)[2]
@@ -153,6 +171,22 @@ def _solve_forward(perturbed, y0_args_terms, *, self, init_state, throw, solver,
     return (eqx.tree_at(_dense, final, (None, None, None)), stats), residuals
 
 
+class _State(eqx.Module):
+    """Of the backward solve, in the time `s = -t`."""
+
+    s: jax.Array
+    next: jax.Array
+    wish: jax.Array  # the size of the step, were it not cut at a saved time
+    a: Any
+    left: jax.Array  # saved times still ahead
+    solver: Any
+    controller: Any
+    jump: jax.Array
+    integral: "_Integral"
+    steps: jax.Array
+    good: jax.Array
+
+
 @_solve.def_bwd
 def _solve_backward(
     residuals, cotangents, perturbed, y0_args_terms, *, self, solver, stepsize_controller, t0, t1, dt0, max_steps, **_
@@ -160,27 +194,22 @@ def _solve_backward(
     """Runs in the time `s = -t`, from `-t1` to `-t0`."""
     ts, ys, (dense_ts, dense_infos, size), good = residuals
     y0, args, terms = y0_args_terms
+    path = _Path(dense_ts, dense_infos, size, solver.interpolation_cls)
     jumps = jax.tree.map(lambda y, g: jnp.zeros_like(y) if g is None else g, ys, cotangents[0].save_state.ys)
     largest = functools.reduce(jnp.maximum, [jnp.max(jnp.abs(g), initial=0) for g in jax.tree.leaves(jumps)])
     active = good & (largest != 0)
     scale = jnp.where(active, largest, 1)
     jumps = jax.tree.map(lambda g: jnp.where(active, g / scale.astype(g.dtype), 0), jumps)
 
-    def y_at(t):
-        i = jnp.clip(jnp.searchsorted(dense_ts, t, method="scan_unrolled") - 1, 0, size - 1)
-        info = jax.tree.map(lambda x: x[i], dense_infos)
-        return solver.interpolation_cls(t0=dense_ts[i], t1=dense_ts[i + 1], **info).evaluate(t)
-
     def adjoint_term(term):
-        return diffrax.ODETerm(lambda s, a, _: jax.vjp(lambda y: _rate(term, -s, y, args), y_at(-s))[1](a)[0])
+        return diffrax.ODETerm(lambda s, a, _: jax.vjp(lambda y: _rate(term, -s, y, args), path(-s))[1](a)[0])
 
     backward = jax.tree.map(adjoint_term, terms, is_leaf=_is_part)
-    differentiable, rest = eqx.partition((args, terms), eqx.is_inexact_array)
-    points, weights = np.polynomial.legendre.leggauss(self.nodes)
-    points, weights = (jnp.asarray(x, ts.dtype) for x in ((points + 1) / 2, weights / 2))
-    controller, order = self._controller(stepsize_controller), solver.error_order(backward)
+    controller, rtol, atol = _backward_controller(self, stepsize_controller, dense_ts)
+    order = solver.error_order(backward)
+    differentiable, rest = eqx.partition((args, terms), perturbed[1:])
+    quadrature = _Quadrature(path, differentiable, rest, self.nodes, rtol, atol, _PIECES * max_steps)
     start, end = -t1, -t0
-    close = 100 * jnp.finfo(ts.dtype).eps * jnp.maximum(jnp.abs(t0), jnp.abs(t1))
 
     def jumped(s, a, left):
         """The adjoint after the jumps at the saved times that are reached, of which `left` remain."""
@@ -193,95 +222,179 @@ def _solve_backward(
 
         return lax.while_loop(reached, jump, (a, left))
 
-    def until(following, left):
+    def until(following, left, keep=True):
+        """The end of the next step: a saved time, where there is one before, or just behind."""
         stop = jnp.where(left > 0, -ts[left - 1], end)
+        close = jnp.where(keep, 100 * jnp.finfo(ts.dtype).eps * jnp.abs(following), 0)
         return jnp.where(following > stop - close, stop, following)
 
     def step(state):
         a1, error, info, inner, step_result = solver.step(
-            backward, state["s"], state["next"], state["a"], None, state["solver"], state["jump"]
+            backward, state.s, state.next, state.a, None, state.solver, state.jump
         )
         error = jax.tree.map(lambda e: jnp.where(jnp.isnan(e), jnp.inf, e), error)
         keep, s, following, jump, control, control_result = controller.adapt_step_size(
-            state["s"], state["next"], state["a"], a1, None, error, order, state["controller"]
+            state.s, state.next, state.a, a1, None, error, order, state.controller
         )
         keep = jnp.asarray(keep)
-        width = state["next"] - state["s"]
-        nodes = state["s"] + width * points
-        path = solver.interpolation_cls(t0=state["s"], t1=state["next"], **info)
-        values = jax.tree.map(lambda a: a * _column(width * weights, a), jax.vmap(path.evaluate)(nodes))
-
-        def put(into, x):
-            return lax.dynamic_update_slice_in_dim(into, x, state["count"] * self.nodes, 0)
-
-        a, inner = jax.tree.map(lambda new, old: jnp.where(keep, new, old), (a1, inner), (state["a"], state["solver"]))
-        a, left = jumped(s, a, state["left"])
-        wish = jnp.where(keep & (width < state["wish"]), jnp.maximum(state["wish"], following - s), following - s)
+        along = solver.interpolation_cls(t0=state.s, t1=state.next, **info).evaluate
+        integral = quadrature.over(along, state.s, jnp.where(keep, state.next, state.s), state.integral)
+        a, inner = where(keep, (a1, inner), (state.a, state.solver))
+        a, left = jumped(s, a, state.left)
+        width = state.next - state.s
+        wish = jnp.where(keep & (width < state.wish), jnp.maximum(state.wish, following - s), following - s)
         result = diffrax.RESULTS.where(keep, step_result, diffrax.RESULTS.successful)
         result = diffrax.RESULTS.where(diffrax.is_okay(result), control_result, result)
-        return {
-            "s": s,
-            "next": until(s + wish, left),
-            "wish": wish,  # the size of the step, were it not cut at a saved time
-            "a": a,
-            "left": left,
-            "solver": inner,
-            "controller": control,
-            "jump": jnp.asarray(jump) | (left < state["left"]),
-            "ts": put(state["ts"], -nodes),
-            "as": jax.tree.map(put, state["as"], values),
-            "count": jnp.where(keep, state["count"] + 1, state["count"]),
-            "steps": state["steps"] + 1,
-            "good": diffrax.is_okay(result),
-        }
+        return _State(
+            s=s,
+            next=until(s + wish, left, keep),
+            wish=wish,
+            a=a,
+            left=left,
+            solver=inner,
+            controller=control,
+            jump=jnp.asarray(jump) | (left < state.left),
+            integral=integral,
+            steps=state.steps + 1,
+            good=diffrax.is_okay(result) & integral.good,
+        )
 
     def going(state):
-        return (state["s"] < end) & state["good"] & (state["steps"] < max_steps)
-
-    def gathered(carry):
-        """Some steps, and then the gradient at all their nodes at once."""
-        state, total = carry
-        state = lax.while_loop(lambda state: going(state) & (state["count"] < _CHUNK), step, state)
-        used = jnp.arange(_CHUNK * self.nodes) < state["count"] * self.nodes
-        times = jnp.where(used, state["ts"], t0)
-        values = jax.tree.map(lambda a: jnp.where(_column(used, a), a, 0), state["as"])
-        along = jax.vmap(y_at)(times)
-
-        def integral(differentiable):
-            args, terms = eqx.combine(differentiable, rest)
-            rates = jax.vmap(lambda t, y: _rate(terms, t, y, args))(times, along)
-            return sum(jnp.sum(a * f) for a, f in zip(jax.tree.leaves(values), jax.tree.leaves(rates), strict=True))
-
-        total = jax.tree.map(jnp.add, total, jax.grad(integral)(differentiable))
-        return {**state, "count": jnp.zeros_like(state["count"])}, total
+        return (state.s < end) & state.good & (state.steps < max_steps)
 
     a, left = jumped(start, jax.tree.map(jnp.zeros_like, y0), jnp.asarray(ts.size))
     first, control = controller.init(backward, start, end, a, dt0, None, solver.func, order)
     following = until(first, left)
-    slots = _CHUNK * self.nodes
-    state = {
-        "s": jnp.where(active, start, end),
-        "next": following,
-        "wish": first - start,
-        "a": a,
-        "left": left,
-        "solver": solver.init(backward, start, following, a, None),
-        "controller": control,
-        "jump": jnp.array(True),
-        "ts": jnp.full(slots, t0),
-        "as": jax.tree.map(lambda y: jnp.zeros((slots, *y.shape), y.dtype), y0),
-        "count": jnp.array(0),
-        "steps": jnp.array(0),
-        "good": jnp.array(True),
-    }
-    total = jax.tree.map(jnp.zeros_like, differentiable)
-    state, total = lax.while_loop(lambda carry: going(carry[0]), gathered, (state, total))
-    factor = jnp.where(active & (state["s"] < end), jnp.nan, scale)
-    args_gradient, terms_gradient = jax.tree.map(lambda g: g * factor.astype(g.dtype), total)
-    return jax.tree.map(lambda g: g * factor.astype(g.dtype), state["a"]), args_gradient, terms_gradient
+    state = _State(
+        s=jnp.where(active, start, end),
+        next=following,
+        wish=first - start,
+        a=a,
+        left=left,
+        solver=solver.init(backward, start, following, a, None),
+        controller=control,
+        jump=jnp.array(True),
+        integral=quadrature.nothing(),
+        steps=jnp.array(0),
+        good=jnp.array(True),
+    )
+    state = lax.while_loop(going, step, state)
+    factor = jnp.where(active & ~(state.good & (state.s >= end)), jnp.nan, scale)
+    args_gradient, terms_gradient = jax.tree.map(lambda g: g * factor.astype(g.dtype), state.integral.value)
+    return jax.tree.map(lambda g: g * factor.astype(g.dtype), state.a), args_gradient, terms_gradient
 
 
-def _column(x: jax.Array, like: jax.Array) -> jax.Array:
-    """`x` along the first axis of `like`."""
-    x = x.reshape(-1, *(1 for _ in like.shape[1:]))
-    return x if x.dtype == bool else x.astype(like.dtype)
+def _backward_controller(
+    adjoint: GaussAdjoint, forward: diffrax.AbstractStepSizeController, ts: jax.Array
+) -> tuple[diffrax.AbstractStepSizeController, Any, Any]:
+    """Of the backward solve, with its tolerances: the forward one, turned round; its steps, where they are fixed."""
+    if not isinstance(forward, diffrax.AbstractAdaptiveStepSizeController):
+        rtol, atol = (1e-6 if adjoint.rtol is None else adjoint.rtol), (1e-8 if adjoint.atol is None else adjoint.atol)
+        return SameSteps(ts).wrap(-1), rtol, atol
+    rtol = forward.rtol if adjoint.rtol is None else adjoint.rtol
+    atol = forward.atol if adjoint.atol is None else adjoint.atol
+    turned = _with_tolerances(forward.wrap(-1), rtol, atol)
+    return turned if isinstance(turned, Guarded) else guarded(turned), rtol, atol
+
+
+def _with_tolerances(controller: Any, rtol: Any, atol: Any) -> Any:
+    if isinstance(controller, diffrax.PIDController):
+        return eqx.tree_at(lambda c: (c.rtol, c.atol), controller, (rtol, atol))
+    if isinstance(controller, Guarded | diffrax.ClipStepSizeController):
+        return eqx.tree_at(lambda c: c.controller, controller, _with_tolerances(controller.controller, rtol, atol))
+    return controller
+
+
+class _Integral(eqx.Module):
+    """The gradient of the parameters so far."""
+
+    value: Any
+    peak: Any  # the largest absolute value that each entry has had
+    width: jax.Array  # of the next piece, at most
+    count: jax.Array
+    good: jax.Array
+
+
+class _Quadrature(eqx.Module):
+    """The integral of `a^T df/dp` over steps of the backward solve, with its own control of the error."""
+
+    path: _Path
+    differentiable: Any
+    rest: Any
+    nodes: int = eqx.field(static=True)
+    rtol: Any
+    atol: Any
+    most: int = eqx.field(static=True)
+
+    def nothing(self) -> _Integral:
+        zeros = jax.tree.map(jnp.zeros_like, self.differentiable)
+        return _Integral(
+            zeros, jax.tree.map(jnp.abs, zeros), jnp.full_like(self.path.ts[0], jnp.inf), jnp.array(0), jnp.array(True)
+        )
+
+    def over(self, along: Callable[[Any], Any], start: Any, end: Any, integral: _Integral) -> _Integral:
+        """With the step from `start` to `end`, in which the adjoint is `along(s)`."""
+        if not jax.tree.leaves(self.differentiable):
+            return integral
+
+        def piece(carry):
+            s, integral = carry
+            i = self.path.step(-s)
+            stop = jnp.minimum(end, -self.path.ts[i])
+            to = jnp.minimum(s + integral.width, stop)
+            to = jnp.where(to + 0.1 * (to - s) > stop, stop, to)
+            value, error = self._rule(along, self.path.at(i), s, to)
+            new = jax.tree.map(jnp.add, integral.value, value)
+            peak = jax.tree.map(lambda peak, x: jnp.maximum(peak, jnp.abs(x)), integral.peak, new)
+            excess = self._excess(error, peak)
+            smallest = to - s <= 16 * jnp.finfo(s.dtype).eps * jnp.maximum(jnp.abs(s), jnp.abs(to))
+            keep = (excess <= 1) | (smallest & jnp.isfinite(excess))
+            width = jnp.where(excess < 0.5**self.nodes, 2 * integral.width, integral.width)
+            new = _Integral(
+                *where(keep, (new, peak), (integral.value, integral.peak)),
+                width=jnp.where(keep, width, (to - s) / 2),
+                count=integral.count + 1,
+                good=(keep | ~smallest) & (integral.count < self.most),
+            )
+            return jnp.where(keep, to, s), new
+
+        return lax.while_loop(lambda carry: (carry[0] < end) & carry[1].good, piece, (start, integral))[1]
+
+    def _rule(self, along: Callable[[Any], Any], path: Callable[[Any], Any], start: Any, end: Any) -> tuple[Any, Any]:
+        """The integral over one piece, and its error."""
+        points, weights = (jnp.asarray(x, start.dtype) for x in gauss_rule(self.nodes))
+        s = start + (end - start) * points
+        a, y = jax.vmap(along)(s), jax.vmap(lambda s: path(-s))(s)
+
+        def rates(differentiable):
+            args, terms = eqx.combine(differentiable, self.rest)
+            return jax.vmap(lambda s, y: _rate(terms, -s, y, args))(s, y)
+
+        _, pull = jax.vjp(rates, self.differentiable)
+        weighted = jax.tree.map(lambda a: a * _along_axes((end - start) * weights, a), a)
+        (both,) = jax.vmap(pull)(weighted)
+        return jax.tree.map(lambda x: x[0], both), jax.tree.map(lambda x: x[1], both)
+
+    def _excess(self, error: Any, peak: Any) -> jax.Array:
+        """The largest error, by its tolerance."""
+
+        def excess(error, peak):
+            rtol = jnp.maximum(self.rtol, 10 * jnp.finfo(peak.dtype).eps)
+            return jnp.max(jnp.abs(error) / (self.atol + rtol * peak + jnp.finfo(peak.dtype).tiny), initial=0)
+
+        return functools.reduce(jnp.maximum, jax.tree.leaves(jax.tree.map(excess, error, peak)))
+
+
+@functools.cache
+def gauss_rule(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """The nodes of Gauss-Legendre quadrature on [0, 1]; the weights, and these less those without the middle node."""
+    legendre = np.polynomial.legendre
+    points, weights = legendre.leggauss(n)
+    others = np.delete(points, n // 2)
+    rest = np.linalg.solve(legendre.legvander(others, n - 2).T, [2.0] + [0.0] * (n - 2))
+    return (points + 1) / 2, np.stack([weights, weights - np.insert(rest, n // 2, 0.0)]) / 2
+
+
+def _along_axes(x: jax.Array, like: jax.Array) -> jax.Array:
+    """`x`, of shape (rules, nodes), to be multiplied with `like`, of shape (nodes, ...)."""
+    return x.reshape(*x.shape, *(1 for _ in like.shape[1:])).astype(like.dtype)

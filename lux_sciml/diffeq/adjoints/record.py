@@ -24,13 +24,22 @@ def _(size, mapped, x):
 
 
 class StepRecord(eqx.Module):
-    """The times of all accepted steps, and the states before some of them, in about as many slots as the root of
-    `max_steps`, and more where the states are small.
+    """The times of all accepted steps, and the states before some of them.
 
-    The state before every `stride`-th step is kept. Where there is no slot left, the stride doubles, and every other
-    slot is free again. So the forward pass is not repeated as long as the steps fit into the slots, and once at most
-    after that. Samples of a batch are recorded together, at each step that any of them accepts; on the way back each
-    of them goes over those that it has accepted itself, as long as the stride is one.
+    The state before every `stride`-th step is held, in a fixed number of slots: about the square root of `max_steps`,
+    more where states are small. When the slots are full, the stride doubles, and every other slot is free again. So no
+    step is repeated on the way back as long as all states fit into the slots, and each step once at most otherwise.
+
+    Samples of a batch are recorded together: a step is counted when any of them accepts it, and all but `ends`,
+    `states`, `previous` and `last` are one for the batch. With a stride of one, each sample goes back over the steps
+    that it has accepted itself.
+
+    * `ends`: the time at which each step ended, `(max_steps,)`.
+    * `states`: the pairs of a state and its solver's state before a step, one in each slot.
+    * `held`: the step whose state is in each slot; -1 for a free one.
+    * `previous`: the step that the sample accepted before that one.
+    * `last`: the last step that the sample accepted; -1 before the first.
+    * `count`: the number of steps.
     """
 
     ends: jax.Array
@@ -43,6 +52,7 @@ class StepRecord(eqx.Module):
 
     @classmethod
     def start(cls, state: Any, max_steps: int) -> "StepRecord":
+        """An empty record, for steps from diffrax's loop state `state`."""
         size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((state.y, state.solver_state)))
         slots = max(256 if 256 * size <= _SMALL else 64, 2 ** math.ceil(math.log2(max_steps) / 2))
         slots = min(slots, max_steps + max_steps % 2)
@@ -58,8 +68,8 @@ class StepRecord(eqx.Module):
 
     def add(self, old: Any, new: Any) -> "StepRecord":
         """The record with the step between two states of the loop, if it was accepted."""
-        kept = new.num_accepted_steps > old.num_accepted_steps
-        accepted = any_sample(kept)
+        mine = new.num_accepted_steps > old.num_accepted_steps
+        accepted = any_sample(mine)
         full = accepted & (self.count == len(self.held) * self.stride)
         stride = jnp.where(full, 2 * self.stride, self.stride)
         slot = jnp.argmax((self.held < 0) | (self.held % stride != 0))
@@ -74,10 +84,12 @@ class StepRecord(eqx.Module):
             states=states,
             held=write(self.held, self.count, slot, due),
             previous=write(self.previous, self.last, slot, due & (stride == 1)),
-            last=jnp.where(kept, self.count, self.last),
+            last=jnp.where(mine, self.count, self.last),
             stride=stride,
             count=jnp.where(accepted, self.count + 1, self.count),
         )
+
+    # --- on the way back, step `i` after step `i` ------------------------------------------------------------------
 
     def end(self) -> jax.Array:
         """The last step."""
@@ -85,23 +97,24 @@ class StepRecord(eqx.Module):
 
     def before(self, i: jax.Array) -> jax.Array:
         """The step before step `i`; negative where there is none."""
-        return jnp.where(self.stride == 1, _at(self.previous, i), i - 1)
+        return jnp.where(self.stride == 1, _at(self.previous, i), i - 1)  # with stride 1, slot i is that of step i
 
-    def span(self, i: jax.Array, start: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The times of step `i`: the same one twice for a sample that did not accept it."""
-        return jnp.where(i == 0, start, _at(self.ends, i - 1)), _at(self.ends, i)
+    def span(self, i: jax.Array, begin: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The times of step `i`, of a solve from `begin`: one time twice for a sample that did not accept it."""
+        return jnp.where(i == 0, begin, _at(self.ends, i - 1)), _at(self.ends, i)
 
     def scratch(self) -> Any:
-        """Room for the states between two that are held."""
+        """Room for the states between two that are held; `None` where all states have slots."""
         slots, max_steps = len(self.held), len(self.ends)
         if max_steps <= slots:
             return None
         return _room(jax.tree.map(lambda x: x[0], self.states), 2 ** math.ceil(math.log2(max_steps / slots)))
 
     def state(self, i: jax.Array, begin: jax.Array, scratch: Any, advance: Callable[..., Any]) -> tuple[Any, Any]:
-        """The state before step `i`, and the room for those of its stride. `i` runs backward from the last step.
+        """The state before step `i`, and the scratch with those of its stride, of a solve from `begin`.
 
-        The solve began at the time `begin`.
+        At the last step of each stride, those before it are repeated by `advance(y, solver_state, t0, t1)`, from the
+        state that is held, and kept in the scratch for the others.
         """
         i = jnp.maximum(i, 0)  # a sample without steps left
         first = (i // self.stride) * self.stride

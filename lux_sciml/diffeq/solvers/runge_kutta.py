@@ -18,14 +18,7 @@ class _UnrolledStep:
     """
 
     def init(self, terms, t0, t1, y0, args):
-        if not self._reuses_last_stage(terms, t0, t1, y0, args):
-            return None
-        good = functools.reduce(
-            jnp.logical_and, [jnp.all(jnp.isfinite(y)) for y in jax.tree.leaves(y0)], jnp.array(True)
-        )
-        # the gradient of a sample that starts from NaN is zero, and zero times NaN is NaN
-        first = terms.vf(t0, jax.tree.map(lambda y: jnp.where(jnp.isfinite(y), y, 0), y0), args)
-        return jax.tree.map(lambda k: jnp.where(good, k, jnp.full((), jnp.nan, k.dtype)), first)
+        return terms.vf(t0, y0, args) if self._reuses_last_stage(terms, t0, t1, y0, args) else None
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         tableau, control = self.tableau, terms.contr(t0, t1)

@@ -1,0 +1,41 @@
+"""The equation and its adjoint, solved backward together."""
+
+from collections.abc import Callable
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from ..._compat import solves_backward
+from .same_steps import SameSteps
+
+
+class BacksolveAdjoint(diffrax.BacksolveAdjoint):
+    """As `diffrax.BacksolveAdjoint`; where the solve backward fails, its gradient is NaN, and not where it has ended.
+
+    Without a cotangent, as for a solve that has failed, the gradient is zero. `diffrax.StepTo` is turned round.
+    """
+
+    @property
+    def _diffeqsolve(self) -> Callable[..., diffrax.Solution]:
+        solve = super()._diffeqsolve
+
+        def marked(*, t0: Any, t1: Any, y0: Any, **options: Any) -> diffrax.Solution:
+            _, *cotangents = y0
+            moving = jnp.array([jnp.any(ct != 0) for ct in jax.tree.leaves(cotangents)]).any()
+            sol = solve(t0=t0, t1=jnp.where(moving, t1, t0), y0=y0, **options)
+            ys = jax.tree.map(lambda y: jnp.where(diffrax.is_okay(sol.result), y, jnp.nan), sol.ys)
+            return eqx.tree_at(lambda sol: sol.ys, sol, ys)
+
+        return marked
+
+    def loop(self, *, stepsize_controller, **options):
+        kwargs = dict(self.kwargs)
+        if isinstance(stepsize_controller, diffrax.StepTo):
+            kwargs.setdefault("stepsize_controller", SameSteps(stepsize_controller.ts))
+        if not solves_backward():
+            kwargs["throw"] = True
+        adjoint = BacksolveAdjoint(**kwargs)
+        return super(BacksolveAdjoint, adjoint).loop(stepsize_controller=stepsize_controller, **options)
