@@ -28,23 +28,30 @@ import hashlib
 import inspect
 import threading
 import types
+import typing
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 
-try:
+if TYPE_CHECKING:
     from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
-except ImportError:
+else:
+    try:
+        from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
+    except ImportError:
 
-    class _Moved:
-        """In the place of JAX's classes: nothing is an instance of it, and it cannot be made with arguments."""
+        class _Moved:
+            """In the place of JAX's classes: nothing is an instance of it, and it cannot be made with arguments."""
 
-    ClosedJaxpr = Jaxpr = Literal = Var = _Moved
+        ClosedJaxpr = Jaxpr = Literal = Var = _Moved
+
+LoopKind: typing.TypeAlias = typing.Literal["lax", "checkpointed", "bounded"]
 
 
 def made_in_current_trace(x: Any) -> bool:
@@ -55,7 +62,7 @@ def made_in_current_trace(x: Any) -> bool:
     try:
         from jax._src.core import trace_ctx
 
-        return isinstance(x, jax.core.Tracer) and x._trace is trace_ctx.trace
+        return isinstance(x, Tracer) and x._trace is trace_ctx.trace
     except (ImportError, AttributeError):
         return False
 
@@ -191,7 +198,7 @@ def one_mode(mode: str, xs: list[Any], sentence: str) -> list[Any]:
 
 
 def while_loop(
-    cond: Callable[..., Any], body: Callable[..., Any], init: Any, *, kind: str = "lax", **options: Any
+    cond: Callable[..., Any], body: Callable[..., Any], init: Any, *, kind: LoopKind = "lax", **options: Any
 ) -> Any:
     """`lax.while_loop`, with Equinox's options: `max_steps`, and `buffers` that a batch does not copy at each step."""
     try:
@@ -393,7 +400,7 @@ def _value_key(x: Any) -> Hashable:
         return (kind, tuple(map(_value_key, x)))
     if isinstance(x, dict):
         return (kind, tuple((key, _value_key(item)) for key, item in x.items()))
-    if isinstance(x, jax.core.Tracer):  # pyright: ignore[reportAttributeAccessIssue]  # `jax.core` is there
+    if isinstance(x, Tracer):
         return (kind, x.aval)  # left in a jaxpr that nothing evaluates, or the program would not compile
     if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.extended):
         return (kind, x.dtype, _value_key(jax.random.key_data(x)))

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 
 
 def describe(tree: Any) -> str:
@@ -61,7 +62,7 @@ def is_inexact(x: Any) -> bool:
 
 def is_traced(x: Any) -> bool:
     """Whether `x` is an array inside a transformation of JAX, without elements of its own."""
-    return isinstance(x, jax.core.Tracer)  # pyright: ignore[reportAttributeAccessIssue]  # `jax.core` is there
+    return isinstance(x, Tracer)
 
 
 def is_random_key(x: Any) -> bool:

@@ -30,7 +30,7 @@ from .solvers.root_finding import converging
 from .solvers.runge_kutta import unrolled
 from .times import save_times
 
-_ADJOINTS: dict[str, Callable[[], diffrax.AbstractAdjoint]] = {
+_ADJOINTS: dict[str, Callable[..., diffrax.AbstractAdjoint]] = {
     "checkpointed": DiscreteAdjoint,
     "direct": diffrax.DirectAdjoint,
     "forward": diffrax.ForwardMode,
@@ -78,6 +78,7 @@ def _adjoint(value: str | diffrax.AbstractAdjoint) -> Any:
     raise kind(f"expected one of {names}, or an object such as diffrax.DirectAdjoint(), got {value!r}")
 
 
+output_kind = choice("solution", "ys", "final")
 _solver = option_object(diffrax.AbstractSolver, "diffrax.Tsit5()")
 _controller = option_object(diffrax.AbstractStepSizeController, "diffrax.PIDController(rtol, atol)")
 _saveat = option_object(diffrax.SaveAt, "diffrax.SaveAt(steps=True)")
@@ -181,7 +182,7 @@ class Equation(Layer, kw_only=True):
     event: Any = field(default=None, converter=optional(_event))
     progress_meter: Any = field(default=diffrax.NoProgressMeter(), converter=_progress_meter)
     throw: bool = field(default=False, converter=flag)
-    output: str = field(default="solution", converter=choice("solution", "ys", "final"))
+    output: str = field(default="solution", converter=output_kind)
     batching: str = field(default="joint", converter=choice("joint", "vmap"))
     on_state_update: str = field(default="raise", converter=choice("raise", "discard"))
 
@@ -226,7 +227,7 @@ class Equation(Layer, kw_only=True):
         """The adjoint, chosen by the context of derivatives where it is `"auto"`."""
         if not isinstance(self.adjoint, str):
             return self.adjoint
-        wanted = {"forward": "forward", "both": "direct"}.get(derivatives.current(), "checkpointed")
+        wanted = {"forward": "forward", "both": "direct"}.get(derivatives.current() or "reverse", "checkpointed")
         name = wanted if self.adjoint == "auto" else self.adjoint
         if name == "checkpointed" and self.max_steps is None:
             return diffrax.RecursiveCheckpointAdjoint(checkpoints=64)
@@ -250,7 +251,7 @@ class Equation(Layer, kw_only=True):
         y0, ts, control = initial_value_and_times(self, x)
         return Problem(y0, ts, control, half=half_type(y0)), st
 
-    def solve(self, fields: Fields) -> diffrax.Solution:
+    def solve(self, fields: Fields) -> Any:
         """The solution of one sample: an object with the saved values `ys`."""
         return diffeqsolve(self, self.terms(fields), fields.problem.y0, fields)
 

@@ -21,9 +21,7 @@ def mark_failure(sol: diffrax.Solution, *, complete: bool) -> diffrax.Solution:
     """
     if complete:
         finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(y)) for y in jax.tree.leaves(sol.ys)]))
-        result = diffrax.RESULTS.where(
-            finite | (sol.result != diffrax.RESULTS.successful), sol.result, diffrax.RESULTS.nonfinite
-        )
+        result = _unless(~finite, diffrax.RESULTS.nonfinite, sol.result)
     else:
         result = sol.result
     good = diffrax.is_okay(result)
@@ -113,20 +111,24 @@ class Guarded(diffrax.AbstractAdaptiveStepSizeController):
 
     controller: diffrax.AbstractAdaptiveStepSizeController
 
+    def __init__(self, controller: diffrax.AbstractAdaptiveStepSizeController):
+        self.controller = controller
+
+    # Equinox lets properties stand for abstract variables; checkers do not know that.
     @property
-    def rtol(self):
+    def rtol(self):  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.controller.rtol
 
     @property
-    def atol(self):
+    def atol(self):  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.controller.atol
 
     @property
-    def norm(self):
+    def norm(self):  # pyright: ignore[reportIncompatibleMethodOverride]
         return self.controller.norm
 
     def wrap(self, direction):
-        return Guarded(self.controller.wrap(direction))
+        return guarded(self.controller.wrap(direction))
 
     def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
         first, inner = self.controller.init(terms, t0, t1, y0, dt0, args, func, error_order)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._tree import floating
+from .._tree import floating, is_traced
 from ..components import ComponentVector
 from .times import times_like
 
@@ -69,7 +69,7 @@ def _ends_in(x: Any, ts: np.ndarray) -> bool:
     """Whether `x` is a tuple of an initial value and the times `ts`."""
     if not (isinstance(x, tuple) and len(x) == 2 and isinstance(x[1], np.ndarray | jax.Array)):
         return False
-    if isinstance(x[1], jax.core.Tracer) or x[1].shape != ts.shape or getattr(x[0], "shape", ()) == ts.shape:
+    if is_traced(x[1]) or x[1].shape != ts.shape or getattr(x[0], "shape", ()) == ts.shape:
         return False
     return np.allclose(np.asarray(x[1], float), np.asarray(ts, float))
 
@@ -102,7 +102,7 @@ def within(control: diffrax.AbstractPath, y0: Any, ts: jax.Array) -> Any:
     low, high = jnp.minimum(ts[0], ts[-1]), jnp.maximum(ts[0], ts[-1])
     margin = 4 * float(jnp.finfo(jnp.float32).eps) * jnp.maximum(jnp.abs(low), jnp.abs(high))
     good = (first <= low + margin) & (high - margin <= last)
-    if isinstance(good, jax.core.Tracer):
+    if is_traced(good):
         return jax.tree.map(lambda y: jnp.where(good, y, jnp.nan), y0)
     if not good:
         raise ValueError(

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._tree import widened
+from .._tree import is_traced, widened
 
 INTERPOLATIONS = ("hermite", "linear", "rectilinear")
 
@@ -37,18 +37,20 @@ def control_path(
     Array([2.], dtype=float32)
     """
     require_interpolation(interpolation)
-    ts, xs = widened((ts, xs))
-    if len(ts) < 2 or xs.shape[:1] != ts.shape:
-        raise ValueError(f"a path goes through data (times, ...) at two times or more, got {xs.shape} at {ts.shape}")
-    good, xs = increasing(ts), xs.at[0].set(first_values(xs[0]))
+    times, data = widened((ts, xs))
+    if len(times) < 2 or data.shape[:1] != times.shape:
+        raise ValueError(
+            f"a path goes through data (times, ...) at two times or more, got {data.shape} at {times.shape}"
+        )
+    good, data = increasing(times), data.at[0].set(first_values(data[0]))
     if interpolation == "rectilinear":
-        ts, xs = jnp.repeat(ts, 2)[1:], jnp.repeat(_observations(xs)[0], 2, axis=0)[:-1]
+        times, data = jnp.repeat(times, 2)[1:], jnp.repeat(_observations(data)[0], 2, axis=0)[:-1]
     if with_time:
-        xs = jnp.concatenate([_along(ts, xs[..., :1]), xs], axis=-1)
+        data = jnp.concatenate([_along(times, data[..., :1]), data], axis=-1)
     if interpolation == "rectilinear":
-        path = diffrax.LinearInterpolation(jnp.arange(ts.size, dtype=ts.dtype), xs)
+        path = diffrax.LinearInterpolation(jnp.arange(times.size, dtype=times.dtype), data)
     else:
-        path = _linear(ts, xs) if interpolation == "linear" else _hermite(ts, xs)
+        path = _linear(times, data) if interpolation == "linear" else _hermite(times, data)
     return jax.tree.map(lambda x: jnp.where(good, x, jnp.nan), path)
 
 
@@ -106,7 +108,7 @@ def _along(ts: jax.Array, xs: jax.Array) -> jax.Array:
 def increasing(ts: jax.Array) -> jax.Array:
     """Whether the times increase; `ValueError` where they are known and do not."""
     good = jnp.all(jnp.diff(ts) > 0)
-    if not isinstance(good, jax.core.Tracer) and not good:
+    if not is_traced(good) and not good:
         raise ValueError(f"the times of a path through data must increase, in {ts.dtype} too")
     return good
 

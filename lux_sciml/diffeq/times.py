@@ -1,14 +1,23 @@
 """Times: known or traced, checked and compared in the one precision that a solve has."""
 
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .._tree import is_traced
 from ..core import Constant
 from ..core.converters import checks_itself
+
+
+@overload
+def save_times(ts: None) -> None: ...
+
+
+@overload
+def save_times(ts: ArrayLike | Constant) -> Constant: ...
 
 
 @checks_itself

@@ -97,7 +97,9 @@ def _loop(moving, adjoint, kwargs, outer, inner):
     y, k, term, args, (rest, saveat, times) = moving
     state = eqx.tree_at(lambda state: (state.y, state.solver_state), rest, (y, k), is_leaf=_is_none)
     kwargs = {name: value for name, value in kwargs.items() if name not in _NOT_FOR_LOOP}
-    return solver_loop(adjoint, state)(
+    loop = solver_loop(adjoint, state)
+    assert loop is not None  # `DiscreteAdjoint.loop` has looked
+    return loop(
         terms=term, args=args, saveat=saveat, init_state=state, outer_while_loop=outer, inner_while_loop=inner,
         **times, **kwargs,
     )  # fmt: skip

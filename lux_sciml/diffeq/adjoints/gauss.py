@@ -148,11 +148,17 @@ def _dense(state: Any) -> tuple[Any, Any, Any]:
     return state.dense_ts, state.dense_infos, state.dense_save_index
 
 
+def _loop(adjoint: GaussAdjoint, state: Any) -> Callable[..., Any]:
+    loop = solver_loop(adjoint, state)
+    assert loop is not None  # `GaussAdjoint.loop` has looked
+    return loop
+
+
 @eqx.filter_custom_vjp
 def _solve(y0_args_terms, *, self, init_state, throw, **options):
     y0, args, terms = y0_args_terms
     state = eqx.tree_at(lambda s: s.y, init_state, y0)
-    return solver_loop(self, state)(args=args, terms=terms, init_state=state, **options, **_LOOPS)
+    return _loop(self, state)(args=args, terms=terms, init_state=state, **options, **_LOOPS)
 
 
 @_solve.def_fwd
@@ -166,7 +172,7 @@ def _solve_forward(perturbed, y0_args_terms, *, self, init_state, throw, solver,
     state = eqx.tree_at(_dense, state, dense, is_leaf=lambda x: x is None)
     saveat = eqx.tree_at(lambda s: s.dense, saveat, True)
     options = dict(options, solver=solver, saveat=saveat, max_steps=max_steps)
-    final, stats = solver_loop(self, state)(args=args, terms=terms, init_state=state, **options, **_LOOPS)
+    final, stats = _loop(self, state)(args=args, terms=terms, init_state=state, **options, **_LOOPS)
     residuals = (final.save_state.ts, final.save_state.ys, _dense(final), diffrax.is_okay(final.result))
     return (eqx.tree_at(_dense, final, (None, None, None)), stats), residuals
 
@@ -222,7 +228,7 @@ def _solve_backward(
 
         return lax.while_loop(reached, jump, (a, left))
 
-    def until(following, left, keep=True):
+    def until(following, left, keep: jax.typing.ArrayLike = True):
         """The end of the next step: a saved time, where there is one before, or just behind."""
         stop = jnp.where(left > 0, -ts[left - 1], end)
         close = jnp.where(keep, 100 * jnp.finfo(ts.dtype).eps * jnp.abs(following), 0)
@@ -236,7 +242,7 @@ def _solve_backward(
         keep, s, following, jump, control, control_result = controller.adapt_step_size(
             state.s, state.next, state.a, a1, None, error, order, state.controller
         )
-        keep = jnp.asarray(keep)
+        keep, s = jnp.asarray(keep), jnp.asarray(s)
         along = solver.interpolation_cls(t0=state.s, t1=state.next, **info).evaluate
         integral = quadrature.over(along, state.s, jnp.where(keep, state.next, state.s), state.integral)
         a, inner = where(keep, (a1, inner), (state.a, state.solver))

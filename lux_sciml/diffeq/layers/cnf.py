@@ -12,7 +12,7 @@ from ..._tree import floating
 from ...core import Layer, StatefulWrapper, as_layer, field
 from ...core.converters import choice, flag
 from ...core.parameters import parameter_tree
-from ..equation import Equation, Problem, diffeqsolve, half_type
+from ..equation import Equation, Problem, diffeqsolve, half_type, output_kind
 from ..field import Field, like
 from ..inputs import initial_array, initial_value
 
@@ -74,7 +74,7 @@ class CNF(StatefulWrapper, Equation):
     model: Layer = field(converter=as_layer)
     trace: str = field(default="exact", converter=choice("exact", "hutchinson"), kw_only=True)
     regularize: bool = field(default=False, converter=flag, kw_only=True)
-    output: str = field(default="final", kw_only=True)
+    output: str = field(default="final", converter=output_kind, kw_only=True)
 
     def init_state(self, key):
         model_key, key = jax.random.split(key)
@@ -95,6 +95,7 @@ class CNF(StatefulWrapper, Equation):
         zeros = jnp.zeros(x.shape[:-1], x.dtype)
         start = {"x": x, "trace": zeros} | ({"kinetic": zeros, "jacobian": zeros} if self.regularize else {})
         sol = diffeqsolve(self, self.terms(fields), start, fields)
+        assert sol.ys is not None
         log_prob = _log_normal(sol.ys["x"]) + sol.ys["trace"]  # the integrals run backward in time
         costs = (-sol.ys["kinetic"], -sol.ys["jacobian"]) if self.regularize else (None, None)
         return dataclasses.replace(sol, ys=Density(log_prob, sol.ys["x"], *costs))

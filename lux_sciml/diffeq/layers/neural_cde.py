@@ -78,7 +78,9 @@ class NeuralCDE(Container, Equation):
         return sol if self.output == "final" or self.saveat is not None else dataclasses.replace(sol, ts=ts)
 
     def terms(self, fields):
-        return diffrax.ODETerm(_DrivenField(fields["model"], fields.problem.control))
+        path = fields.problem.control
+        assert path is not None  # `solve` makes it
+        return diffrax.ODETerm(_DrivenField(fields["model"], path))
 
     def first_inputs(self, fields):
         return {"model": fields["model"].input(fields.problem.ts[0], fields.problem.y0)}
@@ -88,6 +90,7 @@ class NeuralCDE(Container, Equation):
         controller = self.controller()
         if self.stepsize_controller is not None or self.interpolation == "hermite":
             return controller
+        assert isinstance(controller, diffrax.AbstractAdaptiveStepSizeController)
         return diffrax.ClipStepSizeController(controller, jump_ts=path.ts[1:-1])
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from ..._tree import is_traced
 from ...core import Constant, Layer, Wrapper, as_layer, field
 from ...core.converters import checks_itself, function, number, optional
 from ..equation import Equation
@@ -75,7 +76,7 @@ class NeuralDDE(Wrapper, Equation):
             raise ValueError(f"a NeuralDDE takes an explicit Runge-Kutta solver of diffrax, got {solver}")
 
     def problem(self, x, ps, st):
-        if self.ts is None and isinstance(x, tuple) and len(x) > 1 and isinstance(x[1], jax.core.Tracer):
+        if self.ts is None and isinstance(x, tuple) and len(x) > 1 and is_traced(x[1]):
             raise ValueError("the times of a NeuralDDE are known while tracing: give `ts` to the layer")
         ts = self.ts if self.ts is not None else x[1] if isinstance(x, tuple) and len(x) > 1 else None
         times = None if ts is None else np.asarray(save_times(ts), float)
@@ -147,12 +148,13 @@ class NeuralDDE(Wrapper, Equation):
         return lax.scan(step, (window, y0), jnp.arange(steps).astype(t0.dtype))[1]
 
     def _past_pieces(self, y0: jax.Array, t0: jax.Array, h: float, count: int) -> jax.Array:
-        if self.history is None:
+        history = self.history
+        if history is None:
             still = jnp.stack([y0, jnp.zeros_like(y0), y0, jnp.zeros_like(y0)])
             return jnp.broadcast_to(still, (count, *still.shape))
 
         def node(t):
-            y, slope = jax.jvp(lambda t: self.history(t, y0), (t,), (jnp.ones_like(t),))
+            y, slope = jax.jvp(lambda t: history(t, y0), (t,), (jnp.ones_like(t),))
             return jnp.stack([y, h * slope])
 
         nodes = jax.vmap(node)(t0 + h * jnp.arange(-count, 1).astype(t0.dtype))

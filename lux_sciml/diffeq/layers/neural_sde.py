@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..._tree import describe
+from ..._tree import describe, is_traced
 from ...components import ComponentVector
 from ...core import Constant, Container, Layer, as_layer, field
 from ...core.converters import count, optional
@@ -43,7 +43,7 @@ class _StochasticEquation(Container, Equation):
 
     def problem(self, x, ps, st):
         problem, st = super().problem(x, ps, st)
-        if not isinstance(problem.ts, jax.core.Tracer):
+        if not is_traced(problem.ts):
             _require_forward(np.asarray(problem.ts))
         key, next_key = jax.random.split(st["key"])
         if self.batching == "vmap":
@@ -67,7 +67,8 @@ class _StochasticEquation(Container, Equation):
         else:
             y, g = jax.tree.leaves(y0)[0], jax.tree.leaves(g0)[0]
             motions = jax.ShapeDtypeStruct((*y.shape[:-1], g.shape[-1]), y.dtype)
-        tol = self.dt0 / 2 if self.stepsize_controller is None else (ts[-1] - ts[0]) / 2**16
+        fixed = self.dt0 if self.stepsize_controller is None else None
+        tol = (ts[-1] - ts[0]) / 2**16 if fixed is None else fixed / 2
         path = diffrax.VirtualBrownianTree(ts[0], ts[-1], tol, motions, problem.data, _levy_area(self.option("solver")))
         return diffrax.MultiTerm(diffrax.ODETerm(fields["drift"]), _Noise(diffusion, path, self.diagonal))
 

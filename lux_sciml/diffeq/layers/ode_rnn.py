@@ -11,7 +11,7 @@ from ..._tree import floating
 from ...core import Container, Layer, as_layer, field
 from ...core.converters import flag
 from ...nn.recurrent_cells import cell_of, initial_carry
-from ..equation import Equation, Problem, diffeqsolve, half_type
+from ..equation import Equation, Problem, diffeqsolve, half_type, output_kind
 from ..inputs import control_in, split_control, times_and_data
 from ..times import times_in
 
@@ -75,7 +75,7 @@ class ODERNN(Container, Equation):
     cell: Layer = field(converter=as_layer)
     model: Layer = field(converter=as_layer)
     reverse: bool = field(default=False, converter=flag, kw_only=True)
-    output: str = field(default="ys", kw_only=True)
+    output: str = field(default="ys", converter=output_kind, kw_only=True)
 
     def __check_init__(self):
         if cell_of(self.cell) is None:
@@ -101,8 +101,9 @@ class ODERNN(Container, Equation):
 
         def moved(carry, span):
             h, *rest = carry if isinstance(carry, tuple) else (carry,)
-            h = diffeqsolve(self, term, h, fields, ts=span).ys[-1]
-            return (h, *rest) if isinstance(carry, tuple) else h
+            sol = diffeqsolve(self, term, h, fields, ts=span)
+            assert sol.ys is not None
+            return (sol.ys[-1], *rest) if isinstance(carry, tuple) else sol.ys[-1]
 
         def observed(carry, x):
             _, new = cell.output((marked(x), carry), fields.ps)

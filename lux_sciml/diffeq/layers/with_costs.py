@@ -1,6 +1,8 @@
 """WithCosts: what a trajectory costs, integrated along with it."""
 
 import dataclasses
+import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optimistix
 
-from ...core import Layer, StatefulWrapper, as_layer, field
+from ...core import StatefulWrapper, field
 from ...core.converters import checks_itself
 from ..equation import Equation, Fields, diffeqsolve, single
 from ..failure import guarded
@@ -19,7 +21,7 @@ from ..failure import guarded
 def _squares(tree: Any) -> jax.Array:
     """The sum of squares over the features, the last axis, of all arrays, for each sample."""
     squares = [jnp.real(x * jnp.conj(x)) for x in jax.tree.leaves(tree)]
-    return sum(jnp.sum(x, axis=-1) if x.ndim else x for x in squares)
+    return functools.reduce(operator.add, [jnp.sum(x, axis=-1) if x.ndim else x for x in squares])
 
 
 def _kinetic(t: Any, y: Any, dy: Any, f: Callable, probe: Any) -> jax.Array:
@@ -46,6 +48,13 @@ def _cost_names(value: str | Sequence[str]) -> tuple[str, ...]:
     return names
 
 
+@checks_itself
+def _equation(value: Equation) -> Equation:
+    if not isinstance(value, Equation):
+        raise TypeError(f"WithCosts goes around an equation itself, such as a NeuralODE, got {value!r}")
+    return value
+
+
 class WithCosts(StatefulWrapper):
     r"""An equation that returns, beside its output, what its trajectory costs: `(output, {cost: value})`.
 
@@ -70,13 +79,11 @@ class WithCosts(StatefulWrapper):
     ((8, 2), (8,))
     """
 
-    layer: Layer = field(converter=as_layer)
+    layer: Equation = field(converter=_equation)
     costs: tuple[str, ...] = field(default=("kinetic", "jacobian"), converter=_cost_names)
 
     def __check_init__(self):
         layer = self.layer
-        if not isinstance(layer, Equation):
-            raise TypeError(f"WithCosts goes around an equation itself, such as a NeuralODE, got {layer!r}")
         if type(layer).solve is not Equation.solve:
             raise ValueError(f"a {type(layer).__name__} is not one vector field alone, and has no costs")
         if layer.saveat is not None:
@@ -92,7 +99,7 @@ class WithCosts(StatefulWrapper):
         key, next_key = jax.random.split(st["key"])
         problem = problem._replace(data=(problem.data, _random_like(key, single(problem.y0))))
         out, layer_st = layer.solved(problem, ps, layer_st, self._solve)
-        saved = out.ys if isinstance(out, diffrax.Solution) else out
+        saved: Any = out.ys if isinstance(out, diffrax.Solution) else out
         costs = saved["costs"]
         if layer.output != "final":
             time_axis = 1 if layer.batching == "vmap" else 0

@@ -1,7 +1,7 @@
 """Explicit Runge-Kutta steps with their stages written out."""
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 import diffrax
 import jax
@@ -16,6 +16,8 @@ class _UnrolledStep:
     gradient of a small net is 1.3 times faster, for the same compile time (benchmarks/bench_neural_ode.py). The numbers
     are the same, up to rounding.
     """
+
+    tableau: diffrax.ButcherTableau  # of the method that it stands before
 
     def init(self, terms, t0, t1, y0, args):
         return terms.vf(t0, y0, args) if self._reuses_last_stage(terms, t0, t1, y0, args) else None
@@ -58,7 +60,7 @@ def _plus(y0: Any, weights: Any, ks: list[Any]) -> Any:
 
 @functools.cache
 def _unrolled_class(cls: type[diffrax.AbstractERK]) -> type[diffrax.AbstractERK]:
-    return type(cls)(cls.__name__, (_UnrolledStep, cls), {"__module__": __name__})
+    return cast(Any, type(cls))(cls.__name__, (_UnrolledStep, cls), {"__module__": __name__})
 
 
 def unrolled(solver: diffrax.AbstractSolver) -> diffrax.AbstractSolver:
@@ -66,8 +68,9 @@ def unrolled(solver: diffrax.AbstractSolver) -> diffrax.AbstractSolver:
 
     `diffrax.Tsit5(scan_kind="checkpointed")` keeps diffrax's own loop: better where compiling the vector field is slow.
     """
-    explicit = isinstance(solver, diffrax.AbstractERK) and isinstance(solver.tableau, diffrax.ButcherTableau)
-    plain = explicit and solver.scan_kind is None and type(solver).step is diffrax.AbstractERK.step
+    if not (isinstance(solver, diffrax.AbstractERK) and isinstance(solver.tableau, diffrax.ButcherTableau)):
+        return solver
+    plain = solver.scan_kind is None and type(solver).step is diffrax.AbstractERK.step
     return _unrolled_class(type(solver))() if plain else solver
 
 
