@@ -4,6 +4,7 @@ The switches are set for each test, so that the doctests, in the same process, r
 """
 
 import gc
+import itertools
 import os
 
 import equinox as eqx
@@ -17,6 +18,7 @@ jax.config.update("jax_disable_most_optimizations", True)
 if jax.__version_info__ < (0, 11):  # later versions do not have the choice
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_use_fusion_emitters=false"
 gc.set_threshold(50_000)
+TESTS = itertools.count(1)
 
 
 @pytest.fixture(autouse=True)
@@ -26,9 +28,21 @@ def strict():
 
 
 @pytest.fixture(autouse=True, scope="module")
-def bounded_memory():
+def of_one_file():
     """The programs compiled for one file are of no use to the next."""
     yield
+    forget_programs()
+
+
+@pytest.fixture(autouse=True)
+def bounded_memory():
+    """Nor are those of long files to their end."""
+    yield
+    if next(TESTS) % 50 == 0:
+        forget_programs()
+
+
+def forget_programs():
     eqx.clear_caches()
     jax.clear_caches()
     gc.collect()

@@ -118,13 +118,7 @@ def test_the_key_is_renewed():
     assert jnp.any(call(flow, jnp.asarray(X), ps, after)[0].log_prob != first.log_prob)
 
 
-# --- contract and gradients ---------------------------------------------------------------------------------------
-
-
-def test_contract():
-    """Among others: derivatives of estimated densities and costs against finite differences."""
-    flow, _, _ = net(2, adjoint=diffrax.DirectAdjoint(), trace="hutchinson", regularize=True, **FIXED)
-    lux.testing.check_layer(flow, jnp.asarray(X[:1]), batch_axis=None, derivatives=("reverse",))
+# --- gradients ------------------------------------------------------------------------------------------------------
 
 
 def test_gradients_of_exact_densities_agree_with_differences_and_between_adjoints():

@@ -8,6 +8,7 @@ case of each equation.
 import functools
 import itertools
 import random
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -195,6 +196,11 @@ def with_costs(f, y, ts):
     return ys[:, :-1], ys[:, -1:]
 
 
+CONTINUOUS = ("backsolve", "gauss")  # adjoints with the gradient of the exact solution
+ADJOINTS = ("auto", "forward", *CONTINUOUS)
+ALIKE = [*itertools.product(("Own", "LatentODE"), ADJOINTS[1:])]  # a NeuralODE in the end
+
+
 # --- the members ----------------------------------------------------------------------------------------------------
 
 OPTIONS = {
@@ -251,6 +257,7 @@ class Member:
     x: Callable[..., Any] = start_times_control
     batch_first: bool = False  # in the output, always
     known_times: bool = False
+    adjoints: dict[str, str] = field(default_factory=dict)  # refused, with the sentence
 
     def takes(self) -> dict[str, tuple]:
         values = OPTIONS | self.only
@@ -261,6 +268,7 @@ def refuse(option, *values, says):
     return dict.fromkeys(((option, value) for value in values), says)
 
 
+NO_GAUSS = {"gauss": "takes one ordinary differential equation"}
 NO_TREE = refuse("kind", "tree", says=r"is one array of shape \(\.\.\., features\)")
 NO_PAIR = refuse("kind", "array", says=r"is the pair \(x, v\)|the pair \(q, p\)|the tuple \(\(q, p\), times\)")
 DATA = refuse("times", "field", says="unexpected keyword argument 'ts'") | refuse("kind", "tree", says="one array")
@@ -283,19 +291,21 @@ FAMILY = {
     "WithCosts": Member(lambda net, still, **o: lux.WithCosts(lux.NeuralODE(net, **o), "kinetic"), loop=with_costs,
                         only={"kind": ("array", "vector")}),
     "NeuralDSDE": Member(lambda net, still, **o: lux.NeuralDSDE(net, still, **o),
-                         only={"output": ("solution", "final")}),
+                         only={"output": ("solution", "final")}, adjoints=NO_GAUSS),
     "NeuralSDE": Member(lambda net, still, **o: lux.NeuralSDE(net, still.replace(noises=True), **o),
-                        only={"output": ("ys",), "kind": ("tree", "vector")}),
+                        only={"output": ("ys",), "kind": ("tree", "vector")}, adjoints=NO_GAUSS),
     "NeuralDDE": Member(lambda net, still, **o: lux.NeuralDDE(net.replace(first=3), [0.5], **o),
                         refuses=NO_TREE | refuse("times", "sample", says=r"have shape \(times,\)"),
-                        options={"solver": diffrax.Heun(), "dt0": STEP}, known_times=True),
+                        options={"solver": diffrax.Heun(), "dt0": STEP}, known_times=True,
+                        adjoints=dict.fromkeys(ADJOINTS[1:], "a NeuralDDE has no adjoint")),
     "NeuralDAE": Member(lambda net, still, **o: lux.NeuralDAE(net.replace(first=1), same(still, Twice), **o),
                         lambda: kinds(2), constrained, NO_TREE, only={"output": ("ys",)}),
     "MassMatrixODE": Member(lambda net, still, **o: lux.MassMatrixODE(same(net, DecayAndTwice), [1, 0], **o),
                             lambda: kinds(2), constrained, NO_TREE, only={"output": ("final",)}),
     "HamiltonianODE": Member(lambda net, still, **o: lux.HamiltonianODE(same(still, Kinetic), same(net, Well), **o),
                              lambda: pairs(2), symplectic, NO_PAIR,
-                             {"solver": diffrax.SemiImplicitEuler(), "dt0": STEP, "max_steps": 8}),
+                             {"solver": diffrax.SemiImplicitEuler(), "dt0": STEP, "max_steps": 8},
+                             adjoints=NO_GAUSS | {"backsolve": "solvers that take a single term"}),
     "NeuralCDE": Member(lambda net, still, **o: lux.NeuralCDE(same(net, AlongTime), lambda x: x[..., 1:], **o),
                         lambda: kinds(1), refuses=DATA | refuse("controlled", True, says="no controlled: its data"),
                         x=data),
@@ -340,15 +350,19 @@ def taken(member: Member) -> list[dict[str, Any]]:
     return in_pairs(tuple(member.takes().items()))
 
 
+def plain(member: Member) -> dict[str, Any]:
+    """The first value of each option that the member takes."""
+    return {name: values[0] for name, values in member.takes().items()}
+
+
 def refused(member: Member) -> list[tuple[dict[str, Any], str]]:
     """The refused values one by one, with the first of all others; and times for each sample of a joint solve."""
-    plain = {name: values[0] for name, values in member.takes().items()}
     refuses = dict(member.refuses)
     if "sample" in member.takes()["times"]:
         refuses["times", "sample"] = "with batching='vmap'"
     vmap = ("times", "sample") in member.refuses
     return [
-        (plain | {name: value} | ({"batching": "vmap"} if vmap and value == "sample" else {}), says)
+        (plain(member) | {name: value} | ({"batching": "vmap"} if vmap and value == "sample" else {}), says)
         for (name, value), says in refuses.items()
     ]
 
@@ -361,18 +375,23 @@ def text(value: Any) -> str:
     return "-".join(map(str, value.values())) if isinstance(value, dict) else value if value in FAMILY else ""
 
 
-def build(name: str, case: dict[str, Any]) -> tuple[lux.Layer, Any]:
-    """The layer and its input."""
+def build(name: str, case: dict[str, Any], **more: Any) -> lux.Layer:
+    """The layer, with `more` options."""
     member = FAMILY[name]
     still = Still(case["time_dependent"], case["controlled"])
     net = same(still, Decay, draws=case["on_state_update"] == "discard")
     options = {n: v for n, v in case.items() if n not in ("times", "kind")}
     if case["times"] == "field":
         options["ts"] = TIMES[0]
-    layer = member.make(net, still, **{**member.options, **options})
-    y = jax.tree.map(jnp.asarray, member.starts()[case["kind"]])
+    return member.make(net, still, **{**member.options, **options, **more})
+
+
+def start(name: str, case: dict[str, Any], factor: Any = 1.0) -> Any:
+    """The input, from `factor` times the start."""
+    member = FAMILY[name]
+    y = jax.tree.map(lambda y: factor * jnp.asarray(y), member.starts()[case["kind"]])
     ts = {"field": None, "call": TIMES[0], "sample": TIMES}[case["times"]]
-    return layer, member.x(y, ts, control(case["batching"] == "vmap") if case["controlled"] else None)
+    return member.x(y, ts, control(case["batching"] == "vmap") if case["controlled"] else None)
 
 
 def control(of_samples: bool) -> diffrax.AbstractPath:
@@ -383,8 +402,8 @@ def control(of_samples: bool) -> diffrax.AbstractPath:
     return jax.vmap(diffrax.LinearInterpolation)(jnp.stack([ts, ts]), jnp.stack([ys, 2 * ys]))
 
 
-def expected(name: str, case: dict[str, Any]) -> list[np.ndarray]:
-    """The arrays of the output, by a loop for each sample."""
+def expected(name: str, case: dict[str, Any], factor: float = 1.0) -> list[np.ndarray]:
+    """The arrays of the output, by a loop for each sample, from `factor` times the start."""
     member, of_samples = FAMILY[name], case["batching"] == "vmap"
 
     def one(i):
@@ -392,17 +411,18 @@ def expected(name: str, case: dict[str, Any]) -> list[np.ndarray]:
             scale = 1 + i if of_samples else 1
             return (t if case["time_dependent"] else 0.0) + (scale * (1 + t) if case["controlled"] else 0.0)
 
-        start = jax.tree.map(lambda y: np.asarray(y)[i], member.starts()[case["kind"]])
+        start = jax.tree.map(lambda y: factor * np.asarray(y)[i], member.starts()[case["kind"]])
         ts = TIMES[i] if case["times"] == "sample" else TIMES[0]
         if member.loop in (oscillation, symplectic):
             return member.loop(rest, tuple(map(np.asarray, start)), ts)
         found = [member.loop(rest, np.asarray(y), ts) for y in jax.tree.leaves(start)]
         return found[0] if isinstance(found[0], tuple) else found
 
-    samples = zip(one(0), one(1), strict=True)
-    if case["output"] == "final":
-        return [np.stack([a[-1], b[-1]]) for a, b in samples]
-    return [np.stack([a, b], axis=0 if of_samples or member.batch_first else 1) for a, b in samples]
+    samples = list(zip(one(0), one(1), strict=True))
+    final = {len(samples) - 1} if name == "WithCosts" else set()  # the costs, at the end
+    final = range(len(samples)) if case["output"] == "final" else final
+    axis = 0 if of_samples or member.batch_first else 1
+    return [np.stack([a[-1], b[-1]]) if i in final else np.stack([a, b], axis) for i, (a, b) in enumerate(samples)]
 
 
 def values_of(name: str, out: Any) -> list[jax.Array]:
@@ -421,14 +441,12 @@ def drawn(st: Any) -> list[jax.Array]:
 
 @pytest.mark.parametrize(("name", "case"), TAKEN, ids=text)
 def test_what_an_equation_takes_is_the_solve(name, case):
-    layer, x = build(name, case)
+    layer, x = build(name, case), start(name, case)
     ps, st = lux.setup(jax.random.key(0), layer)
     st = lux.testmode(st)
     known = FAMILY[name].known_times
     out, after = jax.jit(lambda x_, ps, st: layer(x if known else x_, ps, st))(x, ps, st)
     for got, want in zip(values_of(name, out), expected(name, case), strict=True):
-        if name == "WithCosts" and got.ndim == 1 and case["output"] != "final":  # the costs, at the end
-            want = np.take(want, -1, axis=1 if case["batching"] == "vmap" else 0)
         np.testing.assert_allclose(got, np.reshape(want, got.shape), rtol=1e-12, atol=1e-13)
     assert jax.tree.structure(after) == jax.tree.structure(st)
     if case["on_state_update"] == "discard":  # renewed once
@@ -439,11 +457,49 @@ def test_what_an_equation_takes_is_the_solve(name, case):
 @pytest.mark.parametrize(("name", "case", "sentence"), REFUSED, ids=text)
 def test_what_an_equation_does_not_take_is_refused_by_name(name, case, sentence):
     with pytest.raises((ValueError, TypeError), match=sentence):
-        layer, x = build(name, case)
+        layer, x = build(name, case), start(name, case)
         layer(x, *lux.setup(jax.random.key(0), layer))
+
+
+@pytest.mark.parametrize(
+    ("name", "adjoint"), [pair for pair in itertools.product(FAMILY, ADJOINTS) if pair not in ALIKE]
+)
+def test_derivatives_by_every_adjoint_are_differences_of_the_loop(name, adjoint, monkeypatch):
+    """By the rate and by the start. `"direct"` is in the contract of each layer. Steps are small for `CONTINUOUS`."""
+    member = FAMILY[name]
+    here, case = sys.modules[__name__], plain(member)
+    monkeypatch.setattr(here, "STEP", 1 / 64)
+    steps = {"dt0": STEP, "max_steps": 128, "adjoint": adjoint}
+    if adjoint in member.adjoints:
+        with pytest.raises((ValueError, NotImplementedError), match=member.adjoints[adjoint]):
+            layer = build(name, case, **steps)
+            layer(start(name, case), *lux.setup(jax.random.key(0), layer))
+        return
+    layer = build(name, case, **steps)
+    ps, st = lux.setup(jax.random.key(0), layer)
+    st = lux.testmode(st)
+    assert ps.size == 1  # the rate
+
+    def loss(z):
+        out, _ = layer(start(name, case, z[1]), ps + z[0], st)
+        return sum(jnp.sum(y**2) for y in values_of(name, out))
+
+    derivative = jax.jit((jax.jacfwd if adjoint == "forward" else jax.grad)(loss))
+    got = derivative(jnp.array([0.0, 1.0]))
+
+    def by_loop(rate, factor):
+        monkeypatch.setattr(here, "RATE", rate)
+        return sum(np.sum(y**2) for y in expected(name, case, factor))
+
+    h, rate = 1e-5, RATE
+    want = [by_loop(rate + h, 1) - by_loop(rate - h, 1), by_loop(rate, 1 + h) - by_loop(rate, 1 - h)]
+    np.testing.assert_allclose(got, np.array(want) / (2 * h), rtol=1e-3 if adjoint in CONTINUOUS else 1e-7)
 
 
 def test_the_number_of_cases():
     """So that none is lost: what is taken and compared, and what is refused."""
+    adjoints = len(FAMILY) * len(ADJOINTS) - len(ALIKE)
+    refused = sum(len(member.adjoints) for member in FAMILY.values())
     print(f"{len(FAMILY)} equations: {len(TAKEN)} cases taken, {len(REFUSED)} refused")
+    print(f"{adjoints - refused} pairs with an adjoint taken, {refused} refused")
     assert {name for name, _ in TAKEN} == set(FAMILY)

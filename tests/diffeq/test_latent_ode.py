@@ -108,13 +108,6 @@ def test_the_bound_leaves_out_what_is_missing():
     np.testing.assert_allclose(gradient, np.nan_to_num(XS) / 0.25)
 
 
-def test_contract():
-    model, _, _ = latent_ode(adjoint=diffrax.DirectAdjoint(), **FIXED)
-    lux.testing.check_layer(
-        model, (jnp.asarray(TS), jnp.nan_to_num(XS)), batch_axis=None, derivatives=("reverse",), dtypes=("float32",)
-    )
-
-
 def test_training_draws_testing_does_not():
     model, ps, st = latent_ode(**FIXED)
     x = (jnp.asarray(TS), jnp.stack([XS, XS]))

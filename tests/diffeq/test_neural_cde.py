@@ -148,15 +148,7 @@ def test_counts_say_what_was_observed():
     np.testing.assert_allclose(np.log(run(layer, TS, xs)[:, 0]) * 5, [1, 2, 2, 3, 4], rtol=1e-5)
 
 
-# --- contract, batches, gradients ---------------------------------------------------------------------------------
-
-
-def test_contract():
-    """Among others: derivatives by parameters, times and data, of both modes, against finite differences."""
-    fixed = {"stepsize_controller": diffrax.ConstantStepSize(), "dt0": 0.15, "max_steps": 8}  # 1 is no multiple of it
-    data = (jnp.asarray(TS[::2]), jnp.asarray(XS[::2]))
-    layer = small(adjoint=diffrax.DirectAdjoint(), **fixed)
-    lux.testing.check_layer(layer, data, batch_axis=None, derivatives=("forward", "reverse"))
+# --- batches and gradients ------------------------------------------------------------------------------------------
 
 
 def test_gradients_by_parameters_and_data_agree_with_finite_differences_and_between_adjoints():

@@ -109,15 +109,7 @@ def test_adaptive_steps_and_solvers_with_levy_areas(solver):
     np.testing.assert_allclose(adaptive.ys[-1], fixed.ys[-1], atol=5e-3)
 
 
-# --- contract and gradients ---------------------------------------------------------------------------------------
-
-
-def test_contract():
-    """Among others: derivatives along a fixed path, of both modes, against finite differences."""
-    diffusion = lux.Chain(lux.Dense(2, 2, jnp.tanh), lambda g: g[..., None])
-    options = {"ts": [0.0, 0.2], "dt0": 0.1, "output": "final", "max_steps": 4, "adjoint": diffrax.DirectAdjoint()}
-    sde = lux.NeuralSDE(lux.Dense(2, 2), diffusion, **options)
-    lux.testing.check_layer(sde, jnp.array([1.0, -0.5]), batch_axis=None, derivatives=("forward", "reverse"))
+# --- gradients ------------------------------------------------------------------------------------------------------
 
 
 def test_checkpointed_gradients_are_those_of_direct_ones():

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 import lux_sciml as lux
-from lux_sciml.testing import check_layer
 
 NET = lux.Chain(lux.Dense(2, 3, jnp.tanh), lux.Dense(3, 1))
 
@@ -27,12 +26,6 @@ def start(dtype="float64"):
 
 
 # --- vector fields ------------------------------------------------------------------------------------------------
-
-
-def test_a_port_hamiltonian_system_keeps_the_contract():
-    field = lux.PortHamiltonian(NET, lux.Dense(2, 4), lux.Dense(2, 4), lux.Dense(2, 2))
-    x, u = np.random.default_rng(0).standard_normal((2, 3, 2))
-    check_layer(field, (x, u[:, :1]), derivatives=("reverse",), dtypes=("float32",))
 
 
 def test_the_energy_never_grows_along_a_gradient_flow():

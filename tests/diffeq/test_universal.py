@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import lux_sciml as lux
-from lux_sciml.testing import check_layer
 
 NET = lux.Chain(lux.Dense(2, 3, jnp.tanh), lux.Dense(3, 2))
 
@@ -17,10 +16,6 @@ def lotka_volterra(u, p, nets):
 
 def ude():
     return lux.UDE(lotka_volterra, {"alpha": 1.3, "delta": 2, "scale": np.array([1.0, 2.0])}, missing=NET)
-
-
-def test_the_layer_keeps_the_contract():
-    check_layer(ude(), jnp.ones((3, 2)), derivatives=("reverse",))
 
 
 def test_constants_and_nets_have_names_in_one_vector():

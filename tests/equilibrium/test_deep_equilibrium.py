@@ -8,7 +8,7 @@ import optimistix as optx
 import pytest
 
 import lux_sciml as lux
-from lux_sciml.testing import check_layer, require_test_mode
+from lux_sciml.testing import require_test_mode
 
 SMALL = lux.initializers.Normal(0.25)
 CELL = lux.Parallel(lambda a, b: jnp.tanh(a + b), lux.Dense(5, 5, use_bias=False, init_weight=SMALL), lux.Dense(3, 5))
@@ -74,11 +74,6 @@ def test_every_solver_finds_the_fixed_point_and_its_gradient(options):
 
 def deep_state(model):
     return lux.setup(jax.random.key(0), model, "float64")[1]
-
-
-def test_contract():
-    tight = {"rtol": 1e-12, "atol": 1e-12, "shape": 5}
-    check_layer(lux.DeepEquilibrium(CELL, **tight), X, dtypes=("float64",))
 
 
 @pytest.mark.parametrize("solver", [None, optx.FixedPointIteration(1e-5, 1e-5)], ids=["Anderson", "fixed-point"])

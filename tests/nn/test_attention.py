@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 import lux_sciml as lux
-from lux_sciml.testing import check_layer
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(3, 5, 4))  # batch, tokens, features
@@ -368,25 +367,3 @@ def test_a_vision_transformer_has_as_many_parameters_as_it_says(key):
     assert lux.parameter_length(block) == a_block
     assert lux.parameter_length(model) == (4 * 4 * 3 * 8 + 8) + 8 + 3 * a_block + (8 * 10 + 10)
     assert lux.output_shape(model, jnp.ones((2, 16, 16, 3))) == (2, 10)
-
-
-LAYERS = [
-    (lux.MultiHeadAttention(4, 2), X[:, :3], {}),
-    (
-        lux.MultiHeadAttention(4, 4, key_features=2, num_kv_heads=2, is_causal=True, return_weights=True),
-        (X, MEMORY),
-        {},
-    ),
-    (lux.MultiHeadAttention(4, dropout_rate=0.3), X[0], {"batch_axis": None, "derivatives": ("reverse",)}),
-    (lux.SinusoidalPositionalEmbedding(4, max_freq=2.0), X[..., 0], {}),
-    (lux.RotaryPositionalEmbedding(4), X[:, :, None], {}),
-    (lux.LearnedPositionalEmbedding(5, 4), X, {}),
-    (lux.ClassTokens(4), X, {}),
-    (lux.PatchEmbedding(2, 1, 3), RNG.normal(size=(2, 4, 4, 1)), {}),
-    (lux.TransformerEncoderBlock(4, 2, 3), X[:, :3], {"derivatives": ("reverse",)}),
-]
-
-
-@pytest.mark.parametrize(("layer", "x", "options"), LAYERS, ids=lambda value: type(value).__name__)
-def test_layers_keep_the_contract(layer, x, options):
-    check_layer(layer, x, **options)

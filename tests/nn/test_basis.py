@@ -9,7 +9,6 @@ import pytest
 import scipy.interpolate
 
 import lux_sciml as lux
-from lux_sciml.testing import check_layer
 
 RNG = np.random.default_rng(0)
 X = np.array([-1.0, -0.7, 0.0, 0.3, 1.0])
@@ -234,17 +233,3 @@ WRONG = [
 def test_wrong_options_are_refused_where_they_are_given(make, says):
     with pytest.raises((TypeError, ValueError), match=says):
         make()
-
-
-LAYERS = [
-    (lux.TensorProduct((lux.LegendreBasis(3), lux.SineBasis(2)), 2), RNG.normal(size=(3, 2)), {}),
-    (lux.Spline(KNOTS, 2), np.array([0.1, 0.6, 1.9]), {}),
-    (lux.KANLayer(2, 2), np.array([[0.1, 0.33], [-0.4, 0.77]]), {}),
-    (lux.PeriodicEmbedding((1,), (2.0,)), RNG.normal(size=(3, 2)), {}),
-    (lux.FourierFeatures(2, 4), RNG.normal(size=(3, 2)), {}),
-]
-
-
-@pytest.mark.parametrize(("layer", "x", "options"), LAYERS, ids=lambda value: type(value).__name__)
-def test_layers_keep_the_contract(layer, x, options):
-    check_layer(layer, x, **options)

@@ -9,7 +9,6 @@ import pytest
 
 import lux_sciml as lux
 from lux_sciml.core.converters import dict_of, tuple_of
-from lux_sciml.testing import check_layer
 
 A, B, C = lux.Dense(2, 3), lux.Dense(3, 4), lux.Dense(4, 2)
 X = np.linspace(-1, 1, 10).reshape(5, 2)
@@ -235,17 +234,13 @@ def test_parallel_without_a_connection_and_with_a_layer():
 @pytest.mark.parametrize(
     ("model", "x"),
     [
-        (lux.Chain(lux.Dense(2, 3, jnp.tanh), lux.Dense(3, 2)), X),
         (lux.Chain(), X),
-        (lux.SkipConnection(lux.Chain(lux.Dense(2, 2), jnp.tanh), jnp.add), X),
-        (lux.Parallel(jnp.multiply, lux.Dense(2, 3), lux.Dense(2, 3)), (X, X + 1)),
-        (lux.Parallel(None, A, A), X),
         (Pair(A, jnp.sin, lambda a, b: a[..., :2] * b), X),
         (Twice(lux.Dense(2, 2, jnp.tanh), times=3), X),
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_containers_keep_the_contract(model, x):
+def test_own_containers_keep_the_contract(model, x):
     lux.testing.check_layer(model, x)
 
 
@@ -373,20 +368,3 @@ def test_wrong_connections_and_layers_are_refused_by_name():
             lux.AlternatePrecision(dense, dtype)
     with pytest.raises(TypeError, match=r"AlternatePrecision\.dtype: "):
         lux.AlternatePrecision(dense, "half a float")
-
-
-JOINED = [
-    (lux.BranchLayer(lux.Dense(2, 3, jnp.tanh), lux.Dense(2, 3), connection=PAIR), X),
-    (lux.PairwiseFusion(PAIR, lux.Dense(2, 3, jnp.tanh)), (X, np.ones((5, 3)))),
-    (lux.Maxout([lux.Dense(2, 3)] * 2), X),
-]
-
-
-@pytest.mark.parametrize(("layer", "x"), JOINED)
-def test_joined_layers_keep_the_contract(layer, x):
-    check_layer(layer, x)
-
-
-def test_alternate_precision_keeps_the_contract():
-    check_layer(lux.AlternatePrecision(lux.Dense(2, 3), "float32"), X, derivatives=())
-    check_layer(lux.AlternatePrecision(lux.Dense(2, 3, jnp.tanh), "float64"), X)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import lux_sciml as lux
-from lux_sciml.testing import check_layer
 
 RNG = np.random.default_rng(0)
 
@@ -224,17 +223,3 @@ def test_padding_that_an_axis_cannot_give_is_refused(key):
             other(np.ones((0, 1)), ps, st)
     with pytest.raises(ValueError, match=r"^ConvTranspose\.padding_mode: expected 'zeros', got 'circular'"):
         lux.ConvTranspose(1, 1, 3, padding_mode="circular")
-
-
-LAYERS = [
-    (lux.Conv(2, 2, (2, 3), padding=((0, 1), 2), padding_mode="circular", stride=(1, 2)), (2, 3, 4, 2)),
-    (lux.Conv(1, 2, 3, padding="SAME", padding_mode="reflect"), (2, 4, 1)),
-    (lux.Conv(2, 4, 3, jnp.tanh, stride=2, padding="SAME", groups=2), (2, 5, 2)),
-    (lux.Conv(2, 3, (2, 3), dilation=(1, 2), padding=((0, 1), (2, 1))), (2, 3, 4, 2)),
-    (lux.ConvTranspose(2, 2, (3, 2), jnp.tanh, stride=2, output_padding=1, groups=2), (2, 2, 3, 2)),
-]
-
-
-@pytest.mark.parametrize(("layer", "shape"), LAYERS)
-def test_convolutions_keep_the_contract(layer, shape):
-    check_layer(layer, RNG.normal(size=shape))

@@ -9,7 +9,6 @@ import pytest
 
 import lux_sciml as lux
 from lux_sciml.core.printing import value_text
-from lux_sciml.testing import check_layer
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(6, 3))
@@ -326,35 +325,3 @@ def test_variational_dropout_keeps_its_mask_until_a_new_one_is_asked_for(key):
     assert abs(np.mean(np.asarray(first) == 0) - 0.25) < 0.02 and abs(both - 0.0625) < 0.012  # 5 standard errors
     y, st_test = layer(X, {}, lux.testmode(st))
     assert y is X and not st_test["update_mask"]
-
-
-# --- the contract -------------------------------------------------------------------------------------------------
-
-TEST = {"mode": lux.Mode.TEST}
-LAYERS = [
-    (lux.Dense(3, 4, jnp.tanh), X, {}),
-    (lux.Dense(3, 2, use_bias=False), X[0], {"batch_axis": None}),
-    (lux.BatchNorm(3, jax.nn.softplus), X, {"batch_axis": None}),
-    (lux.BatchNorm(3), IMAGES, TEST),
-    (lux.BatchNorm(3, affine=False, track_stats=False), IMAGES, {"batch_axis": None}),
-    (lux.Dropout(0.5), X, {"batch_axis": None}),
-    (lux.Dropout(0.5, axes=(-1,)), X, {}),
-    (lux.Dropout(0.5), X, TEST),
-    (lux.AlphaDropout(0.5), X, {"batch_axis": None}),
-    (lux.VariationalHiddenDropout(0.5), X, {"batch_axis": None}),
-    (lux.RReLU(), X, {"batch_axis": None}),
-    (lux.Scale(3, jnp.tanh), X, {}),
-    (lux.Bilinear(3, 2, 4, jnp.tanh), (X, X[:, :2]), {}),
-    (lux.Embedding((5, 2), 4), (np.arange(6) % 5, np.arange(6) % 2), {}),
-    (lux.Lambda(jnp.sin), X, {}),
-    (
-        lux.Chain(lux.Dense(3, 4, jnp.tanh), lux.BatchNorm(4), lux.Dropout(0.3), lux.Dense(4, 1)),
-        X,
-        {"batch_axis": None},
-    ),
-]
-
-
-@pytest.mark.parametrize(("layer", "x", "options"), LAYERS, ids=lambda value: type(value).__name__)
-def test_layers_keep_the_contract(layer, x, options):
-    check_layer(layer, x, **options)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import lux_sciml as lux
-from lux_sciml.testing import check_layer
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(1.0, 2.0, size=(4, 5, 2, 6))
@@ -158,17 +157,3 @@ def test_options_that_are_wrong_are_refused_by_name():
     ):
         with pytest.raises((TypeError, ValueError), match=says):
             make()
-
-
-CONTRACT = [
-    (lux.GroupNorm(4, 2, jnp.tanh), {}),
-    (lux.InstanceNorm(4, affine=True), {}),
-    (lux.InstanceNorm(4, track_stats=True), {"batch_axis": None}),
-    (lux.LayerNorm((2, 4)), {}),
-    (lux.RMSNorm(4), {}),
-]
-
-
-@pytest.mark.parametrize(("layer", "options"), CONTRACT, ids=lambda value: type(value).__name__)
-def test_norms_keep_the_contract(layer, options):
-    check_layer(layer, IMAGES[:2, :3, :, :4], **options)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import lux_sciml as lux
-from lux_sciml.testing import check_layer
 
 RNG = np.random.default_rng(0)
 
@@ -93,16 +92,3 @@ def test_deeponet(key):
         wrong((u, points), *lux.setup(key, wrong))
     with pytest.raises(ValueError, match=r"a tuple \(u, points\)"):
         model(u, ps, st)
-
-
-LAYERS = [
-    (lux.SpectralConv(1, 2, 2), RNG.normal(size=(2, 5, 1)), {}),
-    (lux.SpectralConv(2, 1, (1, 2)), RNG.normal(size=(2, 3, 4, 2)), {}),
-    (lux.FNO(1, 1, width=2, modes=2, depth=1), RNG.normal(size=(2, 4, 1)), {"derivatives": ("reverse",)}),
-    (lux.DeepONet(lux.Dense(2, 3), lux.Dense(1, 3)), (RNG.normal(size=(3, 2)), RNG.normal(size=(3, 4, 1))), {}),
-]
-
-
-@pytest.mark.parametrize(("layer", "x", "options"), LAYERS, ids=lambda value: type(value).__name__)
-def test_layers_keep_the_contract(layer, x, options):
-    check_layer(layer, x, **options)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import lux_sciml as lux
-from lux_sciml.testing import check_layer
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(2, 5, 6, 3))
@@ -223,25 +222,3 @@ def test_bad_options_and_inputs():
         lux.Upsample(scale=0.1)(X, {}, {})
     with pytest.raises(ValueError, match=r"a multiple of 4\), got \(2, 5, 6, 3\)"):
         lux.PixelShuffle(2)(X, {}, {})
-
-
-LAYERS = [
-    lux.MaxPool((2, 3), stride=2, padding="SAME"),
-    lux.MaxPool((2, 2), dilation=2),
-    lux.MeanPool((2, 3), padding=1, count_padding=False),
-    lux.LPPool((2, 2), p=3),
-    lux.GlobalMaxPool(),
-    lux.GlobalMeanPool(),
-    lux.GlobalLPPool(p=3),
-    lux.AdaptiveMeanPool((2, 4)),
-    lux.AdaptiveMaxPool((3, 2)),
-    lux.AdaptiveLPPool(2),
-    lux.Upsample("cubic", scale=1.5),
-    lux.Upsample(size=(3, 7)),
-    lux.PixelShuffle(1),
-]
-
-
-@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: type(layer).__name__)
-def test_pools_keep_the_contract(layer):
-    check_layer(layer, X[:, :4, :4, :2])

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import lux_sciml as lux
-from lux_sciml.testing import check_layer
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(3, 4, 2))  # batch, time, features
@@ -395,21 +394,3 @@ def test_the_cost_of_the_gradient_is_linear_in_length(key, checkpoint):
 
     (lines, small), (more_lines, large) = size(64), size(256)
     assert more_lines == lines and large < 4.5 * small
-
-
-LAYERS = [
-    (lux.RNNCell(2, 3, jax.nn.softplus), X[:, 0], {}),
-    (lux.LSTMCell(2, 3, train_carry=True), X[:, 0], {}),
-    (lux.GRUCell(2, 3, use_bias=False), (X[:, 0], RNG.normal(size=(3, 3))), {}),
-    (STACK, X[:, 0], {}),
-    (lux.Recurrence(STACK, return_carry=True, checkpoint=True), X, {}),
-    (lux.Recurrence(lux.LSTMCell(2, 3, train_carry=True), return_sequence=True), (X, None, MASK), {}),
-    (lux.BidirectionalRNN(lux.RNNCell(2, 3)), X, {"derivatives": ("reverse",)}),
-    (lux.StatefulRecurrentCell(lux.LSTMCell(2, 3), 3), X[:, 0], {"batch_axis": None}),
-    (lux.ReverseSequence(), X, {}),
-]
-
-
-@pytest.mark.parametrize(("layer", "x", "options"), LAYERS, ids=lambda value: type(value).__name__)
-def test_layers_keep_the_contract(layer, x, options):
-    check_layer(layer, x, **options)

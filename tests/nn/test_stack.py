@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import lux_sciml as lux
-from lux_sciml.testing import check_layer
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(4, 3))
@@ -179,17 +178,3 @@ def test_stacks_print_what_they_repeat():
         "    layer = Dense(2, 2),                          # 6 parameters\n"
         ")         # Total: 18 parameters."
     )
-
-
-LAYERS = [
-    (lux.Stack(lux.Chain(lux.Dense(3, 3, jnp.tanh), lux.Dropout(0.25)), 2), {"batch_axis": None}),
-    (lux.Stack(lux.Stack(lux.Dense(3, 3, jnp.tanh), 2), 2, checkpoint=True), {}),
-    (lux.Stack(BLOCK, 2), {"mode": lux.Mode.TEST}),
-    (lux.RepeatedLayer(BLOCK, 3), {"mode": lux.Mode.TEST}),
-    (lux.RepeatedLayer(INJECTED, 3, input_injection=True), {}),
-]
-
-
-@pytest.mark.parametrize(("layer", "options"), LAYERS)
-def test_stacks_keep_the_contract(layer, options):
-    check_layer(layer, X, **options)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import lux_sciml as lux
-from lux_sciml.testing import check_layer
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(4, 2))
@@ -224,21 +223,3 @@ def test_options_have_one_form():
             eval(repr(layer).split("#")[0] if "\n" not in repr(layer) else repr(layer), vars(lux) | {"jnp": jnp})
             == layer
         )
-
-
-Z = RNG.normal(size=(3, 4))
-LAYERS = [
-    (lux.MLP(2, 3, 1, norm=lux.LayerNorm, residual=True), X, {}),
-    (lux.Siren(2, 3, 1, omega=2.0, first_omega=2.0), X, {}),
-    (lux.HamiltonianNN(lux.MLP(4, 3, 1)), Z, {}),
-    (lux.LagrangianNN(lux.ConvexMLP(4, 5, 1)), Z, {"derivatives": ("reverse",)}),
-    (lux.PositiveDefinite(lux.MLP(2, 3, 2), [1.0, 2.0]), X, {}),
-    (lux.Pinned(lux.Dense(2, 3, jnp.tanh), [1.0, 2.0]), X, {}),
-    (lux.ConvexMLP(2, 3, 1), X, {}),
-    (lux.MonotoneMLP(2, 3, 1, signs=(1, -1)), X, {}),
-]
-
-
-@pytest.mark.parametrize(("layer", "x", "options"), LAYERS, ids=lambda value: type(value).__name__)
-def test_layers_keep_the_contract(layer, x, options):
-    check_layer(layer, x, **options)

@@ -7,7 +7,6 @@ import optax
 import pytest
 
 import lux_sciml as lux
-from lux_sciml.testing import check_layer
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(4, 2))
@@ -245,17 +244,3 @@ def test_debug_knows_its_checks():
     model = lux.Dense(2, 3)
     with pytest.raises(ValueError, match="'both', 'forward', 'backward', got 'none'"):
         lux.check_finite(model, check="none")
-
-
-LAYERS = [
-    (lux.Flatten(), RNG.normal(size=(2, 3, 1)), {}),
-    (lux.Reshape(1, -1), X, {}),
-    (lux.SelectDim(-1, 0), X, {}),
-    (lux.NoOp(), X, {}),
-    (lux.parameters.freeze(MODEL, which=["layer_0"]), X, {"batch_axis": None, "derivatives": ("reverse",)}),
-]
-
-
-@pytest.mark.parametrize(("layer", "x", "options"), LAYERS, ids=lambda value: type(value).__name__)
-def test_layers_keep_the_contract(layer, x, options):
-    check_layer(layer, x, **options)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import lux_sciml as lux
-from lux_sciml.testing import check_layer
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(4, 3))
@@ -292,15 +291,3 @@ def test_wrong_paths(key, wrapper):
         lux.setup(key, wrapper(lux.Dense(2, 2), ("weight.a",)))
     with pytest.raises(ValueError, match=f"{wrapper.__name__} normalizes arrays .*; 'layer_0' is a dict"):
         lux.setup(key, wrapper(NET, ("layer_0",)))
-
-
-LAYERS = [
-    (lux.WeightNorm(NET, PATHS), {}),
-    (lux.SpectralNorm(NET, PATHS), {"mode": lux.Mode.TEST}),
-    (lux.SpectralNorm(lux.Dense(3, 2)), {"derivatives": ()}),
-]
-
-
-@pytest.mark.parametrize(("layer", "options"), LAYERS)
-def test_wrappers_keep_the_contract(layer, options):
-    check_layer(layer, X, **options)
