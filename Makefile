@@ -24,6 +24,7 @@ lint: $(VENV)/lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/basedpyright --pythonpath $(BIN)/python --level error
 
 format: $(VENV)/lint
 	$(BIN)/ruff check --fix .
