@@ -8,6 +8,8 @@ from pathlib import Path
 import lux_sciml
 
 SCRIPT = """
+from typing import Any, assert_type
+
 import jax
 import jax.numpy as jnp
 import lux_sciml as lux
@@ -29,6 +31,16 @@ smaller: lux.Dense = lux.Dense(2, 3).replace(use_bias=False)
 shifted: ComponentVector = ps.replace(layer_1={"weight": 0.0}).at["layer_2"].multiply(0.5)
 gradient: ComponentVector = jax.grad(loss)(shifted)
 result = lux.minimize(loss, ps, method="L-BFGS-B")
+assert_type(lux.setup(jax.random.key(0), node), tuple[ComponentVector, dict[str, Any]])
+assert_type(lux.setup(jax.random.key(0), node, flat=False)[0], dict[str, Any])
+assert_type(node(jnp.ones(2), ps, st), tuple[Any, dict[str, Any]])
+assert_type(node.replace(ts=jnp.linspace(0.0, 1.0, 5)), lux.NeuralODE)
+assert_type(ps.at["layer_1"].set(0.0), ComponentVector)
+assert_type(ps.astype("float32"), ComponentVector)
+assert_type(ps == shifted, jax.Array)
+assert_type(ps @ shifted, jax.Array)
+assert_type(result, lux.MinimizeResult[ComponentVector])
+print(jnp.sum((ps - shifted) ** 2), lux.testmode(st)["layer_1"])
 print(result.value + 1.0, result.params.layer_1.weight, ps.layer_1.weight, st["layer_1"], ps.size + 1)
 MISTAKE
 """
@@ -36,6 +48,8 @@ MISTAKES = (
     'lux.Dense(2, "3")',  # a size that is no number
     'lux.Dense(2, 3, "tanh")',  # an activation that is no function
     "lux.NeuralODE(model, rtoll=1e-6)",  # an unknown option
+    'lux.NeuralODE(model, solver="Tsit5")',  # the name of a solver
+    "lux.NeuralODE(model, ts=1.0)",  # one time
     "smaller.in_feature",  # replace keeps the class, which has no such field
     'ps.layer_1.weight = 0.0; ps.at["layer_1"].sett(0.0); st.size',  # parameters are a vector, the state is a dict
     "result.parms",  # the result of minimize has a type

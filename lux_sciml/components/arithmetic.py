@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import numpy as np
 from .._tree import is_inexact
 
 Named = TypeVar("Named", bound="NamedArray")
+Elementwise: TypeAlias = Callable[[Any, Any], jax.Array]  # as arrays compare; `object` says that it gives a bool
 
 
 def _operand(named: Any, other: Any) -> Any:
@@ -26,8 +27,8 @@ def _operand(named: Any, other: Any) -> Any:
     return NotImplemented
 
 
-def _binary(f: Callable[[Any, Any], Any]) -> tuple[Callable, Callable]:
-    """The operator and its reflection."""
+def _binary(f: Callable[[Any, Any], Any]) -> tuple[Callable[[Any, Any], Any], Callable[[Any, Any], Any]]:
+    """The operator and its reflection. Both are `Any` to type checkers, for which `jnp` takes no arrays but JAX's."""
 
     def forward(self, other):
         other = _operand(self, other)
@@ -40,7 +41,7 @@ def _binary(f: Callable[[Any, Any], Any]) -> tuple[Callable, Callable]:
     return forward, reflected
 
 
-def _comparison(f: Callable[[Any, Any], Any]) -> Callable:
+def _comparison(f: Callable[[Any, Any], Any]) -> Elementwise:
     def compare(self, other):
         other = _operand(self, other)
         return other if other is NotImplemented else f(self.data, other)
@@ -48,7 +49,7 @@ def _comparison(f: Callable[[Any, Any], Any]) -> Callable:
     return compare
 
 
-def _unary(f: Callable[[Any], Any]) -> Callable:
+def _unary(f: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda self: make(type(self), f(self.data), self._names)
 
 
@@ -71,7 +72,8 @@ class NamedArray:
     __mod__, __rmod__ = _binary(operator.mod)
     __pow__, __rpow__ = _binary(operator.pow)
     __neg__, __pos__, __abs__ = _unary(operator.neg), _unary(operator.pos), _unary(operator.abs)
-    __eq__, __ne__ = _comparison(operator.eq), _comparison(operator.ne)
+    __eq__: ClassVar[Elementwise] = _comparison(operator.eq)  # pyright: ignore[reportIncompatibleMethodOverride]
+    __ne__: ClassVar[Elementwise] = _comparison(operator.ne)  # pyright: ignore[reportIncompatibleMethodOverride]
     __lt__, __le__ = _comparison(operator.lt), _comparison(operator.le)
     __gt__, __ge__ = _comparison(operator.gt), _comparison(operator.ge)
     __hash__ = None  # pyright: ignore[reportAssignmentType]  # as for every type whose equality is elementwise

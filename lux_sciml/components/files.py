@@ -176,7 +176,7 @@ def _imported(name: Any) -> type:
 # --- vectors in files -------------------------------------------------------------------------------------------
 
 
-def save(path: str | os.PathLike, vector: Any) -> None:
+def save(path: str | os.PathLike[str], vector: Any) -> None:
     """Write a vector to one file: NumPy's npz with the elements, and the layout as JSON; no pickle.
 
     The file is written beside `path` and then renamed, so that `path` never holds half a file. It keeps the permissions
@@ -201,7 +201,7 @@ def save(path: str | os.PathLike, vector: Any) -> None:
         np.savez(file, layout=np.asarray(layout), dtype=name, data=data.view(_raw_dtype(data.dtype)))
 
 
-def load(path: str | os.PathLike) -> ComponentVector:
+def load(path: str | os.PathLike[str]) -> ComponentVector:
     """The vector in a file, as it was saved, in the precision in force.
 
     Nothing is read before its size has been compared with that of the file. Raises `ValueError`, with the name of the
@@ -260,7 +260,7 @@ _PREFIX = ".lux_sciml-"
 
 
 @contextlib.contextmanager
-def _replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
+def _replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """A new file, which takes the place of another one, and its permissions, at the end; of a link's target."""
     target = FilePath(os.path.realpath(path))
     old = target.stat() if target.exists() else None

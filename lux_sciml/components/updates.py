@@ -1,7 +1,7 @@
 """Functional updates by path."""
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,10 @@ from .arithmetic import make
 from .layout import Layout, Leaf, agree, layout_of
 from .nodes import Path, close_container, is_module, open_container, path_string, quoted
 
+V = TypeVar("V")
 
-class At:
+
+class At(Generic[V]):
     """`cv.at[path]`, and then one of `set`, `add`, `multiply`, `apply`. Arrays tied to a changed one change with it.
 
     >>> from lux_sciml import ComponentVector
@@ -20,31 +22,32 @@ class At:
     ComponentVector(a=1, b=[20, 30])
     """
 
-    def __init__(self, cv: Any, path: Path = ()):
-        self._cv, self._path = cv, path
+    def __init__(self, cv: V, path: Path = ()):
+        self._cv: Any = cv
+        self._path = path
 
-    def __getitem__(self, path: Hashable) -> "At":
+    def __getitem__(self, path: Hashable) -> "At[V]":
         return At(self._cv, self._cv.layout.find(path)[2])
 
-    def apply(self, f: Callable[[Any], Any]) -> Any:
+    def apply(self, f: Callable[[Any], Any]) -> V:
         """`f` of every array at the path."""
         layout = self._cv.layout
         blocks = layout.split(self._cv.data)
         once = {layout.block_of[leaf.path]: leaf for leaf in layout.under(self._path)}
         return updated(self._cv, ((leaf.path, f(blocks[i])) for i, leaf in once.items()))
 
-    def set(self, value: Any) -> Any:
+    def set(self, value: Any) -> V:
         """The value, broadcast, at the path; a tree of the path's names where the path is a sub-tree."""
         if _is_number(value) or (layout_of(value) is None and getattr(value, "ndim", None) == 0):
             return self.apply(lambda _: value)
         node = self._cv.layout.find(self._path)[1]
         return updated(self._cv, ((self._path + path, new) for path, new in updates(node, value)))
 
-    def add(self, value: Any) -> Any:
+    def add(self, value: Any) -> V:
         """Every array at the path plus a value."""
         return self.apply(lambda x: x + value)
 
-    def multiply(self, value: Any) -> Any:
+    def multiply(self, value: Any) -> V:
         """Every array at the path times a value."""
         return self.apply(lambda x: x * value)
 

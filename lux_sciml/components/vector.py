@@ -117,14 +117,14 @@ class ComponentVector(NamedArray):
     def _noun(self) -> str:
         return f"a vector of {self.layout.summary()}"
 
-    def __matmul__(self, other):
+    def __matmul__(self, other: Any) -> jax.Array:
         if isinstance(other, ComponentVector):
             self._require_same_names(other)
         elif isinstance(other, NamedArray):
             return NotImplemented
         return jnp.matmul(self.data, jnp.asarray(other))
 
-    def __rmatmul__(self, other):
+    def __rmatmul__(self, other: Any) -> jax.Array:
         return jnp.matmul(jnp.asarray(other), self.data)
 
     def __len__(self) -> int:
@@ -133,7 +133,7 @@ class ComponentVector(NamedArray):
     def __iter__(self) -> Iterator[Any]:
         return (self[i] for i in range(len(self)))
 
-    def astype(self, dtype) -> "ComponentVector":
+    def astype(self, dtype: Any) -> "ComponentVector":
         """The same vector, with its data and every leaf of its layout in another floating-point type.
 
         >>> ComponentVector(a=1).astype("bfloat16").a.dtype
@@ -291,7 +291,7 @@ class ComponentVector(NamedArray):
         return updated(self, updates(self.layout, components))
 
     @property
-    def at(self) -> At:
+    def at(self) -> "At[ComponentVector]":
         """Functional updates by path: `cv.at["c.a"].set(0.0)`, `.add`, `.multiply`, `.apply`.
 
         >>> cv = ComponentVector(a=1, b={"c": [2, 3]})

@@ -8,8 +8,8 @@ How to declare an option:
     class Conv(Layer):
         in_features: int = field(converter=count)                              # Conv("a"): refused by name
         kernel_size: tuple[int, ...] = field(converter=sizes)                  # 3, [3, 3] and np.array([3, 3]) -> tuple
-        activation: Callable = field(default=identity, converter=function)     # "tanh" is refused
-        bias: Callable | None = field(default=None, converter=optional(function))
+        activation: Callable[..., Any] = field(default=identity, converter=function)     # "tanh" is refused
+        bias: Callable[..., Any] | None = field(default=None, converter=optional(function))
         padding_mode: str = field(default="zeros", converter=choice("zeros", "circular"))
 
     class Mixture(Container):

@@ -27,6 +27,12 @@ def setup(
 ) -> tuple[dict[str, Any], State]: ...
 
 
+@overload
+def setup(
+    key: jax.Array, layer: Layer | Callable[..., Any], dtype: Any = None, flat: bool = True
+) -> tuple[ComponentVector | dict[str, Any], State]: ...
+
+
 @checks_itself
 def setup(key: Any, layer: Any, dtype: Any = None, flat: bool = True) -> tuple[Any, State]:
     """The parameters and the state of a layer, in training mode.

@@ -4,7 +4,7 @@ import abc
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple, SupportsFloat, final
+from typing import Any, ClassVar, NamedTuple, SupportsFloat, TypeVar, final
 
 import diffrax
 import equinox as eqx
@@ -30,6 +30,8 @@ from .solvers.root_finding import converging
 from .solvers.runge_kutta import unrolled
 from .times import save_times
 
+T = TypeVar("T")
+
 _ADJOINTS: dict[str, Callable[..., diffrax.AbstractAdjoint]] = {
     "checkpointed": DiscreteAdjoint,
     "direct": diffrax.DirectAdjoint,
@@ -40,11 +42,11 @@ _ADJOINTS: dict[str, Callable[..., diffrax.AbstractAdjoint]] = {
 }
 
 
-def option_object(kind: type, example: str) -> Callable[[Any], Any]:
+def option_object(kind: type[T], example: str) -> Callable[[T | Constant], T | Constant]:
     """The converter of an option that is an object of diffrax; one that holds arrays becomes a Constant."""
 
     @checks_itself
-    def convert(value: Any) -> Any:
+    def convert(value: T | Constant) -> T | Constant:
         if not isinstance(value.value if isinstance(value, Constant) else value, kind):
             raise TypeError(f"expected an object such as {example}, got {value!r}")
         return Constant(value) if holds_arrays(value) else value
@@ -79,7 +81,7 @@ def _adjoint(value: str | diffrax.AbstractAdjoint) -> Any:
 
 
 output_kind = choice("solution", "ys", "final")
-_solver = option_object(diffrax.AbstractSolver, "diffrax.Tsit5()")
+solver_object = option_object(diffrax.AbstractSolver, "diffrax.Tsit5()")
 _controller = option_object(diffrax.AbstractStepSizeController, "diffrax.PIDController(rtol, atol)")
 _saveat = option_object(diffrax.SaveAt, "diffrax.SaveAt(steps=True)")
 _event = option_object(diffrax.Event, "diffrax.Event(function)")
@@ -171,16 +173,20 @@ class Equation(Layer, kw_only=True):
     ts = None  # a field of those that take it; an annotation here would put it before all of theirs
     time_dependent: bool = field(default=False, converter=flag)
     controlled: bool = field(default=False, converter=flag)
-    solver: Any = field(default=diffrax.Tsit5(), converter=_solver)
+    solver: diffrax.AbstractSolver | Constant = field(default=diffrax.Tsit5(), converter=solver_object)
     rtol: float = field(default=1e-6, converter=_tolerance)
     atol: float = field(default=1e-8, converter=_tolerance)
-    stepsize_controller: Any = field(default=None, converter=optional(_controller))
+    stepsize_controller: diffrax.AbstractStepSizeController | Constant | None = field(
+        default=None, converter=optional(_controller)
+    )
     dt0: float | None = field(default=None, converter=optional(_step_size))
     max_steps: int | None = field(default=4096, converter=optional(count))
     adjoint: str | diffrax.AbstractAdjoint = field(default="auto", converter=_adjoint)
-    saveat: Any = field(default=None, converter=optional(_saveat))
-    event: Any = field(default=None, converter=optional(_event))
-    progress_meter: Any = field(default=diffrax.NoProgressMeter(), converter=_progress_meter)
+    saveat: diffrax.SaveAt | Constant | None = field(default=None, converter=optional(_saveat))
+    event: diffrax.Event | Constant | None = field(default=None, converter=optional(_event))
+    progress_meter: diffrax.AbstractProgressMeter | Constant = field(
+        default=diffrax.NoProgressMeter(), converter=_progress_meter
+    )
     throw: bool = field(default=False, converter=flag)
     output: str = field(default="solution", converter=output_kind)
     batching: str = field(default="joint", converter=choice("joint", "vmap"))

@@ -1,11 +1,11 @@
 """Times: known or traced, checked and compared in the one precision that a solve has."""
 
+from collections.abc import Sequence
 from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy.typing import ArrayLike
 
 from .._tree import is_traced
 from ..core import Constant
@@ -17,7 +17,7 @@ def save_times(ts: None) -> None: ...
 
 
 @overload
-def save_times(ts: ArrayLike | Constant) -> Constant: ...
+def save_times(ts: Sequence[Any] | np.ndarray | jax.Array | Constant) -> Constant: ...
 
 
 @checks_itself

@@ -103,7 +103,7 @@ class Accelerated(optx.AbstractFixedPointSolver):
 
     rtol: AbstractVar[float]
     atol: AbstractVar[float]
-    norm: AbstractVar[Callable]
+    norm: AbstractVar[Callable[..., Any]]
     history_length: AbstractVar[int]
     max_growth: AbstractVar[float]
     per_sample: AbstractVar[bool]

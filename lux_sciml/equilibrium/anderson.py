@@ -1,6 +1,7 @@
 """Anderson acceleration."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 import optimistix as optx
@@ -48,7 +49,7 @@ class Anderson(Accelerated):
 
     rtol: float
     atol: float
-    norm: Callable = optx.max_norm
+    norm: Callable[..., Any] = optx.max_norm
     history_length: int = 6
     damp: float = 0.0
     regularization: float | None = None

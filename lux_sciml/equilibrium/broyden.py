@@ -1,6 +1,7 @@
 """Broyden's method with limited memory."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 import optimistix as optx
@@ -40,7 +41,7 @@ class Broyden(Accelerated):
 
     rtol: float
     atol: float
-    norm: Callable = optx.max_norm
+    norm: Callable[..., Any] = optx.max_norm
     history_length: int = 10
     max_growth: float = 10.0
     per_sample: bool = False

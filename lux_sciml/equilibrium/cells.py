@@ -78,8 +78,8 @@ class MonotoneCell(EquilibriumCell):
     in_features: int = field(converter=count)
     features: int = field(converter=count)
     margin: float = field(default=1.0, kw_only=True, converter=number)
-    init_weight: Callable = field(default=KaimingUniform(), kw_only=True, converter=function)
-    init_bias: Callable = field(default=zeros, kw_only=True, converter=function)
+    init_weight: Callable[..., Any] = field(default=KaimingUniform(), kw_only=True, converter=function)
+    init_bias: Callable[..., Any] = field(default=zeros, kw_only=True, converter=function)
 
     def __check_init__(self) -> None:
         if not self.margin > 0:

@@ -1,6 +1,7 @@
 """DeepEquilibrium: a layer whose output is the fixed point of its cell."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,7 +23,7 @@ _GUESSES = ("zero", "cell", "last")
 
 
 @checks_itself
-def _initial(value: Any) -> str | Layer:
+def _initial(value: str | Layer | Callable[..., Any]) -> str | Layer:
     """The name of a guess, or a layer that makes it."""
     if isinstance(value, str):
         if value not in _GUESSES:

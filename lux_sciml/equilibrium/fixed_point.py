@@ -3,7 +3,7 @@
 import abc
 import contextlib
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, final
+from typing import Any, ClassVar, NamedTuple, TypeAlias, final
 
 import diffrax
 import equinox as eqx
@@ -28,20 +28,20 @@ from .precision import as_real, from_real, has_half, on_reals, rounded, single, 
 from .tolerances import Tolerances, require_tolerances
 
 _TOLERANCES = (1e-5, 1e-5)
-_SOLVERS = (
-    optx.AbstractFixedPointSolver,
-    optx.AbstractRootFinder,
-    optx.AbstractLeastSquaresSolver,
-    optx.AbstractMinimiser,
-    diffrax.AbstractSolver,
+Solver: TypeAlias = (
+    optx.AbstractFixedPointSolver
+    | optx.AbstractRootFinder
+    | optx.AbstractLeastSquaresSolver
+    | optx.AbstractMinimiser
+    | diffrax.AbstractSolver
 )
 
 
 @checks_itself
-def _solver(value: Any) -> Any:
+def _solver(value: Solver | Constant | None) -> Solver | Constant | None:
     """A solver of optimistix or diffrax, or `None`."""
     value = value.value if isinstance(value, Constant) else value
-    if value is not None and not isinstance(value, _SOLVERS):
+    if value is not None and not isinstance(value, Solver):
         raise TypeError(f"expected a solver of optimistix or diffrax, such as lux.Anderson(1e-5, 1e-5), got {value!r}")
     if value is not None and not isinstance(value, diffrax.AbstractSolver):
         Tolerances.of(value)  # raises
@@ -109,7 +109,7 @@ class EquilibriumLayer(Layer, kw_only=True):
     is_root: ClassVar[bool]
     """Whether the output of the inner layer is to be zero, or else to be what it was called with."""
 
-    solver: Any = field(default=None, converter=_solver)
+    solver: Solver | Constant | None = field(default=None, converter=_solver)
     rtol: float = field(default=_TOLERANCES[0], converter=number)
     atol: float = field(default=_TOLERANCES[1], converter=number)
     max_steps: int = field(default=100, converter=count)

@@ -16,6 +16,7 @@ from ..core.printing import brief
 from ..core.static import is_traced
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 @checks_itself
@@ -36,15 +37,17 @@ def even(value: SupportsIndex) -> int:
     return n
 
 
-def one_or_each(converter: Callable[[Any], T]) -> Callable[[Any], T | tuple[T, ...]]:
+def one_or_each(converter: Callable[[T], R]) -> Callable[[T | Sequence[T] | np.ndarray], R | tuple[R, ...]]:
     """The converter of one value for all axes, or of a sequence with one for each."""
     each = tuple_of(converter)
 
     @checks_itself
-    def convert(value: Any) -> T | tuple[T, ...]:
+    def convert(value: Any) -> R | tuple[R, ...]:
         if isinstance(value, np.ndarray | jax.Array) and not is_traced(value):
             value = value.tolist()
-        return each(list(value)) if isinstance(value, Sequence) and not isinstance(value, str) else converter(value)
+        if isinstance(value, Sequence) and not isinstance(value, str):
+            return each(list(value))
+        return converter(value)  # pyright: ignore[reportArgumentType]  # narrowed to what it is not
 
     return convert
 

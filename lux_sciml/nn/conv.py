@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
@@ -21,11 +22,11 @@ class _Convolution(Sliding):
     in_features: int = field(converter=count)
     out_features: int = field(converter=count)
     kernel_size: tuple[int, ...] = field(converter=sizes)
-    activation: Callable = field(default=identity, converter=function)
+    activation: Callable[..., Any] = field(default=identity, converter=function)
     groups: int = field(default=1, converter=count, kw_only=True)
     use_bias: bool = field(default=True, converter=flag, kw_only=True)
-    init_weight: Callable | None = field(default=None, converter=optional(function), kw_only=True)
-    init_bias: Callable | None = field(default=None, converter=optional(function), kw_only=True)
+    init_weight: Callable[..., Any] | None = field(default=None, converter=optional(function), kw_only=True)
+    init_bias: Callable[..., Any] | None = field(default=None, converter=optional(function), kw_only=True)
 
     def __check_init__(self):
         if self.in_features % self.groups or self.out_features % self.groups:

@@ -1,6 +1,7 @@
 """Embedding: a table of vectors, read by index."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -30,7 +31,7 @@ class Embedding(Layer):
 
     num_embeddings: int | tuple[int, ...] = field(converter=size_or_sizes)
     features: int = field(converter=count)
-    init_weight: Callable = field(default=Normal(), converter=function, kw_only=True)
+    init_weight: Callable[..., Any] = field(default=Normal(), converter=function, kw_only=True)
 
     def init_params(self, key):
         return {"weight": self.init_weight(key, (*as_tuple(self.num_embeddings), self.features), float)}

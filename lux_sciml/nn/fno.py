@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -89,7 +90,7 @@ class FourierBlock(Container):
 
     features: int = field(converter=count)
     modes: tuple[int, ...] = field(converter=sizes)
-    activation: Callable = field(default=jax.nn.gelu, converter=function)
+    activation: Callable[..., Any] = field(default=jax.nn.gelu, converter=function)
     spectral: Layer = field(init=False)
     pointwise: Layer = field(init=False)
 
@@ -130,7 +131,7 @@ class FNO(Container):
     width: int = field(converter=count, kw_only=True)
     modes: tuple[int, ...] = field(converter=sizes, kw_only=True)
     depth: int = field(default=4, converter=count, kw_only=True)
-    activation: Callable = field(default=jax.nn.gelu, converter=function, kw_only=True)
+    activation: Callable[..., Any] = field(default=jax.nn.gelu, converter=function, kw_only=True)
     lift: Layer = field(init=False)
     blocks: tuple[Layer, ...] = field(init=False)
     project: Layer = field(init=False)

@@ -38,10 +38,10 @@ class Dense(Layer):
 
     in_features: int = field(converter=natural)
     out_features: int = field(converter=count)
-    activation: Callable = field(default=identity, converter=function)
+    activation: Callable[..., Any] = field(default=identity, converter=function)
     use_bias: bool = field(default=True, converter=flag, kw_only=True)
-    init_weight: Callable | None = field(default=None, converter=optional(function), kw_only=True)
-    init_bias: Callable | None = field(default=None, converter=optional(function), kw_only=True)
+    init_weight: Callable[..., Any] | None = field(default=None, converter=optional(function), kw_only=True)
+    init_bias: Callable[..., Any] | None = field(default=None, converter=optional(function), kw_only=True)
 
     def init_params(self, key):
         init_weight = self.init_weight or KaimingUniform(gain(self.activation))
@@ -90,10 +90,10 @@ class Scale(Layer):
     """
 
     shape: int | tuple[int, ...] = field(converter=size_or_sizes)
-    activation: Callable = field(default=identity, converter=function)
+    activation: Callable[..., Any] = field(default=identity, converter=function)
     use_bias: bool = field(default=True, converter=flag, kw_only=True)
-    init_weight: Callable = field(default=ones, converter=function, kw_only=True)
-    init_bias: Callable = field(default=zeros, converter=function, kw_only=True)
+    init_weight: Callable[..., Any] = field(default=ones, converter=function, kw_only=True)
+    init_bias: Callable[..., Any] = field(default=zeros, converter=function, kw_only=True)
 
     def init_params(self, key):
         shape = as_tuple(self.shape)
@@ -128,10 +128,10 @@ class Bilinear(Layer):
     in1_features: int = field(converter=natural)
     in2_features: int = field(converter=natural)
     out_features: int = field(converter=count)
-    activation: Callable = field(default=identity, converter=function)
+    activation: Callable[..., Any] = field(default=identity, converter=function)
     use_bias: bool = field(default=True, converter=flag, kw_only=True)
-    init_weight: Callable | None = field(default=None, converter=optional(function), kw_only=True)
-    init_bias: Callable | None = field(default=None, converter=optional(function), kw_only=True)
+    init_weight: Callable[..., Any] | None = field(default=None, converter=optional(function), kw_only=True)
+    init_bias: Callable[..., Any] | None = field(default=None, converter=optional(function), kw_only=True)
 
     def init_params(self, key):
         default = Uniform(1 / math.sqrt(max(self.in1_features, 1)))

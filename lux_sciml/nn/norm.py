@@ -63,7 +63,7 @@ class _TrackingNorm(_Norm):
     """A normalization of each feature that may keep running statistics for the test mode."""
 
     features: int = field(converter=count)
-    activation: Callable = field(default=identity, converter=function)
+    activation: Callable[..., Any] = field(default=identity, converter=function)
     track_stats: bool = field(default=True, converter=flag, kw_only=True)
     momentum: float = field(default=0.1, converter=fraction, kw_only=True)
 
@@ -201,7 +201,7 @@ class GroupNorm(_Norm):
 
     features: int = field(converter=count)
     groups: int = field(converter=count)
-    activation: Callable = field(default=identity, converter=function)
+    activation: Callable[..., Any] = field(default=identity, converter=function)
 
     def __check_init__(self):
         if self.features % self.groups:
@@ -238,7 +238,7 @@ class LayerNorm(_Norm):
     """
 
     shape: int | tuple[int, ...] = field(converter=size_or_sizes)
-    activation: Callable = field(default=identity, converter=function)
+    activation: Callable[..., Any] = field(default=identity, converter=function)
 
     def init_params(self, key):
         return self._init_affine(self.shape)

@@ -99,7 +99,7 @@ class LearnedPositionalEmbedding(Layer):
 
     tokens: int = field(converter=count)
     features: int = field(converter=count)
-    init: Callable = field(default=Normal(0.02), converter=function, kw_only=True)
+    init: Callable[..., Any] = field(default=Normal(0.02), converter=function, kw_only=True)
 
     def init_params(self, key):
         return {"embedding": self.init(key, (self.tokens, self.features), float)}

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ class ClassTokens(Layer):
     """
 
     features: int = field(converter=count)
-    init: Callable = field(default=zeros, converter=function, kw_only=True)
+    init: Callable[..., Any] = field(default=zeros, converter=function, kw_only=True)
 
     def init_params(self, key):
         return {"token": self.init(key, (self.features,), float)}
@@ -141,7 +141,7 @@ class TransformerEncoderBlock(Container):
     features: int = field(converter=count)
     num_heads: int = field(converter=count)
     hidden_features: int = field(converter=count)
-    activation: Callable = field(default=jax.nn.gelu, converter=function)
+    activation: Callable[..., Any] = field(default=jax.nn.gelu, converter=function)
     norm_first: bool = field(default=True, converter=flag, kw_only=True)
     dropout_rate: float = field(default=0.0, converter=fraction, kw_only=True)
     is_causal: bool = field(default=False, converter=flag, kw_only=True)

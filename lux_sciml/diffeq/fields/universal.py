@@ -37,7 +37,7 @@ class UDE(Container):
     (ComponentVector(alpha=1.3, delta=1.8), (3, 2))
     """
 
-    function: Callable
+    function: Callable[..., Any]
     physics: Mapping[str, Any]
     nets: Mapping[str, Layer]
 

@@ -6,7 +6,7 @@ import diffrax
 
 from ...core import Constant, Container, Layer, as_layer, field
 from ...core.parameters import parameter_tree
-from ..equation import Equation
+from ..equation import Equation, solver_object
 from ..fields.energy import EnergyGradient
 from ..solvers.symplectic import Verlet
 from ..times import save_times
@@ -48,7 +48,7 @@ class HamiltonianODE(Container, Equation):
     kinetic: Layer = field(converter=as_layer)
     potential: Layer = field(converter=as_layer)
     ts: Constant | None = field(default=None, converter=save_times)
-    solver: Any = field(default=Verlet(), kw_only=True)
+    solver: diffrax.AbstractSolver | Constant = field(default=Verlet(), converter=solver_object, kw_only=True)
 
     def __check_init__(self):
         if self.dt0 is None:

@@ -24,7 +24,9 @@ _root_finder = option_object(optimistix.AbstractRootFinder, "optimistix.Newton(r
 class _ConstrainedEquation(Equation):
     """What the differential-algebraic equations share: a solve that starts on the constraint and is saved on it."""
 
-    root_finder: Any = field(default=None, converter=optional(_root_finder), kw_only=True)
+    root_finder: optimistix.AbstractRootFinder | Constant | None = field(
+        default=None, converter=optional(_root_finder), kw_only=True
+    )
 
     @abc.abstractmethod
     def flow(self, fields: Fields) -> "_ConstrainedFlow":
@@ -143,8 +145,8 @@ class MassMatrixODE(Wrapper, _ConstrainedEquation):
 class _ConstrainedFlow(eqx.Module):
     """`dy/dt` of a differential-algebraic equation: `y = basis @ (u, z)` with the first `rank` variables `u`."""
 
-    rate: Callable
-    constraint: Callable
+    rate: Callable[..., Any]
+    constraint: Callable[..., Any]
     basis: Constant
     rank: int = eqx.field(static=True)
     root_finder: Any
@@ -192,7 +194,7 @@ class _ConstrainedFlow(eqx.Module):
 class _Rows(eqx.Module):
     """Combinations of the rows of a function's output."""
 
-    function: Callable
+    function: Callable[..., Any]
     matrix: Constant
 
     def __call__(self, t, y, ps):

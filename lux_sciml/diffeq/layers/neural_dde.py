@@ -66,7 +66,7 @@ class NeuralDDE(Wrapper, Equation):
     model: Layer = field(converter=as_layer)
     lags: tuple[float, ...] = field(converter=_lags)
     ts: Constant | None = field(default=None, converter=save_times)
-    history: Callable | None = field(default=None, converter=optional(function), kw_only=True)
+    history: Callable[..., Any] | None = field(default=None, converter=optional(function), kw_only=True)
 
     def __check_init__(self):
         if self.dt0 is not None and self.dt0 > min(self.lags) * (1 + 1e-9):

@@ -1,6 +1,6 @@
 """NeuralSDE and NeuralDSDE: layers whose output is a solution of a stochastic differential equation."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import diffrax
 import equinox as eqx
@@ -12,7 +12,7 @@ from ..._tree import describe, is_traced
 from ...components import ComponentVector
 from ...core import Constant, Container, Layer, as_layer, field
 from ...core.converters import count, optional
-from ..equation import Equation, Fields, diffeqsolve
+from ..equation import Equation, Fields, diffeqsolve, solver_object
 from ..field import Field
 from ..times import save_times
 
@@ -27,7 +27,7 @@ class _StochasticEquation(Container, Equation):
     diffusion: Layer = field(converter=as_layer)
     ts: Constant | None = field(default=None, converter=save_times)
     trajectories: int | None = field(default=None, converter=optional(count), kw_only=True)
-    solver: Any = field(default=diffrax.Euler(), kw_only=True)
+    solver: diffrax.AbstractSolver | Constant = field(default=diffrax.Euler(), converter=solver_object, kw_only=True)
 
     def __check_init__(self):
         if self.ts is not None:

@@ -1,11 +1,9 @@
 """SplitODE: a stiff part stepped implicitly, the rest explicitly."""
 
-from typing import Any
-
 import diffrax
 
 from ...core import Constant, Container, Layer, as_layer, field
-from ..equation import Equation
+from ..equation import Equation, solver_object
 from ..times import save_times
 
 
@@ -30,7 +28,7 @@ class SplitODE(Container, Equation):
     explicit: Layer = field(converter=as_layer)
     implicit: Layer = field(converter=as_layer)
     ts: Constant | None = field(default=None, converter=save_times)
-    solver: Any = field(default=diffrax.KenCarp4(), kw_only=True)
+    solver: diffrax.AbstractSolver | Constant = field(default=diffrax.KenCarp4(), converter=solver_object, kw_only=True)
 
     def terms(self, fields):
         return diffrax.MultiTerm(diffrax.ODETerm(fields["explicit"]), diffrax.ODETerm(fields["implicit"]))
