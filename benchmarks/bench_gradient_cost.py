@@ -24,7 +24,7 @@ def width_for(parameters, state):
 
 
 def case(parameters=10_000, state=2, horizon=1.0, batch=32):
-    """The figures of one configuration: parameters, evaluations, and times of gradient and floor."""
+    """The measurements of one configuration: parameters, evaluations, and times of gradient and floor."""
     width = width_for(parameters, state)
     model = lux.MLP(state, (width, width), state, last_activation=jnp.tanh)
     node = lux.NeuralODE(model, ts=np.linspace(0.0, horizon, 2), rtol=1e-4, atol=1e-6)

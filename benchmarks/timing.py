@@ -143,7 +143,7 @@ def table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
 
 
 def machine() -> None:
-    """Print what the figures were measured on."""
+    """Print what the measurements were made on."""
     import jax
 
     device = jax.devices()[0].device_kind

@@ -115,9 +115,13 @@ def cross_entropy(
 ) -> jax.Array:
     r"""Cross-entropy of classes: :math:`-\sum_k y_k \log \hat y_k`, summed over the classes along `axis`.
 
-    `prediction` holds logits or, with `logits=False`, probabilities, to which `epsilon` is added. `target` holds
-    probabilities, or labels, integers without the axis of classes; a label out of range gives NaN. `label_smoothing`
-    moves that share of the target to a uniform distribution. `optax.losses.softmax_cross_entropy`.
+    * `prediction`: logits or, with `logits=False`, probabilities, to which `epsilon` is added.
+    * `target`: probabilities, or labels, integers without the axis of classes; a label out of range gives NaN.
+    * `reduction`: `"mean"`, `"sum"` or `"none"`, over all other axes.
+    * `axis`: that of the classes.
+    * `label_smoothing`: the fraction of the target that is moved to a uniform distribution.
+
+    It is `optax.losses.softmax_cross_entropy`.
 
     >>> float(cross_entropy(jnp.array([[0.0, 0.0]]), jnp.array([1])) / jnp.log(2.0))
     1.0
@@ -140,7 +144,9 @@ def kl_divergence(
 ) -> jax.Array:
     r"""Kullback-Leibler divergence of the prediction from the target: :math:`\sum_k y_k (\log y_k - \log \hat y_k)`.
 
-    Options are those of `cross_entropy`. `optax.losses.kl_divergence`.
+    * `prediction`, `target`, `reduction`, `logits`, `axis`, `label_smoothing`, `epsilon`: as in `cross_entropy`.
+
+    It is `optax.losses.kl_divergence`.
 
     >>> float(kl_divergence(jnp.zeros((1, 2)), jnp.array([[0.5, 0.5]])))
     0.0
@@ -164,7 +170,8 @@ def focal(
 
     .. math:: -\sum_k y_k (1 - \hat y_k)^\gamma \log \hat y_k
 
-    Other options are those of `cross_entropy`, which it is with `gamma=0`.
+    * `gamma`: how much less; with zero it is `cross_entropy`.
+    * `prediction`, `target`, `reduction`, `logits`, `axis`, `epsilon`: as in `cross_entropy`.
 
     Lin et al., "Focal loss for dense object detection", ICCV 2017.
 
@@ -191,9 +198,12 @@ def binary_cross_entropy(
 ) -> jax.Array:
     r"""Cross-entropy of two classes: :math:`-y \log \hat y - (1 - y) \log(1 - \hat y)`.
 
-    `prediction` holds logits or, with `logits=False`, probabilities, to which `epsilon` is added. `target` holds
-    probabilities of the class 1, or is one value for all. `label_smoothing` moves it that share of the way to 1/2.
-    `optax.losses.sigmoid_binary_cross_entropy`.
+    * `prediction`: logits or, with `logits=False`, probabilities, to which `epsilon` is added.
+    * `target`: probabilities of the class 1, or one value for all.
+    * `reduction`: `"mean"`, `"sum"` or `"none"`.
+    * `label_smoothing`: the fraction of the way to 1/2 that the target is moved.
+
+    It is `optax.losses.sigmoid_binary_cross_entropy`.
 
     >>> float(binary_cross_entropy(jnp.zeros(3), jnp.array([0.0, 1.0, 1.0])) / jnp.log(2.0))
     1.0
@@ -215,8 +225,10 @@ def binary_focal(
 ) -> jax.Array:
     r"""Binary cross-entropy times :math:`(1 - p)^\gamma`, where :math:`p = y \hat y + (1 - y)(1 - \hat y)`.
 
-    Other options are those of `binary_cross_entropy`, which it is with `gamma=0`. See `focal`. Of logits it is
-    `optax.losses.sigmoid_focal_loss`.
+    * `gamma`: how much less weight there is on what is predicted well; with zero it is `binary_cross_entropy`.
+    * `prediction`, `target`, `reduction`, `logits`, `epsilon`: as in `binary_cross_entropy`.
+
+    See `focal`. Of logits it is `optax.losses.sigmoid_focal_loss`.
 
     >>> float(binary_focal(jnp.zeros(3), jnp.array([0.0, 1.0, 1.0])) / jnp.log(2.0))
     0.25

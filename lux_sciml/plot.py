@@ -13,6 +13,12 @@ def plot(solution: Any, *paths: str, ax: Any = None, **options: Any) -> Any:
     `solution` is a `diffrax.Solution` of a solve that started from a ComponentVector; `paths` choose components (all by
     default); `options` go to matplotlib's `Axes.plot`. Returns the axes, `ax` or new ones. Raises `TypeError` where the
     states have no names, `ImportError` without matplotlib: `pip install lux-sciml[plot]`.
+
+    >>> import lux_sciml as lux
+    >>> node = lux.NeuralODE(lux.Lambda(lambda y: -y), ts=[0.0, 0.5, 1.0])
+    >>> sol, _ = node(lux.ComponentVector(foxes=1.0, hares=2.0), {}, {})
+    >>> [line.get_label() for line in plot(sol).lines]
+    ['foxes', 'hares']
     """
     try:
         import matplotlib.pyplot as plt

@@ -1,4 +1,4 @@
-"""check_layer: one line that tells whether a layer keeps the contract; and two of its checks by themselves."""
+"""check_layer: one line that tells whether a layer keeps the contract; and two of its checks separately."""
 
 import contextlib
 import functools
@@ -247,8 +247,10 @@ def _check_empty(layer: Layer, x: Any, ps: ComponentVector, st: Any, axis: int) 
 def require_test_mode(layer: Layer, x: Any, ps: Any, st: Any, *, run: Callable[..., Any] | None = None) -> None:
     """Raise `AssertionError` unless nothing is remembered in TEST mode.
 
-    With the state that came out of a call, the next call gives the same output and the same state again. `run` is a
-    compiled `run(layer, x, ps, st)`, if there is one.
+    With the state that came out of a call, the next call gives the same output and the same state again.
+
+    * `layer`, `x`, `ps`, `st`: the layer and what it is called with, in any mode;
+    * `run`: a compiled `run(layer, x, ps, st)`, if there is one.
 
     >>> import lux_sciml as lux
     >>> layer = lux.BatchNorm(3)
@@ -360,8 +362,10 @@ def _directions(z: Any, layout: Layout, inputs: list[str]) -> Iterator[tuple[str
 def require_slope(kind: str, got: Any, expected: Any, path: str, *, rtol: float = 1e-5, value: Any = 0.0) -> None:
     """Raise `AssertionError` unless a derivative agrees with finite differences to `rtol`.
 
-    `kind` and `path` are for the sentence: "the reverse-mode derivative along `ps.weight` is ...". `value` is what was
-    differenced: the larger it is, the larger is the rounding of its differences.
+    * `got`, `expected`: the derivative and the differences, arrays of one shape;
+    * `kind`, `path`: for the sentence, "the reverse-mode derivative along `ps.weight` is ...";
+    * `rtol`: relative to the largest element;
+    * `value`: what was differenced: the larger it is, the larger is the rounding of its differences.
 
     >>> require_slope("forward-mode", jnp.cos(1.0), (jnp.sin(1.01) - jnp.sin(0.99)) / 0.02, "x", rtol=1e-3)
     """

@@ -42,7 +42,11 @@ def container_key(container: Container) -> Hashable:
 
 
 def path_string(path: Path) -> str:
-    """`("layer_0", "weight")` as `"layer_0.weight"`."""
+    """`("layer_0", "weight")` as `"layer_0.weight"`.
+
+    >>> path_string(("layers", 0, "weight"))
+    'layers.0.weight'
+    """
     return ".".join(map(str, path))
 
 

@@ -63,7 +63,11 @@ __all__ = [
 
 @checks_itself
 def function(value: Call) -> Call:
-    """A function, `jnp.tanh` say; no layer, no string."""
+    """A function, `jnp.tanh` say; no layer, no string.
+
+    >>> function(abs) is abs
+    True
+    """
     if not callable(value) or (hasattr(value, "init_params") and not isinstance(value, type)):
         raise TypeError(f"expected a function such as jnp.tanh, got {_short(value)}")
     refuse_module(value)
@@ -72,7 +76,11 @@ def function(value: Call) -> Call:
 
 @checks_itself
 def integer(value: SupportsIndex) -> int:
-    """A whole number."""
+    """A whole number.
+
+    >>> integer(np.int64(3))
+    3
+    """
     try:
         return operator.index(_not_bool(value))
     except TypeError:
@@ -81,7 +89,13 @@ def integer(value: SupportsIndex) -> int:
 
 @checks_itself
 def count(value: SupportsIndex) -> int:
-    """A whole number, one or more."""
+    """A whole number, one or more.
+
+    >>> count(0)
+    Traceback (most recent call last):
+    ...
+    ValueError: expected a whole number of at least 1, got 0
+    """
     n = integer(value)
     if n < 1:
         raise ValueError(f"expected a whole number of at least 1, got {n}")
@@ -90,7 +104,11 @@ def count(value: SupportsIndex) -> int:
 
 @checks_itself
 def number(value: SupportsFloat) -> float:
-    """A real number, as a float."""
+    """A real number, as a float.
+
+    >>> number(2)
+    2.0
+    """
     if isinstance(value, str | bytes) or np.ndim(value):  # pyright: ignore[reportArgumentType]
         raise TypeError(f"expected a number, got {_short(value)}")
     try:
@@ -101,7 +119,11 @@ def number(value: SupportsFloat) -> float:
 
 @checks_itself
 def flag(value: bool) -> bool:
-    """True or False."""
+    """True or False.
+
+    >>> flag(np.True_)
+    True
+    """
     if value not in (True, False):
         raise TypeError(f"expected True or False, got {_short(value)}")
     return bool(value)
@@ -109,18 +131,32 @@ def flag(value: bool) -> bool:
 
 @checks_itself
 def integers(value: SupportsIndex | Sequence[SupportsIndex] | np.ndarray) -> tuple[int, ...]:
-    """A tuple of whole numbers, from one, a sequence or an array of them."""
+    """A tuple of whole numbers, from one, a sequence or an array of them.
+
+    >>> integers(-1), integers(np.arange(2))
+    ((-1,), (0, 1))
+    """
     return _each(integer, value, "whole numbers")
 
 
 @checks_itself
 def sizes(value: SupportsIndex | Sequence[SupportsIndex] | np.ndarray) -> tuple[int, ...]:
-    """A tuple of whole numbers of at least 1, from one, a sequence or an array of them."""
+    """A tuple of whole numbers of at least 1, from one, a sequence or an array of them.
+
+    >>> sizes(3), sizes([3, 4])
+    ((3,), (3, 4))
+    """
     return _each(count, value, "whole numbers of at least 1")
 
 
 def choice(*names: str) -> Callable[[str], str]:
-    """The converter that takes one of the names."""
+    """The converter that takes one of the names.
+
+    >>> choice("zeros", "circular")("zero")
+    Traceback (most recent call last):
+    ...
+    ValueError: expected 'zeros' or 'circular', got 'zero'
+    """
 
     @checks_itself
     def one(value: str) -> str:
@@ -132,7 +168,11 @@ def choice(*names: str) -> Callable[[str], str]:
 
 
 def optional(converter: Callable[[T], R]) -> Callable[[T | None], R | None]:
-    """The converter that lets `None` through and converts all else."""
+    """The converter that lets `None` through and converts all else.
+
+    >>> optional(number)(None), optional(number)(2)
+    (None, 2.0)
+    """
 
     @checks_itself
     def convert(value: T | None) -> R | None:
@@ -142,7 +182,11 @@ def optional(converter: Callable[[T], R]) -> Callable[[T | None], R | None]:
 
 
 def tuple_of(converter: Callable[[T], R]) -> Callable[[Sequence[T]], tuple[R, ...]]:
-    """The converter of every item of a list or tuple."""
+    """The converter of every item of a list or tuple.
+
+    >>> tuple_of(number)([1, 2])
+    (1.0, 2.0)
+    """
 
     @checks_itself
     def convert(value: Sequence[T]) -> tuple[R, ...]:
@@ -154,7 +198,11 @@ def tuple_of(converter: Callable[[T], R]) -> Callable[[Sequence[T]], tuple[R, ..
 
 
 def dict_of(converter: Callable[[T], R]) -> Callable[[Mapping[str, T]], FrozenDict]:
-    """The converter of every value of a dict."""
+    """The converter of every value of a dict.
+
+    >>> dict(dict_of(number)({"a": 1}))
+    {'a': 1.0}
+    """
 
     @checks_itself
     def convert(value: Mapping[str, T]) -> FrozenDict:

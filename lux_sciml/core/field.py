@@ -21,6 +21,9 @@ def field(
 ) -> Any:
     """An option of a layer: as `dataclasses.field`, with a converter.
 
+    * `default`, `default_factory`, `init`, `kw_only`, `metadata`: as in `dataclasses.field`;
+    * `converter`: a function of what is given for the option, which returns what the option becomes.
+
     Whatever is assigned to the option while the layer is made, its default too, goes through `converter(value)`: before
     `__post_init__` and `__check_init__` see it, and again in `replace`. A converter therefore takes its own result as
     it is. Its `ValueError`s and `TypeError`s are raised with the name of the option in front. A subclass that declares
@@ -52,7 +55,16 @@ def field(
 
 
 def checks_itself(converter: F) -> F:
-    """A converter whose annotations are for type checkers only: it says itself what is wrong."""
+    """A converter whose annotations are for type checkers only: it says itself what is wrong.
+
+    >>> @checks_itself
+    ... def positive(value: float) -> float:
+    ...     if not value > 0:
+    ...         raise ValueError(f"expected a number above 0, got {value!r}")
+    ...     return float(value)
+    >>> positive(2)
+    2.0
+    """
     return inspect.unwrap(converter)  # of the checks that tests put around every annotated function
 
 

@@ -91,9 +91,15 @@ _progress_meter = option_object(diffrax.AbstractProgressMeter, "diffrax.TqdmProg
 class Problem(NamedTuple):
     """What one call of an equation asks for; with `batching="vmap"`, all of it for each sample along the first axis.
 
-    `y0` is where it starts, an array or a tree of them; `ts` are the times, `(times,)` or `(batch, times)`; `control`
-    is the path `u(t)` that the fields are called with too, if there is one; `data` is what else belongs to a solve,
-    such as a random key; `half` is the type that the solution is rounded to, where it is in half precision.
+    * `y0`: the initial value, an array or a tree of arrays;
+    * `ts`: the times, `(times,)` or `(batch, times)`;
+    * `control`: the path `u(t)` that the fields are called with too, if there is one;
+    * `data`: what else belongs to a solve, such as a random key;
+    * `half`: the type that the solution is rounded to, where it is in half precision.
+
+    >>> problem = Problem(jnp.ones(2), jnp.array([0.0, 1.0]))
+    >>> problem.control is None
+    True
     """
 
     y0: Any
@@ -104,7 +110,20 @@ class Problem(NamedTuple):
 
 
 class Fields(dict[str, Field]):
-    """The vector fields of an equation's children by name, for one solve; its `problem`, and the parameters `ps`."""
+    """The vector fields of an equation's children by name, for one solve; its `problem`, and the parameters `ps`.
+
+    It is what `terms` and the other hooks of an equation are called with: here the field is weighted by the last time.
+
+    >>> import lux_sciml as lux
+    >>> class Slower(lux.Wrapper, lux.Equation):
+    ...     model: lux.Layer
+    ...     def terms(self, fields):
+    ...         return diffrax.ODETerm(lambda t, y, ps: fields["model"](t, y, ps) / fields.problem.ts[-1])
+    >>> slower = Slower(lux.Lambda(jnp.negative), output="final")
+    >>> y, _ = slower((jnp.ones(1), jnp.array([0.0, 2.0])), {}, {})
+    >>> bool(jnp.allclose(y, jnp.exp(-1.0), rtol=1e-5))
+    True
+    """
 
     def __init__(self, fields: Mapping[str, Field], problem: Problem, ps: Any):
         super().__init__(fields)
@@ -361,7 +380,13 @@ class Equation(Layer, kw_only=True):
 
 
 def equation_of(layer: Any) -> Equation | None:
-    """The equation in a layer: the layer itself, or what it wraps; `None` where there is none."""
+    """The equation in a layer: the layer itself, or what it wraps; `None` where there is none.
+
+    >>> import lux_sciml as lux
+    >>> node = lux.NeuralODE(lux.Dense(3, 3))
+    >>> equation_of(lux.AugmentedODE(node, 1)) == node, equation_of(lux.Dense(2, 2))
+    (True, None)
+    """
     while isinstance(layer, Wrapper) and not isinstance(layer, Equation):
         layer = layer.child
     return layer if isinstance(layer, Equation) else None
@@ -383,8 +408,24 @@ def diffeqsolve(
 ) -> diffrax.Solution:
     """The solution from `ts[0]` to `ts[-1]`, saved at `ts`, with the options of the equation; a failed solve is NaN.
 
-    `args` of the terms are the parameters of the equation. `ts` and `controller` stand in for those of the problem and
-    of the options.
+    For the `solve` of an equation of one's own, whose default it is.
+
+    * `equation`: the options;
+    * `terms`: what the solver takes, called with the parameters of the equation as `args`;
+    * `y0`: the initial value, `fields.problem.y0` or another;
+    * `fields`: what `solve` is called with;
+    * `ts`, `controller`: in the place of those of the problem and of the options.
+
+    >>> import lux_sciml as lux
+    >>> class Doubled(lux.Wrapper, lux.Equation):
+    ...     model: lux.Layer
+    ...     def terms(self, fields):
+    ...         return diffrax.ODETerm(fields["model"])
+    ...     def solve(self, fields):
+    ...         return diffeqsolve(self, self.terms(fields), 2 * fields.problem.y0, fields)
+    >>> doubled = Doubled(lux.Lambda(jnp.zeros_like), output="final")
+    >>> doubled((jnp.ones(2), jnp.array([0.0, 1.0])), {}, {})[0]
+    Array([2., 2.], dtype=float32)
     """
     ps, ts = fields.ps, fields.problem.ts if ts is None else ts
     adjoint = equation.chosen_adjoint()

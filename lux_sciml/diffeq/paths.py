@@ -25,7 +25,7 @@ def control_path(
     * `"linear"`: straight lines; its derivative jumps at `ts`.
     * `"rectilinear"`: uses no observation before its time, for predictions while data come in. The channels are held
       while time goes on, and then jump while time is held. It is a path over `0, 1, ..., 2 times - 2`, with the
-      observations at the even numbers.
+      observations at the even indices.
 
     Kidger et al., "Neural controlled differential equations", NeurIPS 2020; Morrill et al., "Neural controlled
     differential equations for online prediction tasks", 2021. Raises `ValueError` for another interpolation and for

@@ -21,7 +21,7 @@ from .tolerances import REDUCTION, attainable
 
 HALVINGS = 8  # of a refused step, after which it is taken all the same
 
-_SMALLEST = 1e-30  # scale of a residual: with tolerances of zero, errors are still numbers that compare
+_SMALLEST = 1e-30  # scale of a residual: with tolerances of zero, errors can still be compared
 
 
 class History(eqx.Module):
@@ -95,7 +95,7 @@ class Accelerated(optx.AbstractFixedPointSolver):
 
     `y` is a tree of arrays. Complex ones have complex weights; where real and complex ones are mixed, real and
     imaginary parts count as elements of their own. Half precision is that of the iterates and of `f` alone: all else is
-    computed in single precision, and `rtol` is at least four times the spacing of numbers.
+    computed in single precision, and `rtol` is at least four times the machine epsilon.
 
     With `options={"cheap": True}` iterates are ranked by the residual in units of the tolerances, which saves the
     residual itself where nobody asks for it.
@@ -179,7 +179,7 @@ class Accelerated(optx.AbstractFixedPointSolver):
     ) -> tuple[Inexact[Array, " n"], Float[Array, ""], _Progress]:
         """The next iterate of a sample, the residual of this one, and the progress.
 
-        `eps` is the spacing of numbers in `f`; `cheap` says that iterates are ranked by their errors.
+        `eps` is the machine epsilon of `f`; `cheap` says that iterates are ranked by their errors.
         """
         g, base, best, limit = f - y, progress.base, progress.best, progress.limit
         rtol, length = attainable(self.rtol, eps), jnp.linalg.norm(f)

@@ -61,8 +61,11 @@ class MonotoneCell(EquilibriumCell):
     :math:`\alpha = m / \|I - W\|^2`, a contraction by at least :math:`\sqrt{1 - m^2 / \|I - W\|^2}`; `lux.Anderson`
     needs far fewer steps; large parameters need many all the same.
 
-    Parameters: `a`, `b_skew` `(features, features)`, `input_weight` `(in_features, features)`, `bias` `(features,)`;
-    `init_weight` and `init_bias` are their initializers.
+    * `in_features`, `features`: the sizes of `x` and `z`.
+    * `margin`: m, which bounds how sensitive the fixed point is to `x`.
+    * `init_weight`, `init_bias`: initializers of the matrices, and of the bias.
+
+    Parameters: `a`, `b_skew` `(features, features)`, `input_weight` `(in_features, features)`, `bias` `(features,)`.
 
     Winston and Kolter, "Monotone operator equilibrium networks", NeurIPS 2020. Raises `ValueError` for a margin that
     is not positive, and for an input of another number of features.

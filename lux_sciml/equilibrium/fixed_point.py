@@ -291,7 +291,7 @@ class EquilibriumLayer(Layer, kw_only=True):
     ) -> Found:
         """The solver's result; without an adjoint, inputs have no derivatives.
 
-        All solvers but ours know real numbers only.
+        All solvers but ours take real numbers only.
         """
         ours = _takes_complex(solver)
         f, y0 = (self.output, z0) if ours else (on_reals(self.output, z0), as_real(z0))

@@ -78,8 +78,11 @@ class MultiScaleCell(Container):
 class MultiScaleDEQ(DeepEquilibrium):
     """The joint fixed point of several scales: `DeepEquilibrium(MultiScaleCell(branches, fusion, after), scales)`.
 
-    `branches`, `fusion` and `after` are those of `lux.MultiScaleCell`; `scales` are the shapes of the scales, without
-    the batch. The output is a tuple of arrays `(batch, *scale)`. The options are those of `lux.DeepEquilibrium`.
+    * `branches`, `fusion`, `after`: those of `lux.MultiScaleCell`;
+    * `scales`: the shapes of the scales, without the batch;
+    * `options`: those of `lux.DeepEquilibrium`.
+
+    The output is a tuple of arrays `(batch, *scale)`.
 
     >>> import jax, jax.numpy as jnp, lux_sciml as lux
     >>> small = dict(init_weight=lux.initializers.Normal(0.1))

@@ -1,4 +1,4 @@
-"""What solvers compute in: single precision at least, and real numbers where they know no others."""
+"""What solvers compute in: single precision at least, and real numbers where they take no others."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from .._tree import is_inexact
 
 
 def spacing(tree: Any) -> float:
-    """The spacing of numbers at one, in the coarsest precision of a tree."""
+    """The machine epsilon of the coarsest precision of a tree."""
     return max((float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(tree)), default=0.0)
 
 

@@ -62,5 +62,5 @@ def require_tolerances(options: Any) -> None:
 
 
 def attainable(rtol: float, eps: float) -> float:
-    """A relative tolerance that can be met: in half precision, four times the spacing of numbers at least."""
+    """A relative tolerance that can be met: in half precision, four times the machine epsilon at least."""
     return max(rtol, 4 * eps) if eps > 1e-6 else rtol

@@ -83,8 +83,8 @@ def scaled_dot_product_attention(
 ) -> Float[Array, "... queries heads value_size"]:
     r"""Attention, :math:`\mathrm{softmax}_k(s\, q \cdot k + \mathrm{bias})\, v`, `(..., queries, heads, size)`.
 
-    `value` is `(..., keys, kv_heads, value_size)`; the other arguments are those of `attention_weights`. Values that no
-    query sees count as zeros.
+    * `query`, `key`, `mask`, `bias`, `is_causal`, `scale`: as in `attention_weights`;
+    * `value`: `(..., keys, kv_heads, value_size)`; values that no query sees count as zeros.
 
     Vaswani et al., "Attention is all you need", NeurIPS 2017; grouped queries: Ainslie et al., EMNLP 2023.
 

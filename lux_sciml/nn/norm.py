@@ -153,10 +153,15 @@ class InstanceNorm(_TrackingNorm):
 
     .. math:: y = \sigma(\gamma (x - \mu) / \sqrt{v + \epsilon} + \beta)
 
-    Input and output `(batch, *space, features)`. The options are those of `BatchNorm`, but by default there are no
-    parameters (`affine=True` makes `scale` and `bias`, both `(features,)`) and no running statistics;
-    `track_stats=True` keeps their means over the batch, as `BatchNorm` does, and uses them in test mode. State, if
-    tracked: as BatchNorm's.
+    * `features`: the size of the last axis.
+    * `activation`: a function of an array (default: the identity).
+    * `affine`: whether there are parameters `scale` :math:`\gamma` and `bias` :math:`\beta`, both `(features,)`
+      (default: no).
+    * `epsilon`: what is added to the variance.
+    * `track_stats`: whether running statistics are kept, means over the batch, and used in test mode (default: no).
+    * `momentum`: the weight of the new statistics.
+
+    Input and output `(batch, *space, features)`. State, with `track_stats`: that of `BatchNorm`.
 
     Ulyanov, Vedaldi and Lempitsky, "Instance normalization", arXiv:1607.08022. Raises `ValueError` for another number
     of features, for inputs without a spatial axis, and for a single point of space.

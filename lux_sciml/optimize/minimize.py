@@ -127,7 +127,7 @@ def minimize(
 
     What the loss reads besides its arguments (globals, variables around it, attributes, arrays that were changed in
     place, schedules of an optimizer) is read anew by every call. Only compiling is saved: a program that was compiled
-    before is taken where it computes the same, other numbers in `args` or in closed-over arrays included; where all
+    before is taken where it computes the same, other values in `args` or in closed-over arrays included; where all
     that is read is known to be unchanged, the loss is not even traced. Quasi-Newton methods need a loss without noise:
     tolerances of 1e-6 or less in the solvers inside it.
 

@@ -17,7 +17,7 @@ from .progress import NOT_FINITE_AT_START, Progress
 
 
 class _Seen(NamedTuple):
-    """An evaluation that a solver hands on as the aux of its steps: `known` is False in aux that it made up."""
+    """An evaluation that a solver passes on as the aux of its steps: `known` is False in aux that it made up."""
 
     known: jax.Array
     value: jax.Array

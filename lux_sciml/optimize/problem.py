@@ -70,7 +70,7 @@ class Problem:
         if chosen is not None:
             layout = _nested({leaf.path: leaf for leaf, used in zip(whole.blocks, chosen, strict=True) if used})
         if layout.size == 0:
-            raise ValueError("there are no parameters to fit: ps holds no numbers")
+            raise ValueError("there are no parameters to fit: ps has no elements")
         arrays, others = eqx.partition(args, eqx.is_array_like)
         arrays, state = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, (arrays, state))
         dtype = np.dtype(ps.dtype) if named else _widest(layout)
@@ -136,7 +136,7 @@ class Problem:
         )
 
     def ravel(self, params: Any) -> np.ndarray:
-        """`params` as float64 numbers `(n,)`."""
+        """`params` as a float64 array `(n,)`."""
         return np.asarray(params.data if self.named else self.layout.ravel(params, self.dtype)).astype(np.float64)
 
     def unravel(self, flat: Any) -> Any:
@@ -205,7 +205,7 @@ class Problem:
 
 
 def not_finite(**inputs: Any) -> str:
-    """Where the inputs of a loss hold numbers that are not finite, as the end of a sentence."""
+    """Where the inputs of a loss have elements that are not finite, as the end of a sentence."""
     found = []
     named = jax.tree.map(
         lambda x: x.tree() if isinstance(x, ComponentVector) else x,
@@ -216,7 +216,7 @@ def not_finite(**inputs: Any) -> str:
         if isinstance(x, float | complex) or is_inexact(x):
             wrong = int(jnp.sum(~jnp.isfinite(x)))
             where = f"{name.key}{jax.tree_util.keystr(tuple(path))}"
-            found += [f"`{where}` holds {wrong} of {jnp.size(x)} numbers that are NaN or inf"] if wrong else []
+            found += [f"`{where}` holds {wrong} of {jnp.size(x)} elements that are NaN or inf"] if wrong else []
     return f" ({'; '.join(found)})" if found else ""
 
 

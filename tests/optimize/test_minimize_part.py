@@ -146,7 +146,7 @@ def test_what_is_not_finite_at_the_start_is_named(method):
     result = lux.minimize(lambda ps, d: quadratic(ps, d["us"]), ps, method=method, args=data)
     assert not result.success
     assert result.params.equals(ps)
-    assert "`args['us']` holds 2 of 4 numbers that are NaN or inf" in result.message
+    assert "`args['us']` holds 2 of 4 elements that are NaN or inf" in result.message
 
 
 @pytest.mark.parametrize("method", METHODS, ids=["SciPy", "optax", "optimistix"])

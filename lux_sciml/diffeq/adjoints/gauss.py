@@ -41,7 +41,7 @@ class GaussAdjoint(diffrax.AbstractAdjoint):
 
     For `diffrax.diffeqsolve(adjoint=...)`, and by the name `"gauss"` in all layers. It is the adjoint for stiff
     equations and implicit solvers, whose root finders it does not differentiate; elsewhere checkpointing is faster
-    (docs/adjoints.md has the figures). The gradient is that of the exact solution, up to the tolerances, not that of
+    (docs/adjoints.md has timings). The gradient is that of the exact solution, up to the tolerances, not that of
     the discrete one. It holds the dense output of `max_steps` steps in memory, so bound these. Where the forward solve
     fails the gradient is zero, where the backward one does it is NaN.
 

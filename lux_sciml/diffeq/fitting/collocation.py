@@ -21,11 +21,14 @@ def collocate(
     and parabolas, with the weights :math:`K((t_i - t) / h)`. A vector field fitted to them,
     `jnp.mean((model(us, ps, st)[0] - dus) ** 2)`, is a first guess for a neural ODE that needs no solve.
 
-    `kernel` is a function of one array, or `"epanechnikov"`, `"uniform"`, `"triangular"`, `"quartic"`, `"triweight"`,
-    `"tricube"`, `"cosine"`, which vanish beyond distance one, or `"gaussian"`, `"logistic"`, `"sigmoid"`,
-    `"silverman"`, which do not. `bandwidth` is `h` as a part of the whole time span, by default
-    :math:`n^{-2/7} (\ln n)^{-1/16}` for n times. `at` are other times to estimate at. Linear in the data, and so
-    differentiable.
+    * `data`, `ts`: the data, `(times, ...)`, and their times, `(times,)`.
+    * `kernel`: K, a function of one array, or `"epanechnikov"`, `"uniform"`, `"triangular"`, `"quartic"`,
+      `"triweight"`, `"tricube"`, `"cosine"`, which vanish beyond distance one, or `"gaussian"`, `"logistic"`,
+      `"sigmoid"`, `"silverman"`, which do not.
+    * `bandwidth`: h as a fraction of the whole time span, by default :math:`n^{-2/7} (\ln n)^{-1/16}` for n times.
+    * `at`: other times to estimate at.
+
+    The result is linear in the data, and so differentiable.
 
     Liang, Wu, "Parameter estimation for differential equation models using a framework of measurement error in
     regression models", JASA 103, 2008; Roesch, Rackauckas, Stumpf, "Collocation based training of neural ordinary

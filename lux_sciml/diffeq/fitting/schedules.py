@@ -11,7 +11,7 @@ def growing_horizons(times: int, stages: int, *, first: int = 2) -> list[int]:
     """How many of the first `times` times each stage of a training looks at: from `first` on, evenly, up to all.
 
     A long solve from bad parameters has a rough loss; each stage starts from what the shorter one before has found.
-    Numbers that would repeat are left out, so that there may be fewer stages. Raises `ValueError` for `first` not from
+    Horizons that would repeat are left out, so that there may be fewer stages. Raises `ValueError` for `first` not from
     2 to `times`, and for no stages.
 
     >>> growing_horizons(30, 3, first=10)

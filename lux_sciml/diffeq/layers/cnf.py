@@ -20,8 +20,14 @@ from ..inputs import initial_array, initial_value
 class Density(NamedTuple):
     """What a `CNF` returns: for `x` of shape `(..., features)`, `z` of that shape, the others of shape `(...)`.
 
-    `log_prob`: the logarithm of the density of `x`; `z`: the noise it comes from; with `regularize` the costs of the
-    path between, else `None`.
+    `log_prob`: the logarithm of the density of `x`; `z`: the noise it comes from; `kinetic`, `jacobian`: with
+    `regularize` the costs of the path between, else `None`.
+
+    >>> import lux_sciml as lux
+    >>> flow = lux.CNF(lux.Chain(lux.diffeq.concat_time, lux.Dense(3, 2)))
+    >>> density, _ = flow(jnp.ones((8, 2)), *lux.setup(jax.random.key(0), flow))
+    >>> density.log_prob.shape, density.z.shape, density.kinetic
+    ((8,), (8, 2), None)
     """
 
     log_prob: jax.Array
@@ -134,6 +140,9 @@ def flow_matching(layer: CNF, x: Any, ps: Any, st: Any, *, sigma: float = 0.0) -
         E\, \| f(t, (1 - (1 - \sigma) t) z + t x) - (x - (1 - \sigma) z) \|^2
 
     over `t` in U(0, 1) and `z` in N(0, I), one of each for every sample, from `key` in the state, which is renewed.
+    * `layer`, `x`, `ps`, `st`: the `CNF` and what it is called with;
+    * `sigma`: the standard deviation around each data point at the end of its path.
+
     The norm is over features, the mean over samples. There is no solve: the model is called once, with `t` of shape
     `(..., 1)`, and may update its state.
 

@@ -12,7 +12,14 @@ from ..equation import Equation, equation_of, half_type
 
 
 class LatentPath(NamedTuple):
-    """What a `LatentODE` returns: reconstruction `(..., times, channels)`, mean and log-variance `(..., latent)`."""
+    """What a `LatentODE` returns: reconstruction `(..., times, channels)`, mean and log-variance `(..., latent)`.
+
+    The mean and the log-variance are those of where the latent path starts. Here one is made by hand:
+
+    >>> path = LatentPath(xs=jnp.zeros((5, 1)), mean=jnp.zeros(2), log_variance=jnp.zeros(2))
+    >>> float(elbo(path, jnp.zeros((5, 1)), noise=1.0, kl_weight=0.0) / jnp.log(2 * jnp.pi))
+    -2.5
+    """
 
     xs: jax.Array
     mean: jax.Array

@@ -109,9 +109,13 @@ def _mass(value: Any) -> Constant:
 class MassMatrixODE(Wrapper, _ConstrainedEquation):
     r"""The solution of :math:`M\, dy/dt = f(y)` with a constant, singular matrix `M`.
 
-    `mass` is the matrix `(n, n)`, or its diagonal `(n,)`; `model` is `f`, `(..., n) -> (..., n)`. By the singular value
-    decomposition of `M` this is a `NeuralDAE` in other coordinates: the rows of `f` that no derivative stands in are
-    the constraint. All said there holds here too, the options are the same. Raises `ValueError` for a mass matrix of
+    * `model`: the layer `f`, `(..., n) -> (..., n)`;
+    * `mass`: the matrix `(n, n)`, or its diagonal `(n,)`;
+    * `root_finder`: any root finder of optimistix, Newton's method by default;
+    * the options of `lux.Equation`.
+
+    By the singular value decomposition of `M` this is a `NeuralDAE` in other coordinates: the rows of `f` without a
+    derivative are the constraint. All that is said there holds here too. Raises `ValueError` for a mass matrix of
     another shape than `y0`, or of rank zero.
 
     >>> import jax, jax.numpy as jnp, lux_sciml as lux

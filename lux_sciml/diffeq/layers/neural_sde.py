@@ -112,7 +112,9 @@ class NeuralSDE(_StochasticEquation):
 class NeuralDSDE(_StochasticEquation):
     r"""A path of :math:`dy_i = f_i(t, y) dt + g_i(t, y) dW_i`: diagonal noise, one Brownian motion for each element.
 
-    As `NeuralSDE`, with a diffusion that has the shape of `y`.
+    * `drift`, `diffusion`: layers from `y` to its shape;
+    * `trajectories`, `solver`, `dt0`: as in `NeuralSDE`, as is all else;
+    * the options of `lux.Equation`.
 
     >>> import jax, jax.numpy as jnp, lux_sciml as lux
     >>> sde = lux.NeuralDSDE(lux.Dense(2, 2), lux.Dense(2, 2), ts=[0.0, 1.0], dt0=0.1, output="final")

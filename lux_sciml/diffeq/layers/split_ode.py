@@ -10,9 +10,11 @@ from ..times import save_times
 class SplitODE(Container, Equation):
     r"""The solution of :math:`dy/dt = f(y) + g(y)` by an implicit-explicit method: f is cheap to step, g is stiff.
 
-    `explicit` and `implicit` are layers, vector fields both, and children of these names. The solver is one of
-    diffrax's IMEX methods: `KenCarp4()` by default, `KenCarp3()`, `KenCarp5()` or `Sil3()`. Input, output and all other
-    options are those of `NeuralODE`; see `lux.Equation`.
+    * `explicit`, `implicit`: layers, the vector fields f and g, and children of these names;
+    * `solver`: one of diffrax's IMEX methods, `KenCarp4()` by default, `KenCarp3()`, `KenCarp5()` or `Sil3()`;
+    * the other options of `lux.Equation`.
+
+    Input and output are those of `NeuralODE`.
 
     Kennedy and Carpenter, "Additive Runge-Kutta schemes for convection-diffusion-reaction equations", Applied Numerical
     Mathematics 44, 2003.

@@ -136,7 +136,7 @@ def _norm_of_y(scaled_error: Any) -> jax.Array:
 
 
 def _random_like(key: jax.Array, y0: Any) -> Any:
-    """Normal random numbers in the form of `y0`."""
+    """Standard normal samples in the form of `y0`."""
     leaves, treedef = jax.tree.flatten(y0)
     keys = [key] if len(leaves) == 1 else jax.random.split(key, len(leaves))
     return treedef.unflatten([jax.random.normal(k, y.shape, y.dtype) for k, y in zip(keys, leaves, strict=True)])
