@@ -159,7 +159,7 @@ class Orthogonal(_Initializer):
 
     def __call__(self, key: Any, shape: Sequence[int], dtype: Any = float) -> jax.Array:
         dtype = jax.dtypes.canonicalize_dtype(dtype)
-        enough = jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype  # the decomposition knows no half precision
+        enough = jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype  # the decomposition has no half precision
         return jax.nn.initializers.orthogonal(self.gain)(key, shape, enough).astype(dtype)
 
 

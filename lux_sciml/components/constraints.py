@@ -1,4 +1,4 @@
-"""Bounds and constraints by name: boxes for optimisers, and maps from free to constrained parameters."""
+"""Bounds and constraints by name: boxes for optimizers, and maps from free to constrained parameters."""
 
 import abc
 import dataclasses

@@ -383,9 +383,7 @@ def concat(*vectors: ComponentVector) -> ComponentVector:
             raise TypeError(f"concat joins vectors of named components, got one of {cv.layout.summary()}")
         for name, value in cv.tree().items():
             if name in out:
-                raise ValueError(
-                    f"component {name!r} stands in two of the vectors; rename one, or nest them by keyword"
-                )
+                raise ValueError(f"component {name!r} is in two of the vectors; rename one, or nest them by keyword")
             out[name] = value
     with jax.numpy_dtype_promotion("standard"):
         dtype = jnp.result_type(*(cv.dtype for cv in vectors)) if vectors else None

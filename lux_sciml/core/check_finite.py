@@ -5,9 +5,8 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 
-from .._tree import is_inexact
+from .._tree import all_finite, is_inexact
 from .container import Wrapper
 from .layer import Layer
 from .printing import option_text
@@ -27,7 +26,7 @@ def check_finite(layer: Layer, *, check: str = "both") -> Layer:
     Outside of `jax.jit` a `FloatingPointError` is raised; inside, the compiled program raises a
     `jax.errors.JaxRuntimeError`, with the same sentence and a page around it. Raises `ValueError` for another `check`.
 
-    >>> import lux_sciml as lux
+    >>> import jax.numpy as jnp, lux_sciml as lux
     >>> model = lux.Chain(lux.Dense(2, 3), jnp.log)
     >>> ps, st = lux.setup(jax.random.key(0), model)
     >>> lux.check_finite(model)(-jnp.ones(2), ps.at["layer_0.weight"].set(1.0), st)
@@ -63,14 +62,13 @@ class _Watched(Wrapper):
 
 
 def _require_finite(tree: Any, message: str) -> Any:
-    finite = (jnp.isfinite(jax.lax.stop_gradient(leaf)) for leaf in jax.tree.leaves(tree) if is_inexact(leaf))
-    bad = [jnp.any(~ok) for ok in finite]
-    if not bad:
+    leaves = [jax.lax.stop_gradient(leaf) for leaf in jax.tree.leaves(tree) if is_inexact(leaf)]
+    if not leaves:
         return tree
-    any_bad = functools.reduce(jnp.logical_or, bad)
-    if is_traced(any_bad):
-        return eqx.error_if(tree, any_bad, message)
-    if any_bad:
+    finite = all_finite(leaves)
+    if is_traced(finite):
+        return eqx.error_if(tree, ~finite, message)
+    if not finite:
         raise FloatingPointError(message)
     return tree
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._tree import is_inexact
 from ..components.vector import refuse_reserved
 from . import converters
 from .constant import Constant
@@ -253,8 +254,7 @@ def _as_entry(value: Any) -> Entry | None:
     if isinstance(value, Mode | bool | int | float | complex):
         return Entry(Fixed(Constant(value)), "state")
     if isinstance(value, jax.Array | np.ndarray | np.generic):
-        trained = not is_random_key(value) and jnp.issubdtype(value.dtype, jnp.inexact)
-        return Entry(Fixed(Constant(value)), "parameter" if trained else "state")
+        return Entry(Fixed(Constant(value)), "parameter" if is_inexact(value) else "state")
     return None
 
 

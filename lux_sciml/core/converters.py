@@ -20,7 +20,7 @@ How to declare an option:
 
 * The annotation is what the option becomes; the converter's own annotation is what users may give. Type checkers read
   both.
-* A converter sees normalised values: tuples for lists, `FrozenDict`s for dicts, and Python's integers and booleans for
+* A converter sees normalized values: tuples for lists, `FrozenDict`s for dicts, and Python's integers and booleans for
   NumPy's and for arrays of one. This holds for options without a converter too.
 * A converter takes its own result as it is, since `replace` converts again.
 * It raises `TypeError` or `ValueError` that starts with "expected ...", or with "[i]: ..." for an item; the name of the

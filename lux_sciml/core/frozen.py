@@ -74,13 +74,6 @@ def refuse_training(st: Any) -> None:
         )
 
 
-def renewed_keys(st: Any, after: Callable[[], Any]) -> Any:
-    """The state with its random keys, if it has any, as they are in the state `after()` a call."""
-    if not any(map(is_random_key, jax.tree.leaves(st))):
-        return st
-    return jax.tree.map(lambda old, new: new if is_random_key(old) else old, st, after())
-
-
 def keys_after(layer: Layer, x: Any, ps: Any, st: Any) -> Any:
     """The state with its random keys, if it has any, as they are after the call `layer(x, ps, st)`.
 

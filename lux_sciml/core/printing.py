@@ -14,7 +14,7 @@ from .parameters import parameter_layout, state_size
 from .text import LONG, same, value_text
 
 _INDENT, _COLUMN, _COLUMN_ALONE = 4, 50, 29
-_MANY = 3  # equal neighbours, from here on, are printed once
+_MANY = 3  # equal neighbors, from here on, are printed once
 _BRIEF = 100
 _FOLDED = 20  # lines; longer models are folded in notebooks
 

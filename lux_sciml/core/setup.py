@@ -6,6 +6,7 @@ from typing import Any, Literal, overload
 import jax
 import jax.numpy as jnp
 
+from .._tree import is_inexact
 from ..components import ComponentVector
 from .field import checks_itself
 from .layer import Layer, Parameters, State, as_layer
@@ -85,10 +86,7 @@ def _cast(tree: Any, dtype: Any, running: Any) -> Any:
         types = {name: running if str(name).startswith("running_") else dtype for name in tree}
         return {name: _cast(child, types[name], running) for name, child in tree.items()}
 
-    def cast(x):
-        return x.astype(dtype) if hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.inexact) else x
-
-    return jax.tree.map(cast, tree)
+    return jax.tree.map(lambda x: x.astype(dtype) if is_inexact(x) else x, tree)
 
 
 @checks_itself

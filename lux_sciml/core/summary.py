@@ -10,6 +10,7 @@ from .container import Container, Wrapper
 from .layer import Layer
 from .printing import option_text
 from .setup import parameter_length, setup, state_length
+from .text import describe_array
 from .walk import instrument, walk
 
 
@@ -89,8 +90,7 @@ class _Recorder(Wrapper):
 
 
 def _shape(x: Any) -> str:
-    leaves = jax.tree.leaves(x)
-    texts = [f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" for leaf in leaves if hasattr(leaf, "shape")]
+    texts = [describe_array(leaf) for leaf in jax.tree.leaves(x) if hasattr(leaf, "shape")]
     return texts[0] if len(texts) == 1 else f"({', '.join(texts[:3])}{', ...' if len(texts) > 3 else ''})"
 
 

@@ -27,7 +27,7 @@ class Anderson(Accelerated):
     * `damp`: `d`, the weight of the old iterate, as in `optimistix.FixedPointIteration`.
     * `regularization`: :math:`\lambda`. It is relative, since an absolute one outgrows :math:`\Delta G^T \Delta G` near
       the solution and turns the method into averaging. `None` is 1e-10 in double and 1e-7 in single precision.
-    * `max_growth`: a step whose residual is more than so many times larger is halved (`jnp.inf`: never).
+    * `max_growth`: a step whose residual is larger by more than this factor is halved (`jnp.inf`: never).
     * `per_sample`: whether the samples along the first axis of every array have weights, guards and convergence of
       their own; otherwise all elements share them.
     * `trace`: of how many steps the residuals are kept, in `stats["residuals"]`.

@@ -21,7 +21,7 @@ class Broyden(Accelerated):
     * `rtol`, `atol`, `norm`: a residual is small where it is at most `atol + rtol |f(y)|`, element by element, in this
       norm.
     * `history_length`: how many differences are kept.
-    * `max_growth`: a step whose residual is more than so many times larger is halved: 1 is a line search for descent,
+    * `max_growth`: a step whose residual is larger by more than this factor is halved: 1 is a line search for descent,
       `jnp.inf` accepts every step.
     * `per_sample`: whether the samples along the first axis of every array have a memory, guards and convergence of
       their own.

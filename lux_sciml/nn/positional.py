@@ -54,7 +54,7 @@ class SinusoidalPositionalEmbedding(Layer):
 
 
 class RotaryPositionalEmbedding(Layer):
-    r"""Turns each pair of features by an angle that grows with the position; products of two then know their distance.
+    r"""Turns each pair of features by an angle that grows with the position, so that products depend on the distance.
 
     Input `(..., tokens, heads, features)`, or a tuple of it and the positions, which broadcast to `(..., tokens)`
     (default: 0, 1, 2, ...); output of the same shape. Feature i and feature i + features/2 are a pair, turned by
@@ -113,7 +113,7 @@ def rotary_angles(
 ) -> Float[Array, "... half"]:
     """The angles `positions * base**(-2 i / features)`, `(..., features / 2)`, of `RotaryPositionalEmbedding`.
 
-    In `dtype`, by default the floating-point type of the positions, but in float32 at least: half precision knows no
+    In `dtype`, by default the floating-point type of the positions, but in float32 at least: half precision has no
     position above 256.
 
     >>> rotary_angles(jnp.arange(3), 4, base=100.0).shape

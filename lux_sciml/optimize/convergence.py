@@ -13,7 +13,7 @@ ADVICE = "start again from the result, or take another method"
 
 
 def slope(x: np.ndarray, value: float, gradient: np.ndarray, inside: Callable[[np.ndarray], np.ndarray]) -> float:
-    """The largest change of the loss, relative to it, that the gradient foretells for a relative change of x.
+    """The largest change of the loss, relative to it, that the gradient predicts for a relative change of x.
 
     max |g_i| max(|x_i|, 1) / max(|f|, 1), with the gradient projected by `inside` onto the bounds: Dennis & Schnabel,
     *Numerical Methods for Unconstrained Optimization* (1996), section 7.2.

@@ -14,7 +14,7 @@ from .paths import find_paths, like_parameters, path_or_paths, value_at, with_va
 
 
 class Frozen(Wrapper):
-    """A layer whose chosen parameters stand in its state, where no gradient and no optimizer reaches them.
+    """A layer whose chosen parameters are kept in its state, where no gradient and no optimizer reaches them.
 
     `paths` name arrays or sub-trees, `"weight"`, `"layer_0"`, `"layer_0.weight"`; `None` freezes all parameters.
     Parameters: those that are left. State: `frozen`, the others, nested as in the layer, and `layer`, the layer's own.

@@ -63,7 +63,7 @@ class NeuralDAE(Container, _ConstrainedEquation):
     The algebraic variables are solved for inside the vector field, by Newton's method, and differentiated by the
     implicit function theorem. Newton starts from values that are integrated along, :math:`dz/dt = -g_z^{-1} (g_t + g_u
     f)`, so that one of several roots is followed. The algebraic part of the initial value is a guess, made consistent
-    first; saved values fulfil the constraint, and with a `saveat` of your own, to the tolerances of the solve.
+    first; saved values fulfill the constraint, and with a `saveat` of your own, to the tolerances of the solve.
 
     Input and output are those of `NeuralODE`; `y0` is an array `(..., n)`. Where no root is found, or :math:`g_z` is
     singular, the solve fails.
@@ -171,11 +171,11 @@ class _ConstrainedFlow(eqx.Module):
         return _each_sample(one, y)
 
     def consistent(self, t: Any, y: Any, ps: Any) -> Any:
-        """`y` with the algebraic variables that fulfil the constraint; NaN where they are not found."""
+        """`y` with the algebraic variables that fulfill the constraint; NaN where they are not found."""
         return _each_sample(lambda y: self._join(*self._solved(t, y, ps), y), y)
 
     def _solved(self, t: Any, y: Any, ps: Any) -> tuple[Any, Any]:
-        """The differential variables of one sample, and the algebraic ones that fulfil the constraint."""
+        """The differential variables of one sample, and the algebraic ones that fulfill the constraint."""
         coordinates = jnp.asarray(self.basis, y.dtype).T @ jnp.asarray(y)
         u, guess = coordinates[: self.rank], jax.lax.stop_gradient(coordinates[self.rank :])
         if guess.size == 0:

@@ -80,8 +80,8 @@ class NeuralSDE(_StochasticEquation):
     the state is a tree, for each of its arrays, all driven by the same motions. Input, output and options are those of
     `lux.Equation`; beside them
 
-    * `trajectories`: so many paths for each initial value, along a new axis behind that of the times: `ys` are `(times,
-      trajectories, *y0.shape)`, or `(batch, times, trajectories, ...)` with `batching="vmap"`;
+    * `trajectories`: the number of paths for each initial value, along a new axis after that of the times: `ys` are
+      `(times, trajectories, *y0.shape)`, or `(batch, times, trajectories, ...)` with `batching="vmap"`;
       `lux.diffeq.ensemble_moments` are their mean and variance;
     * `solver`: it says which integral is meant, Ito's with `diffrax.Euler()`, the default, and `ItoMilstein`;
       Stratonovich's with `EulerHeun`, `Heun`, `Midpoint`, `ReversibleHeun`, `SPaRK` and others;
