@@ -40,7 +40,12 @@ from jax import lax
 from jax.core import Tracer
 
 if TYPE_CHECKING:
-    from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
+    from jax.extend.core import (
+        ClosedJaxpr,  # pyright: ignore[reportPrivateImportUsage]  # jax 0.12 renames Jaxpr to it
+        Jaxpr,
+        Literal,
+        Var,
+    )
 else:
     try:
         from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
@@ -295,7 +300,7 @@ def _outside(closed: ClosedJaxpr) -> ClosedJaxpr:
             inner, variables, data = _opened(_outside(eqn.params["jaxpr"]), inside=True)
             if data:
                 new = [Var(var.aval) for var in variables]
-                params = eqn.params | {"jaxpr": inner}
+                params: dict[str, Any] = {**eqn.params, "jaxpr": inner}
                 for name, value in (("in_shardings", UNSPECIFIED), ("in_layouts", None), ("donated_invars", False)):
                     params[name] = (value,) * len(new) + params[name]
                 eqn = eqn.replace(invars=[*new, *eqn.invars], params=params)

@@ -22,6 +22,13 @@ conv = lux.Conv(1, 8, (3, 3), stride=2)
 ps, st = lux.setup(jax.random.key(0), node)
 
 
+class Decay(lux.Layer):
+    rate: float = 1.0
+
+    def forward(self, u, ps, st):
+        return -self.rate * u, st
+
+
 def loss(ps: ComponentVector) -> jax.Array:
     sol, _ = node(jnp.ones(2), ps, st)
     return jnp.sum(sol.ys**2)

@@ -106,7 +106,7 @@ class Layer(metaclass=_LayerMeta):
         return {}
 
     @abc.abstractmethod
-    def forward(self, x: Any, ps: dict[str, Any], st: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def forward(self, x: Any, ps: dict[str, Any], st: dict[str, Any], /) -> tuple[Any, dict[str, Any]]:
         """The output and the next state; a pure function of its arguments."""
 
     @checks_itself
