@@ -37,7 +37,7 @@ class compact:  # a decorator
     `lux.compact.parameter(f)` draws a parameter, and `lux.compact.state(f)` an entry of the state, by `f(key)`, anew in
     each `setup`; `lux.compact.state(array)` puts an array into the state. The result is a layer like others: it nests,
     it is called as `y, st = layer(x, ps, st)`, and it prints its body. The function must be pure apart from `self`.
-    What steers Python's control flow, how often to repeat say, goes in by a closure, since the state is traced.
+    What decides Python's control flow, such as a number of repeats, comes by a closure, since the state is traced.
 
     Raises `TypeError` for a list of layers and other things, and where it is written without parentheses; `ValueError`
     for names that a ComponentVector needs, and for names with an underscore in front.

@@ -338,20 +338,20 @@ class Equation(Layer, kw_only=True):
             if not any(len(shape) > 1 for shape in shapes):
                 error.add_note(
                     f'with batching="vmap" the first axis is that of the samples, and the shape {shapes[0]} is that of '
-                    f"{shapes[0][0]} samples of one number each: for one sample alone add an axis, y0[None], or take "
+                    f"{shapes[0][0]} samples of one element each: for one sample alone add an axis, y0[None], or take "
                     'batching="joint"'
                 )
             raise
 
     def _require_samples(self, problem: Problem) -> list[tuple[int, ...]]:
-        """The shapes of the initial value; `ValueError` unless there are equally many samples of all things."""
+        """The shapes of the initial value; `ValueError` unless all inputs have the same number of samples."""
         arrays = eqx.filter((problem.y0, problem.control, problem.data), eqx.is_array)
         shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(arrays)]
         shapes += [problem.ts.shape] if problem.ts.ndim == 2 else []
         if any(shape == () for shape in shapes) or len({shape[0] for shape in shapes}) > 1:
             raise ValueError(
                 f'a {type(self).__name__} with batching="vmap" solves for each sample along the first axis of its '
-                f"inputs, times and controls, equally many in all; got the shapes {', '.join(map(str, shapes))}"
+                f"inputs, times and controls, the same number in all; got the shapes {', '.join(map(str, shapes))}"
             )
         return shapes[: len(jax.tree.leaves(problem.y0))]
 
@@ -393,7 +393,7 @@ def equation_of(layer: Any) -> Equation | None:
 
 
 def with_equation(layer: Any, equation: Equation) -> Any:
-    """The layer with another equation in the place of its own."""
+    """The layer with another equation in place of its own."""
     return equation if isinstance(layer, Equation) else layer.replace_child(with_equation(layer.child, equation))
 
 
@@ -414,7 +414,7 @@ def diffeqsolve(
     * `terms`: what the solver takes, called with the parameters of the equation as `args`;
     * `y0`: the initial value, `fields.problem.y0` or another;
     * `fields`: what `solve` is called with;
-    * `ts`, `controller`: in the place of those of the problem and of the options.
+    * `ts`, `controller`: in place of those of the problem and of the options.
 
     >>> import lux_sciml as lux
     >>> class Doubled(lux.Wrapper, lux.Equation):

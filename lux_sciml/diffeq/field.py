@@ -20,7 +20,7 @@ class Field(eqx.Module):
     """`f(t, y, ps)` of a layer with a frozen state, or, where it has a name, of that child of a container.
 
     `ps` are the parameters of the whole equation. The layer's input is `y`, with `time_dependent` `(t, y)`; with a
-    control the pair `(y, u(t))` stands in the place of `y`.
+    control the pair `(y, u(t))` replaces `y`.
     """
 
     layer: Layer

@@ -75,7 +75,7 @@ def _ends_in(x: Any, ts: np.ndarray) -> bool:
 
 
 def split_control(name: str, x: Any, parts: tuple[str, ...]) -> tuple[Any, diffrax.AbstractPath]:
-    """The input, of these parts, without the control behind them, and it. Raises `ValueError` where it is no path."""
+    """The input, of these parts, without the control after them, and it. Raises `ValueError` where it is no path."""
     if not isinstance(x, tuple) or len(x) != len(parts) + 1 or not isinstance(x[-1], diffrax.AbstractPath):
         raise ValueError(
             f"a {name} with a control takes the tuple ({', '.join(parts)}, control), where the control is a diffrax "

@@ -20,7 +20,7 @@ from ..parameters.normalization import power_iteration
 class EquilibriumCell(Layer):
     """A cell `z' = cell((z, x))` in two parts: what needs `x` and the parameters only, and the step of `z`.
 
-    `lux.DeepEquilibrium` calls `prepare` once a solve, and `step` for every iteration. A cell of one's own subclasses
+    `lux.DeepEquilibrium` calls `prepare` once per solve, and `step` for every iteration. A cell of one's own subclasses
     this and writes the two; it may be called as a layer too. Any other layer of `(z, x)` is a cell as it is.
 
     >>> import jax, jax.numpy as jnp, lux_sciml as lux
@@ -116,7 +116,7 @@ class MonotoneCell(EquilibriumCell):
 
 
 class NormalizedCell(Wrapper, EquilibriumCell):
-    r"""A cell whose weights have a bounded norm, computed once a solve: :math:`W \min(1, c / \|W\|)`.
+    r"""A cell whose weights have a bounded norm, computed once per solve: :math:`W \min(1, c / \|W\|)`.
 
     It holds for every array of two or more dimensions among the cell's parameters, as a matrix with the last axis as
     its columns. Parameters and state are the cell's own. With 1-Lipschitz activations a bound below 1 makes a cell of

@@ -54,7 +54,7 @@ class DeepEquilibrium(Container, EquilibriumLayer):
 
     The cell is a layer of the pair: `cell((z, x), ps, st)` returns the next `z`, an array, a `ComponentVector` or a
     pytree of arrays, real or complex, of the structure, shapes and dtypes of the one that it got. A
-    `lux.EquilibriumCell` prepares once a solve what `z` does not change. The output is `z`. Options, besides those of
+    `lux.EquilibriumCell` prepares once per solve what `z` does not change. The output is `z`. Options, besides those of
     `lux.EquilibriumLayer`:
 
     * `shape`: that of `z`. `None`: as `x`; a number `n`: as `x`, with `n` as its last axis; a tuple: after the first

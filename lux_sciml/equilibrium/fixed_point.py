@@ -191,7 +191,7 @@ class EquilibriumLayer(Layer, kw_only=True):
         return tuple(rounded(z, like) for z in zs), stats, after
 
     def _prepared(self, x: Any, ps: Any, st: Any) -> Args:
-        """What is computed once a solve, with the parameters and the state."""
+        """What is computed once per solve, with the parameters and the state."""
         layer = self._layer()
         with self._named():
             return (layer.prepare(x, ps, st) if isinstance(layer, EquilibriumCell) else x), ps, st
@@ -370,10 +370,10 @@ def fitting_guess(step: Callable[[Any], Any], z: Any) -> Any:
 
 
 def _require_samples(z0: Any, x: Any) -> None:
-    """Raise `ValueError` unless all that has a sample for each solve has equally many."""
+    """Raise `ValueError` unless all inputs have the same number of samples."""
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves((z0, x))]
     if any(shape == () for shape in shapes) or len({shape[0] for shape in shapes}) > 1:
         raise ValueError(
-            'batching="vmap" solves for each sample along the first axis of all inputs, equally many in all; got the '
-            f"shapes {', '.join(map(str, shapes))}"
+            'batching="vmap" solves for each sample along the first axis of all inputs, the same number in all; got '
+            f"the shapes {', '.join(map(str, shapes))}"
         )

@@ -110,7 +110,7 @@ def visible(mask: Any, is_causal: bool, queries: int, keys: int) -> Array | None
 
 
 def without_hidden(x: Array, seen: Array | None, trailing: int) -> Array:
-    """`x` `(..., keys, ...)`, with `trailing` axes behind the keys, where keys that no query sees are zero.
+    """`x` `(..., keys, ...)`, with `trailing` axes after the keys, where keys that no query sees are zero.
 
     Before the computation, not after it: what is masked later only has the gradient 0 * NaN where it is NaN.
     """
@@ -118,7 +118,7 @@ def without_hidden(x: Array, seen: Array | None, trailing: int) -> Array:
 
 
 def without_blind(x: Array, seen: Array | None, trailing: int) -> Array:
-    """`x` `(..., queries, ...)`, with `trailing` axes behind the queries, where queries that see no key are zero."""
+    """`x` `(..., queries, ...)`, with `trailing` axes after the queries, where queries that see no key are zero."""
     return x if seen is None else _where_any(x, seen, -1, trailing)
 
 

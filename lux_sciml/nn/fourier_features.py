@@ -27,7 +27,7 @@ class PeriodicEmbedding(Layer):
 
     Input `(..., features)`. The inputs of `indices`, with their `periods`, leave their places; the others come first,
     then the sines, then the cosines: `(..., features + len(indices))`. Raises `ValueError` where indices and periods
-    are not equally many, or an index is beyond the features.
+    differ in number, or an index is beyond the features.
 
     Zhang et al., "Transfer learning enhanced DeepONet", arXiv:2204.05980, section 2.2, and Boltz.jl.
 

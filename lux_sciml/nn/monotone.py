@@ -74,7 +74,7 @@ class MonotoneMLP(Container):
     last layer. Children: `layer_0`, `layer_1`, .... Input `(..., in_features)`, output `(..., out_features)`. Options:
 
     * `in_features`, `hidden_features`, `out_features`: the widths; the hidden ones are a tuple, or one number;
-    * `activation`: must not decrease; one that bends both ways, `tanh` (the default), can fit any monotone function;
+    * `activation`: must not decrease; `tanh`, the default, can fit any monotone function, a convex one cannot;
     * `signs`: 1 or -1 for each input; where it is -1, the output falls with that input.
 
     Sill, "Monotonic networks", NeurIPS 1997. Raises `ValueError` for signs other than 1 and -1, one for each input.

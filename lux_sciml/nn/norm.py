@@ -90,7 +90,7 @@ class _TrackingNorm(_Norm):
         else:
             count = math.prod(x.shape[axis] for axis in axes)
             if count < 2:
-                raise ValueError(f"{brief(self)} needs more than one value a feature, got shape {x.shape}")
+                raise ValueError(f"{brief(self)} needs more than one value per feature, got shape {x.shape}")
             mean, var = jnp.mean(widened(x), axes, keepdims=True), jnp.var(widened(x), axes, keepdims=True)
             if self.track_stats:
                 st = {**st, **self._moved(st, mean, var * (count / (count - 1)))}
@@ -133,7 +133,7 @@ class BatchNorm(_TrackingNorm):
     `(features,)` and never narrower than float32 (`lux.setup`), and `mode`.
 
     Ioffe and Szegedy, "Batch normalization", ICML 2015. Raises `ValueError` for another number of features, and where
-    the statistics are those of a batch with a single value a feature.
+    the statistics are those of a batch with a single value per feature.
 
     >>> import jax, jax.numpy as jnp, lux_sciml as lux
     >>> layer = lux.BatchNorm(3, momentum=0.5)
@@ -164,7 +164,7 @@ class InstanceNorm(_TrackingNorm):
     Input and output `(batch, *space, features)`. State, with `track_stats`: that of `BatchNorm`.
 
     Ulyanov, Vedaldi and Lempitsky, "Instance normalization", arXiv:1607.08022. Raises `ValueError` for another number
-    of features, for inputs without a spatial axis, and for a single point of space.
+    of features, for inputs without a spatial axis, and for a single spatial position.
 
     >>> import jax, jax.numpy as jnp, lux_sciml as lux
     >>> layer = lux.InstanceNorm(3)

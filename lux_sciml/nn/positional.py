@@ -1,4 +1,4 @@
-"""Where a token stands: sinusoidal, rotary and learned embeddings of positions.
+"""Where a token is: sinusoidal, rotary and learned embeddings of positions.
 
 Positions and angles are computed in float32 at least; what is made of them is rounded at the end.
 """

@@ -278,7 +278,7 @@ def _moved(tree: Any, source: int, to: int) -> Any:
 
 
 def _where(keep: Any, new: Any, old: Any) -> Any:
-    """Choose by sample; the leaves have axes behind those of the mask."""
+    """Choose by sample; the leaves have axes after those of the mask."""
 
     def choose(a, b):
         return jnp.where(jnp.reshape(keep, keep.shape + (1,) * (a.ndim - keep.ndim)), a, b)

@@ -32,8 +32,8 @@ class Spline(Layer):
       whose second derivatives are continuous, and zero at the ends; it is linear in the values;
     * `init_values`: draws the values at the knots; zeros by default.
 
-    Parameter: `knot_values` `(len(knots), out_features)`. Beyond the ends the last pieces go on. Positions are computed
-    in float32 at least.
+    Parameter: `knot_values` `(len(knots), out_features)`. The outermost pieces extend beyond the ends. Positions are
+    computed in float32 at least.
 
     de Boor, "A practical guide to splines", 1978. Raises `ValueError` for knots that do not increase, also where two of
     them are one in the precision of the input, and for another `kind`.

@@ -120,7 +120,7 @@ def minimize(
       ComponentVector; bounds are those of all components.
     * `options`: SciPy's options of the method, or the options of the optimistix solver.
 
-    Where the loss or its gradient is not finite, no method is led astray: SciPy sees a finite barrier there, and starts
+    Where the loss or its gradient is not finite, no method is misled: SciPy sees a finite barrier there, and starts
     once more from the best point where it gave up; optax tries the step again at half its length; optimistix rejects
     the step, where its solver has a line search. A run that fails, or that Ctrl-C ends, returns the best parameters so
     far with `success=False` and a message that says why.

@@ -202,7 +202,7 @@ def test_too_few_steps_are_nan():
         ),
         (
             lambda: run(LINEAR.replace(batching="vmap"), (X, X[:2])),
-            r'a CNF with batching="vmap" .* equally many in all; got the shapes \(3, 2\), \(2, 2\)',
+            r'a CNF with batching="vmap" .* the same number in all; got the shapes \(3, 2\), \(2, 2\)',
         ),
     ],
 )

@@ -285,7 +285,7 @@ AUGMENTED = lux.AugmentedODE(lux.NeuralODE(lux.Dense(3, 3)), 1)
         (lambda: lux.NeuralODE(lambda t, y, args: y), r"take one argument, y, or .*got a function of \(t, y, args\)"),
         (lambda: lux.NeuralODE(NET, [0.0, 1.0], time_dependent=True, controlled="no"), "controlled: expected True or"),
         (lambda: jax.jit(lambda ts: lux.NeuralODE(NET, ts))(jnp.arange(3.0)), "ts is a traced array"),
-        (lambda: run(lux.NeuralODE(NET, [0.0, 1.0], batching="vmap"), jnp.ones(2)), "2 samples of one number each"),
+        (lambda: run(lux.NeuralODE(NET, [0.0, 1.0], batching="vmap"), jnp.ones(2)), "2 samples of one element each"),
         (lambda: lux.NeuralODE(NET, saveat=diffrax.SaveAt(steps=True), output="final"), "the last value that `saveat`"),
         (lambda: lux.NeuralODE(NET, saveat=diffrax.SaveAt(dense=True), output="final"), "the last value that `saveat`"),
         (lambda: lux.NeuralODE(NET, rtol=0.0, atol=0.0), "one of the tolerances is above zero"),

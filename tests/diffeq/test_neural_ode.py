@@ -390,7 +390,7 @@ def solved(u0, **options):
             lambda: lux.NeuralODE(LINEAR, batching="vmap")(
                 (jnp.ones((3, 2)), np.array([TS, TS])), linear_parameters(), {}
             ),
-            r"equally many in all; got the shapes \(3, 2\), \(2, \d+\)",
+            r"the same number in all; got the shapes \(3, 2\), \(2, \d+\)",
         ),
         (
             lambda: lux.NeuralODE(LINEAR, ts=TS, rtol=1e-3, stepsize_controller=diffrax.ConstantStepSize()),

@@ -201,7 +201,7 @@ def test_it_prints():
         ),
         (
             lambda: lux.GradientFlow(lux.Lambda(jnp.square))(jnp.ones(2), {}, {}),
-            r"one number for each sample.*gives \(2,\)",
+            r"one element for each sample.*gives \(2,\)",
         ),
         (
             lambda: lux.PortHamiltonian(kinetic)(jnp.ones(3), {"hamiltonian": {}}, {"hamiltonian": {}}),

@@ -212,7 +212,7 @@ def test_batch_norm_refuses_what_it_cannot_normalize(key):
     for shape in ((3,), (4, 2)):
         with pytest.raises(ValueError, match=r"BatchNorm\(3\) expects inputs of shape \(batch, \.\.\., 3\), got"):
             layer(jnp.zeros(shape), ps, st)
-    with pytest.raises(ValueError, match=r"more than one value a feature, got shape \(1, 3\)"):
+    with pytest.raises(ValueError, match=r"more than one value per feature, got shape \(1, 3\)"):
         layer(jnp.zeros((1, 3)), ps, st)
     assert layer(jnp.zeros((1, 3)), ps, lux.testmode(st))[0].shape == (1, 3)
 

@@ -134,7 +134,7 @@ def test_wrong_features_ranks_and_groups(key):
     for layer, shape, says in (
         (lux.GroupNorm(6, 2), (4, 5), r"GroupNorm\(6, 2\) expects inputs of shape \(batch, \.\.\., 6\), got \(4, 5\)"),
         (lux.InstanceNorm(6), (4, 6), r"InstanceNorm\(6\) .* \(batch, space, \.\.\., 6\), got \(4, 6\)"),
-        (lux.InstanceNorm(6), (4, 1, 6), r"needs more than one value a feature, got shape \(4, 1, 6\)"),
+        (lux.InstanceNorm(6), (4, 1, 6), r"needs more than one value per feature, got shape \(4, 1, 6\)"),
         (lux.LayerNorm((2, 6)), (4, 6), r"LayerNorm\(\(2, 6\)\) .* \(\.\.\., 2, 6\), got \(4, 6\)"),
         (lux.RMSNorm(6), (6, 4), r"RMSNorm\(6\) .* \(\.\.\., 6\), got \(6, 4\)"),
     ):

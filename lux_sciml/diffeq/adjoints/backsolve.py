@@ -15,7 +15,7 @@ from .same_steps import SameSteps
 class BacksolveAdjoint(diffrax.BacksolveAdjoint):
     """As `diffrax.BacksolveAdjoint`; where the solve backward fails, its gradient is NaN, and not where it has ended.
 
-    Without a cotangent, as for a solve that has failed, the gradient is zero. `diffrax.StepTo` is turned round.
+    Without a cotangent, as for a solve that has failed, the gradient is zero. `diffrax.StepTo` is reversed.
     """
 
     @property

@@ -229,7 +229,7 @@ def _solve_backward(
         return lax.while_loop(reached, jump, (a, left))
 
     def until(following, left, keep: jax.typing.ArrayLike = True):
-        """The end of the next step: a saved time, where there is one before, or just behind."""
+        """The end of the next step: a saved time, where there is one before, or just after."""
         stop = jnp.where(left > 0, -ts[left - 1], end)
         close = jnp.where(keep, 100 * jnp.finfo(ts.dtype).eps * jnp.abs(following), 0)
         return jnp.where(following > stop - close, stop, following)
@@ -293,7 +293,7 @@ def _solve_backward(
 def _backward_controller(
     adjoint: GaussAdjoint, forward: diffrax.AbstractStepSizeController, ts: jax.Array
 ) -> tuple[diffrax.AbstractStepSizeController, Any, Any]:
-    """Of the backward solve, with its tolerances: the forward one, turned round; its steps, where they are fixed."""
+    """Of the backward solve, with its tolerances: the forward one, reversed; its steps, where they are fixed."""
     if not isinstance(forward, diffrax.AbstractAdaptiveStepSizeController):
         rtol, atol = (1e-6 if adjoint.rtol is None else adjoint.rtol), (1e-8 if adjoint.atol is None else adjoint.atol)
         return SameSteps(ts).wrap(-1), rtol, atol

@@ -92,7 +92,7 @@ class GradientFlow(Wrapper):
     r"""The vector field :math:`dx/dt = -\nabla E(x)`, down the energy `E`, a layer `(..., n) -> (..., 1)` or `(...)`.
 
     The energy never grows along a solution of `NeuralODE(GradientFlow(E))`, which therefore has no cycles. Parameters
-    and state are those of `E`. Raises `ValueError` where `E` is not one number for each sample.
+    and state are those of `E`. Raises `ValueError` where `E` is not one element for each sample.
 
     >>> import jax, jax.numpy as jnp, lux_sciml as lux
     >>> flow = lux.GradientFlow(lux.Lambda(lambda x: jnp.sum(x**2, -1) / 2))
@@ -210,14 +210,14 @@ class EnergyGradient(eqx.Module):
 def energy_gradient(energy: Callable[[Any], tuple[Any, Any]], y: Any, layer: Layer) -> tuple[Any, Any]:
     """The gradient, sample by sample, of a function `(..., n) -> (..., 1)` or `(...)`, and what it returns beside.
 
-    Raises `ValueError`, naming the layer, for an output that is not one number for each sample.
+    Raises `ValueError`, naming the layer, for an output that is not one element for each sample.
     """
 
     def total(y):
         value, after = energy(y)
         if value.shape not in (y.shape[:-1], (*y.shape[:-1], 1)):
             raise ValueError(
-                f"an energy is one number for each sample, of shape {y.shape[:-1]} or {(*y.shape[:-1], 1)} for inputs "
+                f"an energy is one element for each sample, of shape {y.shape[:-1]} or {(*y.shape[:-1], 1)} for inputs "
                 f"{y.shape}; this {type(layer).__name__} gives {value.shape}"
             )
         return jnp.sum(value), after

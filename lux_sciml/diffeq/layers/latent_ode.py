@@ -33,7 +33,7 @@ class LatentODE(Container):
     `(..., times, channels)` with NaN for what was not observed. The latent path starts at the first of the times asked
     for. Output: a `LatentPath`; `lux.diffeq.elbo` is what to maximize.
 
-    * `encoder`: from `(ts, xs)` to `(..., 2 latent)`, mean and log-variance: an `ODERNN`, or a cell behind
+    * `encoder`: from `(ts, xs)` to `(..., 2 latent)`, mean and log-variance: an `ODERNN`, or a cell after
       `IrregularSequence`; reversed in time, so that it ends where the path starts;
     * `dynamics`: a `NeuralODE`, or any other equation, also in wrappers, that takes `(z0, ts)`, with its output `"ys"`
       or `"solution"`;

@@ -32,7 +32,7 @@ class NeuralCDE(Container, Equation):
     * the options of `lux.Equation`, without `ts` and `controlled`.
 
     The output is a `diffrax.Solution` with the hidden state at `ts`, `ys` of shape `(times, ..., hidden)`, or `(batch,
-    times, hidden)` with `batching="vmap"`; with `output="final"` the last one, `(..., hidden)`, for a layer behind it
+    times, hidden)` with `batching="vmap"`; with `output="final"` the last one, `(..., hidden)`, for a layer after it
     that reads it out.
 
     Kidger et al., "Neural controlled differential equations for irregular time series", NeurIPS 2020. Raises

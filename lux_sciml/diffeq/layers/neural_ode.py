@@ -17,7 +17,7 @@ class NeuralODE(Wrapper, Equation):
       Built with `ts`, the layer takes `y0`; built without, it takes `(y0, ts)`;
     * `time_dependent`: the vector field is called with `(t, y)`;
     * `controlled`: the input ends in a control u, any diffrax path, `(y0, u)` or `(y0, ts, u)`; the vector field is
-      called with `(y, u(t))` in the place of `y`, and gradients reach the control;
+      called with `(y, u(t))` in place of `y`, and gradients reach the control;
     * `output`: the `diffrax.Solution`, with `ys` of shape `(times, *y0.shape)`, by default; `"ys"`; or `"final"`, the
       last state;
     * `batching`: initial values of shape `(batch, ...)` are one large equation (`"joint"`) or separate ones (`"vmap"`:

@@ -21,7 +21,7 @@ class IrregularSequence(Layer):
 
     Input `(ts, xs)`, `(times,)` or `(batch, times)` and `(..., times, channels)`; NaN marks what was not observed;
     output `(..., times, 1 + 2 channels)`: the time since the step before, the values, zero where missing, and 1 where
-    they were observed, else 0. `lux.Recurrence` of a cell behind it makes an encoder for `lux.LatentODE`.
+    they were observed, else 0. `lux.Recurrence` of a cell after it makes an encoder for `lux.LatentODE`.
 
     >>> import jax.numpy as jnp, lux_sciml as lux
     >>> xs = jnp.array([[5.0], [jnp.nan], [7.0]])
@@ -39,7 +39,7 @@ class IrregularSequence(Layer):
 
 
 def marked(xs: jax.Array) -> jax.Array:
-    """The values, zero where missing, and behind them 1 where they were observed, else 0."""
+    """The values, zero where missing, and after them 1 where they were observed, else 0."""
     missing = jnp.isnan(xs)
     return jnp.concatenate([jnp.where(missing, 0, xs), (~missing).astype(xs.dtype)], axis=-1)
 
