@@ -8,6 +8,7 @@ what                                              versions            where it i
 `jax.make_user_context`                           jax 0.10 to 0.12    a change of context clears JAX's caches
 `jax._src.config.trace_context`                   jax 0.10 to 0.12    `minimize` traces the loss in every call
 jaxprs, their equations, contexts and constants   jax 0.10 to 0.12    `minimize` compiles anew for other constants
+`jax._src.dtypes.canonicalize_value`              jax 0.10 to 0.12    NumPy arrays that a loss reads clear JAX's caches
 `jax.experimental.xla_metadata`                   jax 0.10 to 0.12    vectors are cut by one `lax.split`
 parameters of equations in a jaxpr                jax 0.10 to 0.12    what a traced call returns counts as updated
 `jax.extend.core.Primitive`, `jax.interpreters`   jax 0.10 to 0.12    wrong modes of derivatives are JAX's own error
@@ -260,16 +261,41 @@ def solves_backward() -> bool:
 
 
 def trace_context() -> Hashable:
-    """A value that is equal where JAX's switches and contexts, users' too, would let `jax.jit` reuse a trace.
+    """A value that is equal where JAX's switches and contexts, users' too, let a trace be what it was.
 
     Where this cannot be told, it is equal to nothing: the caller then traces anew.
     """
     try:
         from jax._src.config import trace_context
 
-        return trace_context()
+        return (trace_context(), random_switches())
     except ImportError:
         return object()
+
+
+def random_switches() -> tuple[Any, ...]:
+    """JAX's switches for random keys, on which what `jax.jit` keeps does not depend."""
+    return tuple(getattr(jax.config, name, None) for name in ("jax_default_prng_impl", "jax_enable_custom_prng"))
+
+
+def renew_constants(x: np.ndarray) -> None:
+    """Bring what JAX has made of a NumPy array up to date with its elements.
+
+    While a program holds the constant that an array was made into, JAX makes no other one of it, even where its
+    elements or the precision in force have changed since, and the function is traced anew.
+    """
+    try:
+        from jax._src.dtypes import canonicalize_value
+    except ImportError:
+        return jax.clear_caches()
+    try:
+        made = np.asarray(canonicalize_value(x))
+    except (TypeError, ValueError):  # no numbers
+        return
+    if made.dtype != jax.dtypes.canonicalize_dtype(x.dtype):
+        jax.clear_caches()
+    elif not np.may_share_memory(made, x):
+        np.copyto(made, x, casting="unsafe")
 
 
 # --- jaxprs as values ---------------------------------------------------------------------------------------------
@@ -298,7 +324,7 @@ def _outside(closed: ClosedJaxpr) -> ClosedJaxpr:
     for eqn in closed.jaxpr.eqns:
         if eqn.primitive.name == "jit" and not any(hasattr(effect, "input_index") for effect in eqn.effects):
             inner, variables, data = _opened(_outside(eqn.params["jaxpr"]), inside=True)
-            if data:
+            if data or inner.consts:
                 new = [Var(var.aval) for var in variables]
                 params: dict[str, Any] = {**eqn.params, "jaxpr": inner}
                 for name, value in (("in_shardings", UNSPECIFIED), ("in_layouts", None), ("donated_invars", False)):
@@ -314,7 +340,7 @@ def _opened(closed: ClosedJaxpr, inside: bool) -> tuple[ClosedJaxpr, list[Var], 
     jaxpr = closed.jaxpr
     pairs = list(zip(jaxpr.constvars, closed.consts, strict=True))
     data = [pair for pair in pairs if _is_data(pair[1], inside)]
-    kept = [pair for pair in pairs if not _is_data(pair[1], inside)]
+    kept = [(var, x.copy() if isinstance(x, np.ndarray) else x) for var, x in pairs if not _is_data(x, inside)]
     variables = [var for var, _ in data]
     jaxpr = jaxpr.replace(constvars=[var for var, _ in kept], invars=[*variables, *jaxpr.invars])
     return ClosedJaxpr(jaxpr, [x for _, x in kept]), variables, [x for _, x in data]

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from .._compat import ClosedJaxpr, JitKey, parametrized, program_key, run_jaxpr, trace_context
+from .._compat import ClosedJaxpr, JitKey, parametrized, program_key, random_switches, run_jaxpr, trace_context
 from ..core.frozen import updated_entries
 from .problem import Inputs, Problem
 from .reads import reads, together
@@ -65,7 +65,7 @@ class Programs:
                 _kept.move_to_end(key)
                 return _kept[key]
         before = _read_inside.value
-        _read_inside.set(_context(found.inner) if found.known else object())
+        _read_inside.set(_context(found.inner, random_switches()) if found.known else object())
         try:
             made = make()
         finally:
@@ -83,7 +83,7 @@ _kept: "OrderedDict[Hashable, Any]" = OrderedDict()
 
 
 @functools.lru_cache(KEPT)
-def _context(inner: frozenset[Hashable]) -> object | None:
+def _context(inner: frozenset[Hashable], switches: tuple[Any, ...]) -> object | None:
     """One value for what functions that JAX may have traced before read; `None` where there are none."""
     return object() if inner else None
 

@@ -15,6 +15,7 @@ import equinox as eqx
 import jax
 import numpy as np
 
+from .._compat import renew_constants
 from .._tree import is_traced
 from ..components import ComponentVector, Layout
 from ..core import Constant, Layer
@@ -26,12 +27,29 @@ LIBRARIES = {
     *("jaxtyping", "builtins", "math", "cmath", "operator", "functools", "itertools", "collections", "typing", "types"),
     *("dataclasses", "enum", "abc", "contextlib", "numbers", "fractions", "string", "re", "warnings"),
 }
-# What in them, and in Python, does not: files, and names that the code does not show.
+_NOT_SO = ("numpy.random", "scipy.io", "scipy.datasets")  # what in them depends on random states, and on files
+# What in them, and in Python, does not: files, settings, and names that the code does not show.
 OPAQUE = {
     *("compile", "delattr", "dir", "eval", "exec", "getattr", "globals", "id", "input", "locals", "open", "setattr"),
-    *("vars", "__import__", "breakpoint", "load", "loadtxt", "genfromtxt", "fromfile", "memmap", "load_into"),
+    *("vars", "__import__", "breakpoint", "load", "loadtxt", "genfromtxt", "fromfile", "fromregex", "memmap"),
+    *("load_into", "load_npz", "open_memmap", "tree_deserialise_leaves", "DataSource", "geterr", "get_printoptions"),
 }
+OPAQUE_ATTRIBUTES = {"__globals__", "__builtins__", "__subclasses__", "f_globals", "f_locals"}
 MOST = 20_000  # objects to look at: beyond, tracing is cheaper
+
+
+class _Names(NamedTuple):
+    """The attributes that a function's code reads, of whatever it may be."""
+
+    read: frozenset[str]
+    bare: frozenset[str]  # variables and attributes that it does not only read attributes of
+
+    def of(self, name: str) -> "_Names":
+        """What is known to be read of the module that stands under a name: nothing, where it is passed on."""
+        return _NO_NAMES if name in self.bare else self
+
+
+_NO_NAMES = _Names(frozenset(), frozenset())
 
 
 class Reads(NamedTuple):
@@ -98,7 +116,7 @@ class _Walk:
         self.known = False
         return object()
 
-    def key(self, x: Any, names: frozenset[str] = frozenset()) -> Hashable:
+    def key(self, x: Any, names: "_Names" = _NO_NAMES) -> Hashable:
         """The value of `x`; `names` are the attributes that code reads, of a module."""
         kind = type(x)
         if kind in _EXACT or isinstance(x, np.generic | np.dtype):
@@ -124,7 +142,10 @@ class _Walk:
             return self.unknown()
         if isinstance(x, jax.Array):
             return Same(x)
-        return (type(x), x.dtype, x.shape, hashlib.sha256(x.tobytes()).digest())
+        renew_constants(x)
+        plain = x.view(np.ndarray)
+        beside = None if type(x) is np.ndarray else self.instance(x, None)  # masks, and what a user's class adds
+        return (type(x), x.dtype, x.shape, hashlib.sha256(plain.tobytes()).digest(), beside)
 
     def sequence(self, x: Any, _: Any) -> Hashable:
         base: Any = next(kind for kind in _CONTAINERS if isinstance(x, kind))
@@ -136,8 +157,10 @@ class _Walk:
         return (self.container(x), default, self.keys(key for key, _ in items), self.keys(item for _, item in items))
 
     def container(self, x: Any) -> Hashable:
-        """What is beside the items: the class, and the attributes where it is a user's."""
-        return type(x) if _library(type(x).__module__) else self.instance(x, None)
+        """What is beside the items: the class, and the attributes."""
+        if not _library(type(x).__module__):
+            return self.instance(x, None)
+        return (type(x), self.key(getattr(x, "__dict__", None)))
 
     def number(self, x: Any, _: Any) -> Hashable:
         """Of a class of a user's, above a number or a text."""
@@ -147,8 +170,13 @@ class _Walk:
     def itself(self, x: Any, _: Any) -> Hashable:
         return Same(x)
 
+    def descriptor(self, x: Any, _: Any) -> Hashable:
+        """A method or an attribute that is written in C: only libraries' are known to depend on their arguments."""
+        known = isinstance(x, types.MemberDescriptorType) or _library(x.__objclass__.__module__)
+        return Same(x) if known else self.unknown()
+
     def member(self, x: enum.Enum, _: Any) -> Hashable:
-        return (Same(x), self.key(type(x)))
+        return (Same(x), self.key(type(x)), self.key(vars(x)))
 
     def constant(self, x: Constant, _: Any) -> Hashable:
         return x if isinstance(x.value, np.ndarray) else (Constant, self.key(x.value))
@@ -176,7 +204,7 @@ class _Walk:
             return self.librarys(f)
         code = _code(f.__code__)
         cells = zip(f.__code__.co_freevars, f.__closure__ or (), strict=True)
-        held = tuple([self.cell(cell, name in code.appended, code.attributes) for name, cell in cells])
+        held = tuple([self.cell(cell, name, code) for name, cell in cells])
         parts = (Same(f.__code__), held, self.keys((f.__defaults__, f.__kwdefaults__)))
         module = f.__globals__.get("__name__")
         if _library(module) and f.__globals__ is getattr(sys.modules.get(str(module)), "__dict__", None):
@@ -185,29 +213,31 @@ class _Walk:
         if code.opaque:
             return self.unknown()
         found = tuple([self.name(f, name, code) for name in code.globals])
-        imported = tuple([self.imported(name, code.attributes) for name in code.imports])
+        imported = tuple([self.imported(*pair, code.names) for pair in code.imports])
         return (*parts, self.key(vars(f)), found, imported)
 
-    def cell(self, cell: Any, appended: bool, attributes: frozenset[str]) -> Hashable:
+    def cell(self, cell: Any, name: str, code: "_Code") -> Hashable:
         try:
             value = cell.cell_contents
         except ValueError:
             return "empty"
-        return self.read(value, appended, attributes)
+        return self.read(value, name, code)
 
     def name(self, f: types.FunctionType, name: str, code: "_Code") -> Hashable:
-        if name in f.__globals__:
-            return self.read(f.__globals__[name], name in code.appended, code.attributes)
-        return self.unknown() if name in OPAQUE else "builtin"
+        builtins: Any = f.__builtins__
+        found = next((names for names in (f.__globals__, builtins) if name in names), None)
+        return "missing" if found is None else self.read(found[name], name, code)
 
-    def imported(self, name: str, attributes: frozenset[str]) -> Hashable:
+    def imported(self, name: str, whole: bool, names: "_Names") -> Hashable:
+        """A module that code imports; what it does with one that it imports as a whole is seen of libraries only."""
         module = sys.modules.get(name)
-        return self.unknown() if module is None else self.read(module, False, attributes)
+        known = module is not None and not (whole and not _library(name))
+        return self.key(module, names) if known else self.unknown()
 
-    def read(self, x: Any, appended: bool, attributes: frozenset[str]) -> Hashable:
-        if appended and type(x) is list:
+    def read(self, x: Any, name: str, code: "_Code") -> Hashable:
+        if type(x) is list and name in code.appended:
             return "appended"
-        return self.key(x, attributes if isinstance(x, types.ModuleType) else frozenset())
+        return self.key(x, code.names.of(name)) if isinstance(x, types.ModuleType) else self.key(x)
 
     def librarys(self, x: Any) -> Hashable:
         return self.unknown() if x.__qualname__ in OPAQUE else Same(x)
@@ -238,16 +268,17 @@ class _Walk:
 
     # --- objects ----------------------------------------------------------------------------------------------
 
-    def module(self, module: types.ModuleType, names: frozenset[str]) -> Hashable:
+    def module(self, module: types.ModuleType, names: "_Names") -> Hashable:
         """The attributes that code reads there."""
         found, library = vars(module), _library(module.__name__)
         self.lasting &= library
-        if not library and (not names or "__getattr__" in found):
+        if not library and (not names.read or "__getattr__" in found or names.read & {"__dict__", "__getattribute__"}):
             return self.unknown()
-        if not names and module.__name__.partition(".")[0] in ("numpy", "scipy"):  # which hold random numbers
+        if not names.read and module.__name__.partition(".")[0] in ("numpy", "scipy"):  # which hold random numbers
             return self.unknown()
-        values = [(name, found[name]) for name in sorted(names) if name in found]
-        return (module.__name__, tuple([(name, self.read(x, False, names)) for name, x in values]))
+        values = [(name, found[name]) for name in sorted(names.read) if name in found]
+        inner = [names.of(name) if isinstance(x, types.ModuleType) else _NO_NAMES for name, x in values]
+        return (module.__name__, tuple([(name, self.key(x, n)) for (name, x), n in zip(values, inner, strict=True)]))
 
     def layer(self, layer: Layer, _: Any) -> Hashable:
         fields = fields_of(layer)
@@ -284,7 +315,7 @@ class _RootWalk(_Walk):
         self.arrays: list[Hashable] = []
         self.inner: list[Hashable] = []
 
-    def key(self, x: Any, names: frozenset[str] = frozenset()) -> Hashable:
+    def key(self, x: Any, names: "_Names" = _NO_NAMES) -> Hashable:
         root, self.root = self.root, None if x is self.root else self.root  # anywhere else it is a function like others
         if x is root or type(x) in _DIRECT or isinstance(x, jax.Array | np.ndarray):
             return super().key(x, names)
@@ -294,7 +325,7 @@ class _RootWalk(_Walk):
         self.arrays.append(super().array(x))
         return "array"
 
-    def within(self, x: Any, names: frozenset[str] = frozenset()) -> Hashable:
+    def within(self, x: Any, names: "_Names" = _NO_NAMES) -> Hashable:
         """The value of an object that is more than a container, by a walk of its own."""
         walk = _Walk()
         key = walk.key(x, names)
@@ -307,12 +338,16 @@ class _RootWalk(_Walk):
 _DIRECT = {tuple, list, dict, types.MethodType, type(None), bool, int, float, complex, str, bytes}
 _EXACT = {type(None), bool, int, float, complex, str, bytes, range, type(Ellipsis), type(NotImplemented)}
 _CONTAINERS = (tuple, list, set, frozenset, collections.deque)
-_IMMUTABLE = (
+_DESCRIPTORS = (
     *(types.MemberDescriptorType, types.GetSetDescriptorType, types.WrapperDescriptorType, types.MethodDescriptorType),
-    *(types.ClassMethodDescriptorType, type(collections.namedtuple("_", "x").x), np.ufunc),  # pyright: ignore
+    types.ClassMethodDescriptorType,
+)
+_IMMUTABLE = (
+    *(type(collections.namedtuple("_", "x").x), np.ufunc),  # pyright: ignore
     *(jax.sharding.Sharding, jax.sharding.Mesh, jax.Device),
 )
 _METHODS = {
+    _DESCRIPTORS: _Walk.descriptor,
     _IMMUTABLE: _Walk.itself,
     enum.Enum: _Walk.member,
     _CONTAINERS: _Walk.sequence,
@@ -357,7 +392,7 @@ def _exact(x: Any) -> Hashable:
 def _library(module: Any) -> bool:
     """Whether a module, by its name, is a library's; NumPy's random numbers depend on more than their arguments."""
     root = module.lstrip("_").partition(".")[0] if isinstance(module, str) else ""
-    return root in LIBRARIES and not module.startswith("numpy.random")
+    return root in LIBRARIES and not module.startswith(_NOT_SO)
 
 
 def _is_of_library(x: Any) -> bool:
@@ -371,12 +406,12 @@ def _attributes(x: Any) -> dict[str, Any] | None:
     own: dict[str, Any] = {}
     has_dict = False
     for cls in type(x).__mro__:
-        if cls in (object, Generic) or cls in _EXACT or cls in (*_CONTAINERS, dict):
+        if cls in (object, Generic, np.ndarray) or cls in _EXACT or cls in (*_CONTAINERS, dict):
             continue
         module = sys.modules.get(cls.__module__)
         file = getattr(module, "__file__", None) or ("__main__.py" if cls.__module__ == "__main__" else "")
         has_dict |= any("__dict__" in vars(base) for base in cls.__mro__)
-        if not (file.endswith(".py") and (has_dict or "__slots__" in vars(cls))):
+        if not (file.endswith(".py") and (has_dict or "__slots__" in vars(cls)) and _holds_no_more(cls)):
             return None
         for name, descriptor in vars(cls).items():
             if isinstance(descriptor, types.MemberDescriptorType):
@@ -387,6 +422,14 @@ def _attributes(x: Any) -> dict[str, Any] | None:
     return own | (object.__getattribute__(x, "__dict__") if has_dict else {})
 
 
+def _holds_no_more(cls: type) -> bool:
+    """Whether the memory that a class adds to its base is that of its slots, its dict and its weak references."""
+    slots = sum(isinstance(x, types.MemberDescriptorType) for x in vars(cls).values())
+    slots += ("__dict__" in vars(cls)) + ("__weakref__" in vars(cls))
+    return cls.__basicsize__ - (cls.__base__ or object).__basicsize__ <= slots * _POINTER
+
+
+_POINTER = tuple.__itemsize__
 _plain: "weakref.WeakKeyDictionary[Layout, bool]" = weakref.WeakKeyDictionary()
 
 
@@ -402,39 +445,45 @@ class _Code(NamedTuple):
     """What the code of a function, and of the functions in it, reads."""
 
     globals: tuple[str, ...]
-    attributes: frozenset[str]
-    imports: tuple[str, ...]
+    names: _Names
+    imports: tuple[tuple[str, bool], ...]  # modules, each with whether it is imported as a whole
     read: frozenset[str]
     appended: frozenset[str]  # names of which it reads no more than `name.append`
-    opaque: bool  # it assigns to globals, or to variables of the function around it
+    opaque: bool  # it assigns to globals, or to variables of the function around it, or reads these by a dict
 
 
 @functools.lru_cache(4096)
 def _code(code: types.CodeType) -> _Code:
-    names, attributes, imports, read, appended = {}, set(), set(), set(), set()
+    names, attributes, bare, imports, read, appended = {}, set(), set(), set(), set(), set()
     opaque = False
     instructions = [i for i in dis.get_instructions(code) if i.opname not in ("PUSH_NULL", "EXTENDED_ARG")]
     for i, then in zip(instructions, [*instructions[1:], None], strict=True):
         operation, name = i.opname, i.argval
+        attribute = then.argval if then is not None and then.opname in ("LOAD_ATTR", "LOAD_METHOD") else None
         if operation.startswith(("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER", "IMPORT_FROM")):
             attributes.add(name)
+            bare |= set() if attribute else {name}
+            opaque |= name in OPAQUE_ATTRIBUTES
         elif operation == "IMPORT_NAME":
-            imports.update((name, name.partition(".")[0]))
+            whole = then is None or then.opname != "IMPORT_FROM"
+            imports.update((part, whole) for part in (name, name.partition(".")[0]))
         elif operation in ("STORE_GLOBAL", "DELETE_GLOBAL"):
             opaque = True
         elif operation in ("STORE_DEREF", "DELETE_DEREF"):
             opaque |= name in code.co_freevars
         elif operation.startswith("LOAD_") and i.opcode in (*dis.hasname, *dis.hasfree) and operation != "LOAD_CLOSURE":
             names |= {name: None} if i.opcode in dis.hasname else {}
-            only = then is not None and then.opname in ("LOAD_ATTR", "LOAD_METHOD") and then.argval == "append"
-            (appended if only else read).add(name)
+            bare |= set() if attribute else {name}
+            (appended if attribute == "append" else read).add(name)
     for inner in (const for const in code.co_consts if isinstance(const, types.CodeType)):
         found = _code(inner)
         names |= dict.fromkeys(found.globals)
-        attributes |= found.attributes
+        attributes |= found.names.read
+        bare |= found.names.bare
         imports |= set(found.imports)
         appended |= found.appended
         read |= found.read
         opaque |= found.opaque
     read, appended = frozenset(read), frozenset(appended - read)
-    return _Code(tuple(names), frozenset(attributes), tuple(sorted(imports)), read, appended, opaque)
+    found = _Names(frozenset(attributes), frozenset(bare))
+    return _Code(tuple(names), found, tuple(sorted(imports)), read, appended, opaque)

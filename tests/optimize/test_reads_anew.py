@@ -1,12 +1,16 @@
 """minimize never answers for another loss: whatever a call reads, it reads as it is at that call."""
 
+import builtins
 import collections
 import contextvars
 import dataclasses
+import decimal
+import enum
 import functools
 import gc
 import itertools
 import operator
+import sys
 import threading
 import types
 from typing import NamedTuple
@@ -18,6 +22,7 @@ import numpy as np
 import optax
 import optimistix as optx
 import pytest
+import scipy.io
 
 import lux_sciml as lux
 
@@ -254,6 +259,124 @@ def attribute_of_a_module():
     return lambda p: distance(p, module.target), lambda value: setattr(module, "target", value)
 
 
+def target_of(options):
+    return options.target
+
+
+def module_passed_on():
+    module = types.ModuleType("options_of_a_user")
+    module.target = 1.0
+    return lambda p: jnp.sum((p - target_of(module)) ** 2), lambda value: setattr(module, "target", value)
+
+
+def module_below_a_module():
+    module = types.ModuleType("package_of_a_user")
+    module.options = types.ModuleType("options_of_a_user")
+    module.options.target = 1.0
+    change = lambda value: setattr(module.options, "target", value)  # noqa: E731
+    return lambda p: jnp.sum((p - target_of(module.options)) ** 2), change
+
+
+def dict_of_a_module():
+    module = types.ModuleType("options_of_a_user")
+    module.target = 1.0
+    return lambda p: distance(p, module.__dict__["target"]), lambda value: setattr(module, "target", value)
+
+
+def module_imported_inside():
+    sys.modules["options_of_a_user"] = module = types.ModuleType("options_of_a_user")
+    module.target = 1.0
+
+    def loss(p):
+        import options_of_a_user as options
+
+        return jnp.sum((p - target_of(options)) ** 2)
+
+    return loss, lambda value: setattr(module, "target", value)
+
+
+def library_passed_on():
+    seeds = {1.0: 0, 5.0: 1}
+    shifts = {value: np.random.RandomState(seed).normal() for value, seed in seeds.items()}
+    np.random.seed(0)  # noqa: NPY002
+
+    def drawn(numpy):
+        return numpy.random.normal()
+
+    def loss(p):
+        number = drawn(np)
+        return distance(p, next(value for value, shift in shifts.items() if shift == number))
+
+    return loss, lambda value: np.random.seed(seeds[value])  # noqa: NPY002
+
+
+def name_among_the_builtins():
+    builtins.TARGET_OF_ALL = 1.0
+    return lambda p: distance(p, TARGET_OF_ALL), lambda value: setattr(builtins, "TARGET_OF_ALL", value)  # noqa: F821
+
+
+def globals_of_a_function():
+    set_target(1.0)
+    return lambda p: jnp.sum((p - distance.__globals__["TARGET"]) ** 2), set_target
+
+
+class Setting(enum.Enum):
+    TARGET = 1.0
+
+    def __init__(self, target):
+        self.target = target
+
+
+def member_of_an_enumeration():
+    Setting.TARGET.target = 1.0
+    return lambda p: distance(p, Setting.TARGET.target), lambda value: setattr(Setting.TARGET, "target", value)
+
+
+class Measured(np.ndarray):
+    pass
+
+
+def attribute_of_an_array():
+    data = np.ones(2).view(Measured)
+    data.scale = 1.0
+    return lambda p: distance(p, np.asarray(data) * data.scale), lambda value: setattr(data, "scale", value)
+
+
+def masked_array():
+    data = np.ma.MaskedArray([1.0, 5.0], mask=[False, True])
+    masks = {1.0: [False, True], 5.0: [True, False]}
+    return lambda p: distance(p, data.mean()), lambda value: setattr(data, "mask", masks[value])
+
+
+def data_below_a_mask():
+    data = np.ma.MaskedArray([1.0, 1.0], mask=True)
+    return lambda p: distance(p, data.data), lambda value: data.data.fill(value)
+
+
+def attribute_of_a_librarys_dict():
+    data = collections.Counter()
+    data.target = 1.0
+    return lambda p: distance(p, data.target), lambda value: setattr(data, "target", value)
+
+
+class Number(decimal.Decimal):
+    pass
+
+
+def number_written_in_c():
+    data = {"target": Number(1)}
+    return lambda p: distance(p, float(data["target"])), lambda value: data.update(target=Number(int(value)))
+
+
+def setting_of_a_class_written_in_c():
+    decimal.getcontext().prec = 1
+
+    def target():
+        return 5.0 if 1 * decimal.Decimal("1.25") == decimal.Decimal("1.25") else 1.0
+
+    return lambda p: distance(p, target()), lambda _: setattr(decimal.getcontext(), "prec", 28)
+
+
 def dict_and_list():
     data = {"targets": [np.ones(2)]}
     return lambda p: distance(p, data["targets"][0]), lambda value: data["targets"].__setitem__(0, np.full(2, value))
@@ -342,6 +465,39 @@ def jitted_loss():
 
 def scanned(total, _):
     return total + jnp.asarray(TARGET, total.dtype), None
+
+
+def numpy_in_a_jitted_function():
+    data = np.ones(2)
+
+    @jax.jit
+    def inner(p):
+        return distance(p, data)
+
+    return lambda p: inner(p), lambda value: data.fill(value)
+
+
+def numpy_in_a_jitted_loss():
+    loss, change = numpy_in_a_jitted_function()
+    return jax.jit(loss), change
+
+
+def numpy_in_a_checkpointed_function():
+    data = np.ones(2)
+    inner = jax.checkpoint(lambda p: distance(p, data))
+    return lambda p: inner(p), lambda value: data.fill(value)
+
+
+def numpy_in_equinoxs_jit():
+    data = np.ones(2)
+    inner = eqx.filter_jit(lambda p: distance(p, data))
+    return lambda p: inner(p), lambda value: data.fill(value)
+
+
+def numpy_that_another_program_holds():
+    data = np.ones(2)
+    program = jax.make_jaxpr(lambda p: p - data)(jnp.zeros(2))
+    return lambda p, _=program: distance(p, data), lambda value: data.fill(value)
 
 
 def body_of_a_scan():
@@ -442,7 +598,12 @@ PLACES = [
     *(order_of_a_dict, list_that_is_appended_to_and_read, names_made_up, attributes_made_up, context_variable),
     *(thread_local, object_of_c, function_in_a_cell, function_jitted_before, jitted_loss, body_of_a_scan),
     *(branch_of_a_cond, mapped_and_checkpointed, custom_rule, layer_of_a_user, field_of_an_equation, array_of_a_module),
-    *(static_field_of_a_module, random_numbers, iterator),
+    *(static_field_of_a_module, random_numbers, iterator, module_passed_on, module_below_a_module, dict_of_a_module),
+    *(module_imported_inside, library_passed_on, name_among_the_builtins, globals_of_a_function),
+    *(member_of_an_enumeration, attribute_of_an_array, masked_array, data_below_a_mask, attribute_of_a_librarys_dict),
+    *(number_written_in_c, setting_of_a_class_written_in_c),
+    *(numpy_in_a_jitted_function, numpy_in_a_jitted_loss, numpy_in_a_checkpointed_function),
+    *(numpy_in_equinoxs_jit, numpy_that_another_program_holds),
 ]
 
 
@@ -458,6 +619,16 @@ def test_a_change_is_seen(place):
     finally:
         for name in ("shift", "__call__", "jitted"):
             setattr(Trainer, name, before[name])
+
+
+@pytest.mark.parametrize("place", [place for place in PLACES if "numpy" in place.__name__], ids=lambda x: x.__name__)
+def test_a_change_is_seen_where_jax_converts_the_array(place):
+    """It keeps the constant that it made of a float64 array as long as a program holds it."""
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+        loss, change = place()
+        for value in (1.0, 5.0, 1.0, 7.0):
+            change(value)
+            np.testing.assert_allclose(fitted(loss, METHODS["SciPy"]), value, atol=1e-4)
 
 
 @pytest.mark.parametrize("place", [global_rebound, numpy_in_place, bound_method, function_jitted_before])
@@ -582,6 +753,45 @@ def test_switches_of_jax_count():
         with context:
             lux.minimize(loss, jnp.ones(32, jnp.float32), method="BFGS", max_steps=2)
     assert {str(dtype) for dtype in dtypes} == {"float32", "float64"} and set(modes) == {None, "forward"}
+
+
+def test_an_array_of_numpys_in_both_precisions_in_turn():
+    data = np.full(2, 0.1)
+    loss = jax.jit(lambda p: distance(p, data))
+    for _ in range(2):
+        for x64, dtype in ((False, np.float32), (True, np.float64)):
+            with jax.enable_x64(x64), jax.numpy_dtype_promotion("standard"):
+                params = lux.minimize(loss, jnp.zeros(2), method="BFGS").params
+            assert params.dtype == dtype and float(params[0]) == dtype(0.1)
+
+
+def test_the_kind_of_random_numbers_counts():
+    target = jax.jit(lambda: jax.random.normal(jax.random.key(0), (2,)))
+    loss = lambda p: distance(p, target())  # noqa: E731
+    found = []
+    for kind in ("threefry2x32", "rbg", "threefry2x32"):
+        with jax.default_prng_impl(kind):
+            found.append(fitted(loss, METHODS["SciPy"]))
+            np.testing.assert_allclose(found[-1], jax.random.normal(jax.random.key(0), (2,)), atol=1e-4)
+    assert found[0] == found[2] != found[1]
+
+
+@pytest.mark.parametrize("kind", ["SciPy", "Equinox"])
+def test_files_are_read_anew(kind, tmp_path):
+    file = str(tmp_path / "target")
+    write, loss = {
+        "SciPy": (
+            lambda value: scipy.io.savemat(f"{file}.mat", {"target": value}),
+            lambda p: distance(p, scipy.io.loadmat(f"{file}.mat")["target"].item()),
+        ),
+        "Equinox": (
+            lambda value: eqx.tree_serialise_leaves(f"{file}.eqx", jnp.array(value)),
+            lambda p: distance(p, eqx.tree_deserialise_leaves(f"{file}.eqx", jnp.array(0.0))),
+        ),
+    }[kind]
+    for value in (1.0, 5.0):
+        write(value)
+        np.testing.assert_allclose(fitted(loss, METHODS["SciPy"]), value, atol=1e-4)
 
 
 def test_new_functions_in_old_places():
