@@ -95,6 +95,20 @@ def widened(tree: Any) -> Any:
     return jax.tree.map(lambda x: x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x, floating(tree))
 
 
+def squared(x: jax.Array) -> jax.Array:
+    """`|x|^2`, elementwise, and real for complex elements too; differentiable at zero.
+
+    >>> squared(jnp.array([3 + 4j, 0j]))
+    Array([25.,  0.], dtype=float32)
+    """
+    return jnp.square(x.real) + jnp.square(x.imag) if jnp.iscomplexobj(x) else jnp.square(x)
+
+
+def real_type(x: jax.Array) -> np.dtype:
+    """The type of the elements' real parts."""
+    return np.dtype(jnp.finfo(x.dtype).dtype)
+
+
 def exact_key(value: Any) -> Hashable:
     """A hashable key of a static value, which differs where types or bits differ.
 

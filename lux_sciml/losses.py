@@ -1,9 +1,9 @@
 """Losses: functions `(prediction, target, reduction="mean")`, and a loss as the objective of a model.
 
 `reduction` is `"mean"`, `"sum"` or `"none"`, over all that the loss itself does not sum over. Targets have the shape of
-the prediction, otherwise `ValueError` says both shapes. A loss has the floating-point type of the prediction, the
-default one for integers and booleans; in half precision it is computed in float32 and rounded at the end. A loss that
-Optax has is Optax's.
+the prediction, otherwise `ValueError` says both shapes; `mse` and `mae` take complex ones
+too. A loss has the real floating-point type of the prediction, the default one for integers and booleans; in half
+precision it is computed in float32 and rounded at the end. A loss that Optax has is Optax's.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ._tree import floating, is_inexact, widened
+from ._tree import floating, is_inexact, real_type, squared, widened
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,22 +46,22 @@ class Objective:
 
 
 def mse(prediction: Any, target: Any, reduction: str = "mean") -> jax.Array:
-    """Squared error: `(prediction - target)^2`.
+    """Squared error: `|prediction - target|^2`, of complex values too.
 
     >>> float(mse(jnp.array([1.0, 2.0]), jnp.array([0.0, 4.0])))
     2.5
     """
-    prediction, target, dtype = _alike(prediction, target)
-    return _reduced(jnp.square(prediction - target), reduction, dtype)
+    prediction, target, dtype = _alike(prediction, target, takes_complex=True)
+    return _reduced(squared(prediction - target), reduction, dtype)
 
 
 def mae(prediction: Any, target: Any, reduction: str = "mean") -> jax.Array:
-    """Absolute error: `|prediction - target|`.
+    """Absolute error: `|prediction - target|`, of complex values too.
 
     >>> float(mae(jnp.array([1.0, 2.0]), jnp.array([0.0, 4.0])))
     1.5
     """
-    prediction, target, dtype = _alike(prediction, target)
+    prediction, target, dtype = _alike(prediction, target, takes_complex=True)
     return _reduced(jnp.abs(prediction - target), reduction, dtype)
 
 
@@ -308,13 +308,16 @@ def _reduced(values: jax.Array, reduction: str, dtype: Any) -> jax.Array:
     return reductions[reduction](values).astype(dtype)
 
 
-def _alike(prediction: Any, target: Any) -> tuple[jax.Array, jax.Array, Any]:
-    """Prediction and target in one floating-point type, float32 at least, and the type of the loss."""
+def _alike(prediction: Any, target: Any, *, takes_complex: bool = False) -> tuple[jax.Array, jax.Array, Any]:
+    """Prediction and target in one floating-point type, float32 at least, and the type of the loss, which is real."""
     if jnp.shape(prediction) != jnp.shape(target):
         raise ValueError(f"the prediction has the shape {jnp.shape(prediction)}, the target {jnp.shape(target)}")
-    prediction = floating(jnp.asarray(prediction))
-    wide = widened(prediction)
-    return wide, jnp.asarray(target, wide.dtype), prediction.dtype
+    prediction, wide = floating(prediction), widened(prediction)
+    if jnp.iscomplexobj(prediction) or jnp.iscomplexobj(target):
+        if not takes_complex:
+            raise TypeError("this loss takes real values, and these are complex: for such there are mse and mae")
+        wide = wide if jnp.iscomplexobj(wide) else jax.lax.complex(wide, jnp.zeros_like(wide))
+    return wide, jnp.asarray(target, wide.dtype), real_type(prediction)
 
 
 def _epsilon(prediction: jax.Array, epsilon: float | None) -> float:

@@ -174,6 +174,19 @@ def test_labels_out_of_range_are_no_number():
     assert np.isnan(values).tolist() == [False, True, True, False]
 
 
+def test_squared_and_absolute_errors_of_complex_values_are_real():
+    a, b = RNG.normal(size=(2, 5)) + 1j * RNG.normal(size=(2, 5))
+    assert np.isclose(losses.mse(a, b), np.mean(np.abs(a - b) ** 2)) and losses.mse(a, b).dtype == jnp.float64
+    assert np.isclose(losses.mae(a, b), np.mean(np.abs(a - b)))
+    assert np.isclose(losses.mse(a.real, b), np.mean(np.abs(a.real - b) ** 2))  # nothing of the target is dropped
+    gradient = jax.grad(losses.mse)(jnp.asarray(a), b)
+    assert np.allclose(gradient, 2 * np.conj(a - b) / 5)
+    assert np.array_equal(jax.grad(losses.mse)(jnp.asarray(a), a), np.zeros(5))
+    for loss in (losses.huber, losses.hinge, losses.binary_cross_entropy, losses.dice):
+        with pytest.raises(TypeError, match="takes real values"):
+            loss(a.real, b)
+
+
 def test_wrong_arguments():
     with pytest.raises(ValueError, match=r"the prediction has the shape \(4, 3\), the target \(3, 4\)"):
         losses.mse(P, Y.T)

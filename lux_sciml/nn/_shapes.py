@@ -86,6 +86,13 @@ def require_array(layer: Layer, x: Any, fix: str = "") -> Any:
     return x
 
 
+def require_real(layer: Layer, x: Any) -> Any:
+    """`x` itself. Raises `TypeError` for what is no array, and for complex elements, which have no order."""
+    if jnp.iscomplexobj(require_array(layer, x)):
+        raise TypeError(f"{brief(layer)} takes real elements, got {x.dtype}: give it the real and the imaginary part")
+    return x
+
+
 def as_floating(layer: Layer, x: Any) -> jax.Array:
     """`x` in floating point. Raises `TypeError` for what is no array."""
     return floating(require_array(layer, x))

@@ -1,5 +1,6 @@
 """Attention: of arrays, and as a layer."""
 
+import functools
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ from jaxtyping import Array, Float, Shaped
 from .._tree import floating, widened
 from ..core import Container, Layer, field
 from ..core.converters import count, flag, optional
-from ._shapes import as_floating, as_mask, fraction
+from ._shapes import as_floating, as_mask, fraction, require_real
 from .dropout import Dropout
 from .linear import Dense
 from .shaping import NoOp
@@ -36,7 +37,7 @@ def attention_weights(
     * `mask`, of booleans or integers, is true where a query sees a key. It broadcasts to the result, so that a mask of
       the keys of each sample is `(batch, 1, 1, keys)`. Keys that no query sees, and queries that see no key, count as
       zeros: what they hold, NaN too, changes neither values nor gradients. A query that sees no key attends to all keys
-      alike.
+      alike. A key that is not finite makes NaN of the queries that see it, and changes nothing of the others.
     * `bias`, in floating point, is added to the logits and broadcasts as `mask` does.
     * `is_causal`: query i sees the keys 0 to i.
     * `scale`: s, by default 1/sqrt(size).
@@ -48,10 +49,16 @@ def attention_weights(
     [[1.0, 0.0], [0.5, 0.5]]
     """
     _require_fit(query, key)
-    q, k = floating((query, key))
-    dtype = jnp.result_type(q, k)
     seen = visible(mask, is_causal, query.shape[-3], key.shape[-3])
-    q, k = _heads_first(without_blind(q, seen, 2)), _heads_first(without_hidden(k, seen, 2))
+    (query, key), spoiled = finite_tokens(floating(query), [floating(key)], seen, 2)
+    weights = _finite_weights(query, key, seen, bias, scale)
+    return weights if spoiled is None else jnp.where(spoiled[..., None], jnp.nan, weights)
+
+
+def _finite_weights(query: Array, key: Array, seen: Array | None, bias: Any, scale: float | None) -> Array:
+    """`attention_weights` of `finite_tokens`."""
+    dtype = jnp.result_type(query, key)
+    q, k = _heads_first(query), _heads_first(key)
     q = q * (query.shape[-1] ** -0.5 if scale is None else scale)
     wide = jnp.float32 if jnp.finfo(dtype).bits < 32 else None
     logits = jnp.einsum("...qd,...kd->...qk", _stacked(q, k), k, preferred_element_type=wide)
@@ -92,9 +99,10 @@ def scaled_dot_product_attention(
     (5, 2, 4)
     """
     _require_fit(query, key, value)
-    weights = attention_weights(query, key, mask=mask, bias=bias, is_causal=is_causal, scale=scale)
     seen = visible(mask, is_causal, query.shape[-3], key.shape[-3])
-    return weighted_values(weights, without_hidden(floating(value), seen, 2))
+    (query, key, value), spoiled = finite_tokens(floating(query), floating([key, value]), seen, 2)
+    y = weighted_values(_finite_weights(query, key, seen, bias, scale), value)
+    return y if spoiled is None else jnp.where(_heads_first(spoiled[..., None]), jnp.nan, y)
 
 
 # --- masks ----------------------------------------------------------------------------------------------------------
@@ -122,6 +130,30 @@ def without_blind(x: Array, seen: Array | None, trailing: int) -> Array:
     return x if seen is None else _where_any(x, seen, -1, trailing)
 
 
+def finite_tokens(
+    query: Array, others: list[Array], seen: Array | None, trailing: int
+) -> tuple[list[Array], Array | None]:
+    """Queries, and keys and values, with `trailing` axes behind the tokens, where all that is masked is zero; and which
+    queries, `(..., heads, queries)` or a shape that broadcasts to it, are to be NaN in the end.
+
+    Where there is a mask, tokens that are not finite are zero too: weights of zero do not stop NaN, neither in a sum
+    nor in its gradient. The queries that see one, or are one, are to be NaN instead.
+    """
+    if seen is None:
+        return [query, *others], None
+    parts = [without_blind(query, seen, trailing), *(without_hidden(x, seen, trailing) for x in others)]
+    axes = tuple(range(-trailing, 0))
+    bad = [jnp.any(~jnp.isfinite(x), axes) for x in parts]
+    bad_query, bad_key = bad[0], functools.reduce(jnp.logical_or, bad[1:])
+    spoiled = jnp.any(seen & bad_key[..., None, None, :], -1) | bad_query[..., None, :]
+    return [_without(x, which, trailing) for x, which in zip(parts, bad, strict=True)], spoiled
+
+
+def _without(x: Array, tokens: Array, trailing: int) -> Array:
+    """`x` with zeros at tokens."""
+    return jnp.where(tokens.reshape(*tokens.shape, *(1,) * trailing), 0, x)
+
+
 def _where_any(x: Array, seen: Array, axis: int, trailing: int) -> Array:
     """Zero where no head of any sample that `x` is for has True along `axis`."""
     counts = jnp.any(seen, (-3, axis) if seen.ndim > 2 else axis)  # (..., tokens), or one for all
@@ -129,7 +161,7 @@ def _where_any(x: Array, seen: Array, axis: int, trailing: int) -> Array:
     counts = jnp.any(counts, tuple(range(counts.ndim - 1 - len(batch))))
     sizes = batch[len(batch) - (counts.ndim - 1) :]
     counts = jnp.any(counts, tuple(i for i, size in enumerate(sizes) if size == 1), keepdims=True)
-    return jnp.where(counts.reshape(*counts.shape, *(1,) * trailing), x, 0)
+    return _without(x, ~counts, trailing)
 
 
 # --- the layer ------------------------------------------------------------------------------------------------------
@@ -155,8 +187,9 @@ class MultiHeadAttention(Container):
 
     Input: `x` `(..., tokens, features)`, which attends to itself; or a tuple `(query, memory)`, `(query, key, value)`
     or `(query, key, value, mask)`, with a mask (true where a query sees a key) that broadcasts to `(batch, heads,
-    queries, keys)`. Keys and values that no query sees, and queries that see no key, count as zeros. Output `(...,
-    queries, out_features)`. Children: `query`, `key`, `value`, `output`, each a `Dense`, and `dropout`.
+    queries, keys)`. Keys and values that no query sees, and queries that see no key, count as zeros; one that is not
+    finite makes NaN of the queries that see it, and changes nothing of the others. Output `(..., queries,
+    out_features)`. Children: `query`, `key`, `value`, `output`, each a `Dense`, and `dropout`.
 
     The products are written out: the gradient of `jax.nn.dot_product_attention` takes 1.4 to 2.6 times as long on the
     CPU (`benchmarks/bench_attention.py`).
@@ -209,18 +242,17 @@ class MultiHeadAttention(Container):
     def forward(self, x, ps, st):
         query, key, value, mask = _inputs(self, x)
         seen = visible(mask, self.is_causal, query.shape[-2], key.shape[-2])
-        query, key, value = (
-            without_blind(query, seen, 1),
-            without_hidden(key, seen, 1),
-            without_hidden(value, seen, 1),
-        )
+        (query, key, value), spoiled = finite_tokens(query, [key, value], seen, 1)
         (q, k, v), st = self.run(ps, st, query=query, key=key, value=value)
         heads, kv_heads = self.num_heads, self.num_kv_heads or self.num_heads
         q, k, v = (_split(part, n) for part, n in ((q, heads), (k, kv_heads), (v, kv_heads)))
-        weights = attention_weights(q, k, mask=mask, is_causal=self.is_causal)
+        weights = _finite_weights(q, k, seen, None, None)
         (weights,), st = self.run(ps, st, dropout=weights)
         mixed = weighted_values(weights, v)
         (y,), st = self.run(ps, st, output=mixed.reshape(*mixed.shape[:-2], mixed.shape[-2] * mixed.shape[-1]))
+        if spoiled is not None:
+            y = jnp.where(jnp.any(spoiled, -2)[..., None], jnp.nan, y)
+            weights = jnp.where(spoiled[..., None], jnp.nan, weights)
         return (y, weights) if self.return_weights else y, st
 
 
@@ -233,7 +265,8 @@ def _inputs(layer: Layer, x: Any) -> tuple[Array, Array, Array, Any]:
             f"{len(parts)}"
         )
     query, key, value, mask = (*parts, *(parts[-1],) * (3 - len(parts)), None)[:4]
-    return as_floating(layer, query), as_floating(layer, key), as_floating(layer, value), mask
+    query, key, value = (as_floating(layer, require_real(layer, part)) for part in (query, key, value))
+    return query, key, value, mask
 
 
 # --- arrays ---------------------------------------------------------------------------------------------------------
@@ -256,6 +289,8 @@ def _split(x: Array, heads: int) -> Array:
 
 def _require_fit(query: Any, key: Any, value: Any = None) -> None:
     heads, kv_heads = query.shape[-2], key.shape[-2]
+    if any(map(jnp.iscomplexobj, (query, key))):
+        raise TypeError(f"attention takes real queries and keys, got {query.dtype} and {key.dtype}")
     if query.shape[-1] != key.shape[-1]:
         raise ValueError(f"queries have {query.shape[-1]} features a head, keys {key.shape[-1]}")
     if heads % kv_heads:

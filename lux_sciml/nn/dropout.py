@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from .._tree import is_inexact, widened
 from ..core import Layer, Mode, field
 from ..core.converters import integers, number, optional
-from ._shapes import as_floating, fraction
+from ._shapes import as_floating, fraction, require_real
 
 
 class _Random(Layer):
@@ -160,7 +160,7 @@ class RReLU(_Random):
             raise ValueError(f"RReLU needs lower <= upper, got {self.lower} and {self.upper}")
 
     def forward(self, x, ps, st):
-        x = as_floating(self, x)
+        x = as_floating(self, require_real(self, x))
         wide = widened(x)
         if st["mode"] is Mode.TEST:
             return jnp.where(x >= 0, wide, (self.lower + self.upper) / 2 * wide).astype(x.dtype), st

@@ -14,7 +14,7 @@ from ..core import Container, Layer, field
 from ..core.converters import count, function, sizes
 from ..core.printing import brief
 from ..initializers import Uniform
-from ._shapes import as_floating
+from ._shapes import as_floating, require_real
 from .linear import Dense
 from .mlp import MLP
 
@@ -54,7 +54,7 @@ class SpectralConv(Layer):
         return {"weight": init(key, shape, float)}
 
     def forward(self, x, ps, st):
-        n, x = len(self.modes), as_floating(self, x)
+        n, x = len(self.modes), as_floating(self, require_real(self, x))
         space = x.shape[-n - 1 : -1]
         if x.ndim < n + 1 or x.shape[-1] != self.in_features or any(
             size < 2 * m for size, m in zip(space, self.modes, strict=True)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._tree import describe, floating, is_inexact, widened
+from .._tree import describe, floating, is_inexact, squared, widened
 from ..components import ComponentVector
 from ..core import Constant, Layer, Wrapper, as_layer, field
 from ..core.converters import checks_itself, function, optional
@@ -27,7 +27,7 @@ def point(value: Any) -> Constant:
 
 def squared_norm(x: Any) -> jax.Array:
     """The sum of squares along the last axis of an array or of a ComponentVector; the axis stays, with size one."""
-    return jnp.sum(x**2, axis=-1, keepdims=True)
+    return jnp.sum(squared(x), axis=-1, keepdims=True)
 
 
 class PositiveDefinite(Wrapper):

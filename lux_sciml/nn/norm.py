@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._tree import widened
+from .._tree import squared, widened
 from ..activations import identity
 from ..core import Layer, Mode, field
 from ..core.converters import checks_itself, count, flag, function, number
 from ..core.printing import brief
-from ._shapes import as_floating, as_tuple, fraction, require_last, size_or_sizes
+from ._shapes import as_floating, as_tuple, fraction, require_last, require_real, size_or_sizes
 
 
 @checks_itself
@@ -81,7 +81,7 @@ class _TrackingNorm(_Norm):
         """The axes to take the statistics over."""
 
     def forward(self, x, ps, st):
-        x = as_floating(self, x)
+        x = as_floating(self, require_real(self, x) if self.track_stats else x)
         axes = self._axes(x)
         if self.track_stats and st["mode"] is Mode.TEST:
             mean, var = st["running_mean"], st["running_var"]
@@ -282,5 +282,5 @@ class RMSNorm(_Norm):
         shape = as_tuple(self.shape)
         x = require_last(self, x, shape)
         wide = widened(x)
-        mean_square = jnp.mean(jnp.square(wide), tuple(range(-len(shape), 0)), keepdims=True)
+        mean_square = jnp.mean(squared(wide), tuple(range(-len(shape), 0)), keepdims=True)
         return self._affine(x, wide * lax.rsqrt(mean_square + self.epsilon), ps), st

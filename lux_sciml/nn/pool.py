@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from .._tree import widened
+from .._tree import real_type, squared, widened
 from ..core import Layer, field
 from ..core.converters import flag, optional, sizes
 from ..core.printing import brief
-from ._shapes import as_floating, positive, require_array, size_or_sizes
+from ._shapes import as_floating, positive, require_real, size_or_sizes
 from ._windows import Sizes, Sliding
 
 
@@ -33,7 +33,7 @@ class _Reduction(Layer):
 
 class _Max(_Reduction):
     def forward(self, x, ps, st):
-        return self._pooled(jnp.asarray(require_array(self, x))), st
+        return self._pooled(jnp.asarray(require_real(self, x))), st
 
     def _reduce(self, x, axes):
         return jnp.max(x, axes, keepdims=True)
@@ -43,7 +43,8 @@ class _Sum(_Reduction):
     def forward(self, x, ps, st):
         """Half precision is added up in float32, and rounded at the end."""
         x = as_floating(self, x)
-        return self._pooled(widened(x)).astype(x.dtype), st
+        y = self._pooled(widened(x))
+        return y.astype(x.dtype if jnp.iscomplexobj(y) else real_type(x)), st
 
 
 class _Mean(_Sum):
@@ -60,7 +61,7 @@ class _LP(_Sum):
     def _powers(self, x):
         """The p-th powers, with a gradient of zero at zero."""
         if self.p == 2:
-            return jnp.square(x)
+            return squared(x)
         zero = x == 0
         return jnp.where(zero, 0, jnp.abs(jnp.where(zero, 1, x)) ** self.p)
 

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._tree import floating, widened
+from .._tree import widened
 from ..core import Layer, field
 from ..core.converters import choice, count, flag, optional
 from ..core.printing import brief
-from ._shapes import one_or_each, positive, require_array, size_or_sizes
+from ._shapes import as_floating, one_or_each, positive, require_array, size_or_sizes
 from ._windows import Sizes
 
 
@@ -50,7 +50,7 @@ class Upsample(Layer):
             raise ValueError('Upsample with mode "nearest" has no align_corners')
 
     def forward(self, x, ps, st):
-        x = jnp.asarray(require_array(self, x))
+        x = as_floating(self, x)
         n = x.ndim - 2
         given: Any = self.size if self.scale is None else self.scale
         given = given if isinstance(given, tuple) else (given,) * n
@@ -71,7 +71,6 @@ class Upsample(Layer):
                 cells = np.floor((np.arange(shape[axis]) + 0.5) / scale).astype(int)
                 x = jnp.take(x, np.minimum(cells, x.shape[axis] - 1), axis)
             return x, st
-        x = floating(x)
         return self._interpolated(widened(x), axes, shape, np.array(scales)).astype(x.dtype), st
 
     def _interpolated(self, x, axes, shape, scales):

@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Inexact
 
-from .._tree import widened
+from .._tree import squared, widened
 from ..components.nodes import Path, path_string
 from ..core import Layer, Mode, StatefulWrapper, Wrapper, as_layer, field
 from ..core.converters import count
@@ -103,7 +103,9 @@ class SpectralNorm(StatefulWrapper):
     def init_state(self, key):
         u, shapes = {}, jax.eval_shape(self.layer.init_params, key)
         for i, path in enumerate(find_paths(self.layer, self.parameters)):
-            vector = jax.random.normal(jax.random.fold_in(key, i + 1), value_at(shapes, path).shape[-1:])
+            weight = value_at(shapes, path)
+            dtype = weight.dtype if jnp.issubdtype(weight.dtype, jnp.complexfloating) else float
+            vector = jax.random.normal(jax.random.fold_in(key, i + 1), weight.shape[-1:], dtype)
             u = with_value(u, path, vector / _or_one(_norm(vector)))
         return {"layer": self.layer.init_state(jax.random.fold_in(key, 0)), "u": u, "mode": Mode.TRAIN}
 
@@ -125,8 +127,8 @@ class SpectralNorm(StatefulWrapper):
         return y, {**st, "layer": inner, "u": us}
 
 
-def power_iteration(matrix: Float[Array, "m n"], u: Float[Array, " n"], steps: int) -> Float[Array, " n"]:
-    r"""The vector :math:`u \leftarrow W^T W u / \|W^T W u\|`, after some steps: the right singular vector, in the end.
+def power_iteration(matrix: Inexact[Array, "m n"], u: Inexact[Array, " n"], steps: int) -> Inexact[Array, " n"]:
+    r"""The vector :math:`u \leftarrow W^* W u / \|W^* W u\|`, after some steps: the right singular vector, in the end.
 
     It has unit length; a zero matrix leaves it as it is.
 
@@ -135,7 +137,7 @@ def power_iteration(matrix: Float[Array, "m n"], u: Float[Array, " n"], steps: i
     """
 
     def step(_: Any, u: jax.Array) -> jax.Array:
-        new = (matrix @ u) @ matrix
+        new = (matrix @ u) @ matrix.conj()
         size = _norm(new)
         return jnp.where(size > 0, new / _or_one(size), u)
 
@@ -144,7 +146,7 @@ def power_iteration(matrix: Float[Array, "m n"], u: Float[Array, " n"], steps: i
 
 def _norm(x: jax.Array, axes: Sequence[int] | None = None) -> jax.Array:
     """The square root of the sum of squares, with derivative zero where that is zero."""
-    squares = jnp.sum(jnp.square(x), axes)
+    squares = jnp.sum(squared(x), axes)
     return jnp.where(squares > 0, jnp.sqrt(_or_one(squares)), 0)
 
 

@@ -124,6 +124,44 @@ def test_what_is_masked_does_not_matter(is_causal, heads_differ):
         assert np.isfinite(b).all() and np.allclose(a, b, atol=1e-13)
 
 
+@pytest.mark.parametrize("what", [np.nan, np.inf])
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_what_some_queries_may_not_see_does_not_reach_them(is_causal, what):
+    """Neither in values nor in gradients; those that see it are NaN."""
+    q, k, v = (jnp.asarray(x) for x in qkv(4, 2))
+    k, v = k[:, :5], v[:, :5]
+    mask = None if is_causal else np.tril(np.ones((5, 5), bool))
+
+    def loss(q, k, v):
+        y = lux.nn.scaled_dot_product_attention(q, k, v, mask=mask, is_causal=is_causal)
+        weights = lux.nn.attention_weights(q, k, mask=mask, is_causal=is_causal)
+        return jnp.sum(jnp.sin(y[:, :3])) + jnp.sum(weights[..., :3, :] ** 2), y
+
+    (value, _), gradients = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(q, k, v)
+    for i, x in enumerate((q, k, v)):
+        given = [q, k, v]
+        given[i] = x.at[0, 3, 0, 1].set(what)
+        (got, y), moved = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(*given)
+        assert got == value and np.isnan(y[0, 3]).any() and np.isfinite(y[1:]).all()
+        for a, b in zip(moved, gradients, strict=True):
+            assert np.allclose(a, b, atol=1e-14)
+
+
+def test_a_layer_keeps_tokens_to_those_that_see_them(key):
+    layer = lux.MultiHeadAttention(4, 2, is_causal=True, return_weights=True)
+    ps, st = lux.setup(key, layer)
+
+    def loss(ps, x):
+        (y, weights), _ = layer(x, ps, st)
+        return jnp.sum(jnp.sin(y[:, :4])) + jnp.sum(weights[..., :4, :] ** 2), (y, weights)
+
+    x = jnp.asarray(X)
+    (value, _), gradients = jax.value_and_grad(loss, (0, 1), has_aux=True)(ps, x)
+    (got, (y, weights)), moved = jax.value_and_grad(loss, (0, 1), has_aux=True)(ps, x.at[:, 4].set(jnp.nan))
+    assert np.isclose(got, value, rtol=1e-14) and np.isnan(y[:, 4]).all() and np.isnan(weights[..., 4, :]).all()
+    assert np.allclose(moved[0].data, gradients[0].data) and np.allclose(moved[1], gradients[1])
+
+
 @pytest.mark.parametrize("shape", [(6,), (1, 6), (1, 1, 6)], ids=str)
 def test_a_mask_of_keys_alone(shape):
     q, k, v = qkv(2, 2)

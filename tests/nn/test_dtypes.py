@@ -170,7 +170,7 @@ def test_every_layer_is_here():
 @pytest.mark.parametrize(("layer", "x"), LAYERS, ids=name)
 def test_integers_are_floating_point_where_a_layer_computes(key, layer, x):
     ps, st = lux.setup(key, layer)
-    keeps = isinstance(layer, KEEPING) or (isinstance(layer, lux.Upsample) and layer.mode == "nearest")
+    keeps = isinstance(layer, KEEPING)
     for now in modes(st):
         for dtype in ("int32", "uint8", "bool"):
             given = cast(x, dtype)
@@ -243,3 +243,51 @@ def test_a_batch_without_samples_has_an_output_without_samples(key, layer, x):
     y, (of_ps, of_x) = gradients(ps, x)
     assert all(leaf.size == 0 for leaf in jax.tree.leaves((y, of_x)))
     assert not np.any(of_ps.data)
+
+
+# --- complex elements -----------------------------------------------------------------------------------------------
+
+Z = np.array([[[1 + 1j], [2 - 1j], [0.5j], [0.0]]], "complex64")  # (batch, space, features)
+
+
+@pytest.mark.parametrize("p", [1, 2, 3])
+def test_norms_of_complex_elements_are_those_of_their_moduli(p):
+    for layer in (lux.LPPool(2, p=p), lux.GlobalLPPool(p=p), lux.AdaptiveLPPool(2, p=p)):
+        y, _ = layer(Z, {}, {})
+        same(y, layer(np.abs(Z), {}, {})[0], 1e-6, "float32")
+        assert np.isfinite(jax.grad(lambda z, layer=layer: layer(z, {}, {})[0].sum())(jnp.asarray(Z))).all()
+
+
+def test_the_root_mean_square_of_complex_features_is_that_of_their_moduli(key):
+    layer = lux.RMSNorm(4, epsilon=0.0, affine=False)
+    y, _ = layer(Z[..., 0], {}, {})
+    np.testing.assert_allclose(y, Z[..., 0] / np.sqrt(np.mean(np.abs(Z[..., 0]) ** 2)), rtol=1e-6)
+    V = lux.PositiveDefinite(lux.NoOp())
+    np.testing.assert_allclose(V(Z[..., 0], {}, {})[0].ravel(), 2 * np.sum(np.abs(Z) ** 2), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lux.MaxPool(2), lux.GlobalMaxPool(), lux.AdaptiveMaxPool(2), lux.RReLU(), lux.SpectralConv(1, 1, 1),
+        lux.BatchNorm(1), lux.MultiHeadAttention(1),
+    ],
+    ids=name,
+)  # fmt: skip
+def test_layers_that_have_no_complex_form_refuse_it_in_a_sentence(key, layer):
+    with pytest.raises(TypeError, match=r"real.* got complex64"):
+        layer(Z, *lux.setup(key, layer))
+
+
+@pytest.mark.parametrize("wrapper", [lux.WeightNorm, lux.SpectralNorm])
+def test_complex_weights_have_the_norms_of_their_moduli(key, wrapper):
+    def init(key, shape, dtype):
+        return jax.random.normal(key, shape, "complex64")
+
+    dense = lux.Dense(3, 3, use_bias=False, init_weight=init)
+    layer = wrapper(dense, iterations=100) if wrapper is lux.SpectralNorm else wrapper(dense)
+    ps, st = lux.setup(key, layer)
+    weight = ps["weight"]["v"] if wrapper is lux.WeightNorm else ps["weight"]
+    expected = weight / np.linalg.norm(weight, 2) if wrapper is lux.SpectralNorm else weight
+    np.testing.assert_allclose(layer(jnp.eye(3), ps, st)[0], expected, atol=1e-5)
+    assert np.isfinite(jax.grad(lambda ps: jnp.abs(layer(jnp.eye(3), ps, st)[0]).sum())(ps).data).all()

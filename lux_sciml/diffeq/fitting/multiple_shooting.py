@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..._tree import floating
+from ..._tree import floating, squared
 from ...core import Layer
 from ..equation import equation_of
 from ..times import save_times, times_like
@@ -134,7 +134,7 @@ def _squares(prediction: Any, data: Any) -> Any:
 
     def squares(y: jax.Array, x: jax.Array) -> jax.Array:
         missing = jnp.isnan(x)
-        return jnp.sum(jnp.where(missing, 0, y - jnp.where(missing, 0, x)) ** 2)
+        return jnp.sum(squared(jnp.where(missing, 0, y - jnp.where(missing, 0, x))))
 
     return sum(jax.tree.leaves(jax.tree.map(squares, prediction, data)))
 

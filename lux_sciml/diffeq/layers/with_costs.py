@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optimistix
 
+from ..._tree import squared
 from ...core import StatefulWrapper, field
 from ...core.converters import checks_itself
 from ..equation import Equation, Fields, diffeqsolve, single
@@ -20,7 +21,7 @@ from ..failure import guarded
 
 def _squares(tree: Any) -> jax.Array:
     """The sum of squares over the features, the last axis, of all arrays, for each sample."""
-    squares = [jnp.real(x * jnp.conj(x)) for x in jax.tree.leaves(tree)]
+    squares = [squared(x) for x in jax.tree.leaves(tree)]
     return functools.reduce(operator.add, [jnp.sum(x, axis=-1) if x.ndim else x for x in squares])
 
 
