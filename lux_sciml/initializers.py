@@ -24,7 +24,7 @@ class _Initializer:
             object.__setattr__(self, field.name, float(getattr(self, field.name)))
 
     def __repr__(self) -> str:
-        fields = dataclasses.fields(self)  # pyright: ignore[reportArgumentType]
+        fields = dataclasses.fields(self)  # pyright: ignore[reportArgumentType]  # as above
         values = [getattr(self, field.name) for field in fields]
         while values and values[-1] == fields[len(values) - 1].default:
             del values[-1]

@@ -109,7 +109,7 @@ def number(value: SupportsFloat) -> float:
     >>> number(2)
     2.0
     """
-    if isinstance(value, str | bytes) or np.ndim(value):  # pyright: ignore[reportArgumentType]
+    if isinstance(value, str | bytes) or np.ndim(value):  # pyright: ignore[reportArgumentType]  # of anything
         raise TypeError(f"expected a number, got {_short(value)}")
     try:
         return float(value)

@@ -165,7 +165,7 @@ class Layer(metaclass=_LayerMeta):
 
     def _set_defaults(self) -> None:
         """The defaults of the fields that an `__init__` of one's own left alone."""
-        for declared in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
+        for declared in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]  # the metaclass makes it one
             if declared.name in vars(self):
                 continue
             if declared.default is not dataclasses.MISSING:

@@ -53,6 +53,7 @@ def value_text(value: Any, exact: bool = True) -> str:
     if isinstance(value, type | types.ModuleType) or (callable(value) and hasattr(value, "__name__")):
         return name_text(value, exact)
     written_by_class = not isinstance(value, eqx.Module) and not (
+        # what `@dataclass` was told, which checkers do not know
         dataclasses.is_dataclass(value) and kind.__dataclass_params__.repr  # pyright: ignore[reportAttributeAccessIssue]
     )
     if import_path(value):

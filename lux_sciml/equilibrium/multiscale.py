@@ -106,7 +106,7 @@ class MultiScaleDEQ(DeepEquilibrium):
         scales: Sequence[Sequence[int]],
         **options: Any,
     ):
-        super().__init__(MultiScaleCell(branches, fusion, after), scales, **options)  # pyright: ignore[reportArgumentType]
+        super().__init__(MultiScaleCell(branches, fusion, after), scales, **options)
 
     def init_arguments(self):
         fields = {f.name: f.default for f in dataclasses.fields(self) if f.name not in ("cell", "shape")}

@@ -343,7 +343,8 @@ _DESCRIPTORS = (
     types.ClassMethodDescriptorType,
 )
 _IMMUTABLE = (
-    *(type(collections.namedtuple("_", "x").x), np.ufunc),  # pyright: ignore
+    type(vars(collections.namedtuple("_", "x"))["x"]),
+    np.ufunc,
     *(jax.sharding.Sharding, jax.sharding.Mesh, jax.Device),
 )
 _METHODS = {
