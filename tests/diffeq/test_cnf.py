@@ -1,4 +1,4 @@
-"""CNF and flow matching: exact densities, change of variables, sampling, regularisers, probes."""
+"""CNF and flow matching: exact densities, change of variables, sampling, regularizers, probes."""
 
 import diffrax
 import jax
@@ -80,11 +80,11 @@ def test_conditions_shift_the_density():
     np.testing.assert_allclose(samples - shift, jax.random.normal(jax.random.key(0), (3, 2)), rtol=1e-5)
 
 
-# --- regularisers and probes --------------------------------------------------------------------------------------
+# --- regularizers and probes --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("trace", ["exact", "hutchinson"])
-def test_regularisers_are_norms_over_features_for_each_sample(trace):
+def test_regularizers_are_norms_over_features_for_each_sample(trace):
     density = run(LINEAR.replace(trace=trace), jnp.asarray(X))
 
     def speed(t, x):
