@@ -14,6 +14,7 @@ from jax import lax
 from ..._compat import solver_loop, while_loop
 from ..._tree import where
 from ..failure import Guarded, guarded
+from .dense import with_dense_error
 from .discrete import saves_states
 from .refusal import only
 from .same_steps import SameSteps
@@ -41,9 +42,11 @@ class GaussAdjoint(diffrax.AbstractAdjoint):
 
     For `diffrax.diffeqsolve(adjoint=...)`, and by the name `"gauss"` in all layers. It is the adjoint for stiff
     equations and implicit solvers, whose root finders it does not differentiate; elsewhere checkpointing is faster
-    (docs/adjoints.md has timings). The gradient is that of the exact solution, up to the tolerances, not that of
-    the discrete one. It holds the dense output of `max_steps` steps in memory, so bound these. Where the forward solve
-    fails the gradient is zero, where the backward one does it is NaN.
+    (docs/adjoints.md has timings). Where the dense output of a solver is coarser than its steps, as that of
+    `Kvaerno5`, its error counts in the control of the steps too (`DenseSolver`). The gradient is that of the exact
+    solution, up to the tolerances, not that of the discrete one. It holds the dense output of `max_steps` steps in
+    memory, so bound these. Where the forward solve fails the gradient is zero, where the backward one does it is
+    NaN.
 
     Gradients by times are not defined. Raises `ValueError` for equations that are not ordinary, solvers of several
     equations, events, `max_steps=None`, and a `SaveAt` other than `t0`, `t1` and `ts`.
@@ -164,6 +167,7 @@ def _solve(y0_args_terms, *, self, init_state, throw, **options):
 @_solve.def_fwd
 def _solve_forward(perturbed, y0_args_terms, *, self, init_state, throw, solver, saveat, max_steps, **options):
     y0, args, terms = only("first", "adjoint='gauss'", y0_args_terms)
+    solver = with_dense_error(solver, terms, options["stepsize_controller"])
     state = eqx.tree_at(lambda s: s.y, init_state, y0)
     step = (terms, state.tprev, state.tnext, y0, args, state.solver_state, state.made_jump)
     infos = eqx.filter_eval_shape(solver.step, *step)[2]
@@ -212,6 +216,7 @@ def _solve_backward(
 
     backward = jax.tree.map(adjoint_term, terms, is_leaf=_is_part)
     controller, rtol, atol = _backward_controller(self, stepsize_controller, dense_ts)
+    solver = with_dense_error(solver, backward, controller)
     order = solver.error_order(backward)
     differentiable, rest = eqx.partition((args, terms), perturbed[1:])
     quadrature = _Quadrature(path, differentiable, rest, self.nodes, rtol, atol, _PIECES * max_steps)
