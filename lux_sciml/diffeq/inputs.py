@@ -96,16 +96,18 @@ def _is_real(x: Any) -> bool:
 def within(control: diffrax.AbstractPath, y0: Any, ts: jax.Array) -> Any:
     """`y0`, where the control is defined at all the times; else `ValueError`, or NaN where the times are traced.
 
-    Ends are compared up to rounding in single precision: the control may have come from there.
+    Ends are compared up to rounding in single precision: the control may have come from there. Far from zero that is
+    more than a solve may go without a control, and then a small part of its span is what counts.
     """
     first, last = (jnp.asarray(t).astype(ts.dtype) for t in (control.t0, control.t1))
     low, high = jnp.minimum(ts[0], ts[-1]), jnp.maximum(ts[0], ts[-1])
-    margin = 4 * float(jnp.finfo(jnp.float32).eps) * jnp.maximum(jnp.abs(low), jnp.abs(high))
+    rounding = 4 * float(jnp.finfo(jnp.float32).eps) * jnp.maximum(jnp.abs(low), jnp.abs(high))
+    margin = jnp.minimum(rounding, 1e-4 * (high - low))
     good = (first <= low + margin) & (high - margin <= last)
     if is_traced(good):
         return jax.tree.map(lambda y: jnp.where(good, y, jnp.nan), y0)
     if not good:
-        raise ValueError(
-            f"the control is defined from {control.t0:g} to {control.t1:g}, the times ask for {low:g} to {high:g}"
-        )
+        digits = jnp.finfo(ts.dtype).precision
+        known, asked = (f"{a:.{digits}g} to {b:.{digits}g}" for a, b in ((first, last), (low, high)))
+        raise ValueError(f"the control is defined from {known}, the times ask for {asked}")
     return y0

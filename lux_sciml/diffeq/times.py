@@ -43,7 +43,8 @@ def times_like(ts: Any, y0: Any, batching: str) -> jax.Array:
 def times_in(dtype: Any, ts: Any, *, monotone: bool = True) -> jax.Array:
     """Times in a floating-point type, checked to be `monotone` where they are known.
 
-    `ValueError` where they do not survive the conversion, so that neighbors become one; NaN where those are traced.
+    `ValueError` where they do not survive the conversion, so that neighbors become one. Traced times are NaN then, and
+    where neighbors are one before, as after a conversion by JAX.
     """
     if not is_traced(ts):
         known = np.asarray(ts)
@@ -61,11 +62,10 @@ def times_in(dtype: Any, ts: Any, *, monotone: bool = True) -> jax.Array:
                 '(jax.config.update("jax_enable_x64", True))'
             )
         return jnp.asarray(converted)
-    if not jnp.issubdtype(ts.dtype, jnp.floating) or jnp.finfo(ts.dtype).bits <= jnp.finfo(dtype).bits:
-        return ts.astype(dtype)
     converted = ts.astype(dtype)
-    lost = jnp.any((jnp.diff(ts, axis=-1) != 0) & (jnp.diff(converted, axis=-1) == 0), axis=-1, keepdims=True)
-    return jnp.where(lost, jnp.nan, converted)
+    equal = jnp.diff(converted, axis=-1) == 0
+    lost = equal if monotone else equal & (jnp.diff(ts, axis=-1) != 0)
+    return jnp.where(jnp.any(lost, axis=-1, keepdims=True), jnp.nan, converted)
 
 
 def _require_monotone(ts: np.ndarray) -> None:

@@ -65,6 +65,23 @@ def test_times_that_become_one_number_are_refused_in_fits_and_nan_where_they_are
     assert jnp.all(jnp.isfinite(node((jnp.ones(2), UNIX), {}, {})[0].ys))  # in float64 they are three times
 
 
+def test_traced_times_that_jax_has_made_one_are_nan_for_their_sample():
+    node = lux.NeuralODE(DECAY, batching="vmap", output="ys", **FIXED)
+    with jax.enable_x64(False):
+        ts = np.stack([np.linspace(0.0, 1.0, 3), 1.7e9 + np.linspace(0.0, 1.0, 3)])
+        ys = jax.jit(lambda y, ts: node((y, ts), {}, {})[0])(jnp.ones((2, 2), "float32"), ts)
+    assert jnp.all(jnp.isfinite(ys[0])) and jnp.all(jnp.isnan(ys[1]))
+
+
+@pytest.mark.parametrize("start", [2.0, 0.3, 1e-3])
+def test_rounding_far_from_zero_is_no_leave_to_go_on_without_a_control(start):
+    """Seconds since 1970: single precision resolves 128 of them."""
+    node = lux.NeuralODE(lux.Lambda(lambda x: x[1] - x[0]), 1.7e9 + start + np.arange(2.0), controlled=True, **FIXED)
+    control = diffrax.LinearInterpolation(jnp.asarray(1.7e9 + np.arange(2.0)), jnp.ones((2, 1)))
+    with pytest.raises(ValueError, match="from 1700000000 to 1700000001, the times ask for 170000000"):
+        node((jnp.zeros(1), control), {}, {})
+
+
 def test_times_that_are_one_number_already_are_kept_where_they_need_not_increase():
     got = lux.IrregularSequence()((np.array([0.0, 1.0, 1.0]), np.ones((3, 1))), {}, {})[0]
     np.testing.assert_array_equal(got[:, 0], [0.0, 1.0, 0.0])
