@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import errno
+import inspect
 import json
 import math
 import os
@@ -201,6 +202,7 @@ def save(path: str | os.PathLike[str], vector: Any) -> None:
         np.savez(file, layout=np.asarray(layout), dtype=name, data=data.view(_raw_dtype(data.dtype)))
 
 
+@inspect.unwrap  # of the checks of tests: it says itself what is wrong
 def load(path: str | os.PathLike[str]) -> ComponentVector:
     """The vector in a file, as it was saved, in the precision in force.
 
@@ -213,6 +215,8 @@ def load(path: str | os.PathLike[str]) -> ComponentVector:
     >>> load(path).b
     Array([2., 3.], dtype=float32)
     """
+    if not isinstance(path, str | bytes | os.PathLike):
+        raise TypeError(f"load takes the path of a file, got a {type(path).__name__}")
     with open(path, "rb") as file:
         try:
             length = os.fstat(file.fileno()).st_size
@@ -324,6 +328,7 @@ def _keep_permissions(old_path: FilePath, new_path: FilePath, old: os.stat_resul
     shutil.copymode(old_path, new_path)
 
 
+@inspect.unwrap  # of the checks of tests: it says itself what is wrong
 def load_into(like: ComponentVector, source: Any, strict: bool = True) -> tuple[ComponentVector, Differences]:
     """The values of `source` under the names of `like`, by path, and what differs.
 
@@ -339,6 +344,8 @@ def load_into(like: ComponentVector, source: Any, strict: bool = True) -> tuple[
     missing: a
     extra: c
     """
+    if not isinstance(like, ComponentVector):
+        raise TypeError(f"load_into(like, source) fills a ComponentVector, got a {type(like).__name__} in its place")
     if isinstance(source, str | os.PathLike):
         try:
             return load_into(like, load(source), strict)

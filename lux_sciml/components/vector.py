@@ -1,5 +1,6 @@
 """ComponentVector: one flat vector and the layout that names its parts."""
 
+import inspect
 from collections.abc import Hashable, Iterable, Iterator
 from typing import Any
 
@@ -369,6 +370,7 @@ def view(part: jax.Array, layout: Layout) -> Any:
     return _make(part, layout)
 
 
+@inspect.unwrap  # of the checks of tests: it says itself what is wrong
 def concat(*vectors: ComponentVector) -> ComponentVector:
     """One vector with the components of several, ties included, in the widest of their types.
 
@@ -379,6 +381,8 @@ def concat(*vectors: ComponentVector) -> ComponentVector:
     """
     out: dict[str, Any] = {}
     for cv in vectors:
+        if not isinstance(cv, ComponentVector):
+            raise TypeError(f"concat joins ComponentVectors, concat(a, b), got a {type(cv).__name__}")
         if cv.layout.container != DICT:
             raise TypeError(f"concat joins vectors of named components, got one of {cv.layout.summary()}")
         for name, value in cv.tree().items():

@@ -8,7 +8,8 @@ import jax
 
 from .._tree import all_finite, is_inexact
 from .container import Wrapper
-from .layer import Layer
+from .field import checks_itself
+from .layer import Layer, as_layer
 from .printing import option_text
 from .static import is_traced
 from .walk import instrument
@@ -16,6 +17,7 @@ from .walk import instrument
 _CHECKS = ("both", "forward", "backward")
 
 
+@checks_itself
 def check_finite(layer: Layer, *, check: str = "both") -> Layer:
     """The model with every layer watched: the first one where a NaN or Inf appears is named by its path.
 
@@ -36,7 +38,7 @@ def check_finite(layer: Layer, *, check: str = "both") -> Layer:
     """
     if check not in _CHECKS:
         raise ValueError(f"check_finite checks {', '.join(map(repr, _CHECKS))}, got {check!r}")
-    return instrument(layer, lambda path, inner, watched: _Watched(path, option_text(inner), check, watched))
+    return instrument(as_layer(layer), lambda path, inner, watched: _Watched(path, option_text(inner), check, watched))
 
 
 class _Watched(Wrapper):

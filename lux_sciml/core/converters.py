@@ -219,6 +219,8 @@ def refuse_module(value: Any) -> None:
     module = not isinstance(value, type | eqx.Module) and not kinds.isdisjoint(("Module", "Layer", "StatefulLayer"))
     if module or holds_arrays(value):
         name = f"{type(value).__module__.partition('.')[0]} {type(value).__name__}"
+        if name == "lux_sciml StatefulLayer":
+            raise TypeError("expected a layer or a function, got a StatefulLayer: give its `layer`")
         raise TypeError(
             f"expected a function, got an object of its own arrays ({name}), which would not be parameters here: write "
             "a `lux.Layer` whose `init_params` returns the arrays and whose `forward` computes with them"

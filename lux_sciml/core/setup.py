@@ -5,11 +5,13 @@ from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .._tree import is_inexact
 from ..components import ComponentVector
 from .field import checks_itself
 from .layer import Layer, Parameters, State, as_layer
+from .mode import Mode
 from .parameters import elements, parameter_layout, state_size
 from .printing import brief
 from .stateful import StatefulLayer
@@ -44,7 +46,7 @@ def setup(key: Any, layer: Any, dtype: Any = None, flat: bool = True) -> tuple[A
     statistics of `BatchNorm`, add up what many calls see: in half precision small steps would be lost, and so they stay
     in float32. With `flat` the parameters are a `ComponentVector`; without, nested dicts.
 
-    Raises `TypeError` for a key that is none, and for a layer that is neither a layer nor a function.
+    Raises `TypeError` for a key that is none, for a layer that is neither a layer nor a function, and for another type.
 
     >>> from lux_sciml import Chain, Dense
     >>> ps, st = setup(jax.random.key(0), Chain(Dense(2, 3), Dense(3, 1)))
@@ -58,9 +60,20 @@ def setup(key: Any, layer: Any, dtype: Any = None, flat: bool = True) -> tuple[A
         if not isinstance(tree, dict):
             raise TypeError(f"`{name}` of {type(layer).__name__} returns a dict, got a {type(tree).__name__}")
     if dtype is not None:
+        _require_floating(dtype)
         wide = jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
         ps, st = _cast(ps, dtype, dtype), _cast(st, dtype, wide)
     return (ComponentVector.from_tree(ps) if flat else ps), st
+
+
+def _require_floating(dtype: Any) -> None:
+    """Raise `TypeError` for what is no floating-point type, and no complex one."""
+    try:
+        found = jnp.dtype(dtype)
+    except TypeError:
+        found = None
+    if found is None or not jnp.issubdtype(found, jnp.inexact):
+        raise TypeError(f"`dtype` is a floating-point type, such as jnp.float32, got {dtype!r}")
 
 
 def as_key(key: Any) -> jax.Array:
@@ -101,6 +114,7 @@ def parameter_length(x: Layer | StatefulLayer | Parameters) -> int:
         x = x.ps
     if isinstance(x, Layer):
         return parameter_layout(x).size
+    _require_tree(x, "parameters")
     return sum(jnp.size(leaf) for leaf in jax.tree.leaves(x))
 
 
@@ -116,9 +130,20 @@ def state_length(x: Layer | StatefulLayer | State) -> int:
     """
     if isinstance(x, StatefulLayer):
         x = x.st
-    return state_size(x) if isinstance(x, Layer) else elements(x)
+    if isinstance(x, Layer):
+        return state_size(x)
+    _require_tree(x, "state")
+    return elements(x)
 
 
+def _require_tree(x: Any, what: str) -> None:
+    kinds = jax.Array | np.ndarray | np.generic | float | int | complex | Mode
+    leaves = [None] if x is None else jax.tree.leaves(x)
+    if not all(isinstance(leaf, kinds) or hasattr(leaf, "shape") for leaf in leaves):
+        raise TypeError(f"expected a layer, or the {what} that `ps, st = lux.setup(key, layer)` makes, got {x!r}")
+
+
+@checks_itself
 def output_shape(layer: Layer, x: Any) -> Any:
     """The shapes of the output for an input (an array, or a `jax.ShapeDtypeStruct`), without computing anything.
 
@@ -126,7 +151,7 @@ def output_shape(layer: Layer, x: Any) -> Any:
     >>> output_shape(Dense(2, 3), jnp.ones((8, 2)))
     (8, 3)
     """
-    return jax.tree.map(lambda y: y.shape, jax.eval_shape(_output, layer, x))
+    return jax.tree.map(lambda y: y.shape, jax.eval_shape(_output, as_layer(layer), x))
 
 
 def _output(layer: Layer, x: Any) -> Any:

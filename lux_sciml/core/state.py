@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 import jax
 
+from ..components import ComponentVector
 from .mode import Mode
 from .stateful import StatefulLayer
 
@@ -14,7 +15,7 @@ S = TypeVar("S")
 def trainmode(st: S) -> S:
     """The state with every layer in training; of a `StatefulLayer`, one in this state.
 
-    Raises `TypeError` for a layer, which has no state of its own.
+    Raises `TypeError` for what is no state, such as a layer or parameters.
 
     >>> trainmode({"layer_0": {"mode": Mode.TEST}})
     {'layer_0': {'mode': Mode.TRAIN}}
@@ -25,7 +26,7 @@ def trainmode(st: S) -> S:
 def testmode(st: S) -> S:
     """The state with every layer in testing: dropout is off, normalizations use their running statistics.
 
-    Of a `StatefulLayer`, one in this state. Raises `TypeError` for a layer, which has no state of its own.
+    Of a `StatefulLayer`, one in this state. Raises `TypeError` for what is no state, such as a layer or parameters.
 
     >>> testmode({"layer_0": {"mode": Mode.TRAIN, "key": 3}})
     {'layer_0': {'mode': Mode.TEST, 'key': 3}}
@@ -39,7 +40,7 @@ testmode.__test__ = False  # pyright: ignore[reportFunctionMemberAccess]  # pyte
 def update_state(st: S, name: str, value: Any) -> S:
     """The state with every entry called `name`, at all depths, replaced. Raises `KeyError` where there is none.
 
-    Of a `StatefulLayer`, one in this state.
+    Of a `StatefulLayer`, one in this state. Raises `TypeError` for what is no state.
 
     >>> update_state({"layer_0": {"scale": 1.0}, "layer_1": {}}, "scale", 2.0)
     {'layer_0': {'scale': 2.0}, 'layer_1': {}}
@@ -50,10 +51,10 @@ def update_state(st: S, name: str, value: Any) -> S:
 def _changed(st: Any, change: Callable[[Any], Any]) -> Any:
     if isinstance(st, StatefulLayer):
         return StatefulLayer(st.layer, st.ps, change(st.st))
-    if hasattr(st, "init_state"):
-        raise TypeError(
-            f"expected a state, got the layer {type(st).__name__}: `ps, st = lux.setup(key, layer)` makes one"
-        )
+    leaf = st is None or (jax.tree_util.all_leaves([st]) and not isinstance(st, Mode))
+    if leaf or isinstance(st, ComponentVector) or hasattr(st, "init_state"):
+        what = "the layer" if hasattr(st, "init_state") else "a"
+        raise TypeError(f"expected a state, got {what} {type(st).__name__}: `ps, st = lux.setup(key, layer)` makes one")
     return change(st)
 
 

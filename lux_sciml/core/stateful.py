@@ -5,7 +5,8 @@ from typing import Any
 import jax
 
 from .._compat import trace_state
-from .layer import Layer, Parameters, State
+from .field import checks_itself
+from .layer import Layer, Parameters, State, as_layer
 from .static import is_traced
 
 
@@ -17,7 +18,7 @@ class StatefulLayer:
     as it is; `lux.parameter_length` and `lux.state_length` count. It is copied and pickled with its arrays.
 
     Inside a function that JAX transforms, make the StatefulLayer inside too, and return its `st`. Raises `ValueError`
-    where a state that the call renews would leak out of a transform.
+    where a state that the call renews would leak out of a transform, `TypeError` for what is no layer and no state.
 
     >>> import lux_sciml as lux
     >>> import jax.numpy as jnp
@@ -30,8 +31,11 @@ class StatefulLayer:
     True
     """
 
+    @checks_itself
     def __init__(self, layer: Layer, ps: Parameters, st: State):
-        self.layer, self.ps, self.st = layer, ps, st
+        if not isinstance(st, dict):
+            raise TypeError(f"StatefulLayer(layer, ps, st): the state is a dict, got a {type(st).__name__}")
+        self.layer, self.ps, self.st = as_layer(layer, "StatefulLayer(layer, ps, st)"), ps, st
         self._made_in = trace_state()
 
     def __call__(self, x: Any, ps: Parameters | None = None) -> Any:

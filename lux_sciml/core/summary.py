@@ -7,7 +7,8 @@ from typing import Any
 import jax
 
 from .container import Container, Wrapper
-from .layer import Layer
+from .field import checks_itself
+from .layer import Layer, as_layer
 from .printing import option_text
 from .setup import parameter_length, setup, state_length
 from .text import describe_array
@@ -30,6 +31,7 @@ class Summary(str):
         return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table><p>{html.escape(self.end)}</p>"
 
 
+@checks_itself
 def summary(layer: Layer, x: Any, dtype: Any = None) -> Summary:
     """The model as a table: path, layer, types and shapes of input and output, number of parameters, bytes.
 
@@ -47,6 +49,7 @@ def summary(layer: Layer, x: Any, dtype: Any = None) -> Summary:
     -------------------------------------------------------------------------
     total: 13 parameters (52 bytes), 0 states
     """
+    layer = as_layer(layer)
     shapes = {place: ("", "") for place in walk(layer)}
     size = 0
 

@@ -10,8 +10,9 @@ import jax
 
 from .._tree import describe
 from ..components import ComponentVector
-from ..core import Layer
+from ..core import Layer, StatefulLayer, as_layer
 from ..core.container import errors_of
+from ..core.converters import checks_itself
 from ..core.frozen import keys_after, refuse_updates
 from ..core.parameters import parameter_tree
 
@@ -76,6 +77,7 @@ class _VectorField(eqx.Module):
         return like(y, self.function(t, y, p))
 
 
+@checks_itself
 def vector_field(
     model: Layer | Callable[[Any, Any, Any], Any],
     st: Any = None,
@@ -106,6 +108,8 @@ def vector_field(
         raise ValueError(f'on_state_update is "raise" or "discard", got {on_state_update!r}')
     if isinstance(model, Layer):
         return _VectorField(Field(model, st, None, time_dependent, on_state_update))
+    if not callable(model) or isinstance(model, StatefulLayer):
+        as_layer(model, "vector_field(model, st)")  # raises
     return _VectorField(model)
 
 

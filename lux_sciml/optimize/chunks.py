@@ -13,17 +13,24 @@ SECONDS = 0.1  # what a chunk should take
 
 
 def in_chunks(
-    advance: Callable[[Any, int], tuple[Any, Any, Any]], carry: Any, total: int
+    advance: Callable[[Any, int], tuple[Any, Any, Any]],
+    carry: Any,
+    total: int,
+    every: int | None = None,
+    first: int = 1,
 ) -> Iterator[tuple[Any, np.ndarray]]:
     """Advance a carry by `total` steps, or until a chunk ends early.
 
     `advance(carry, limit)` makes at most `limit <= LONGEST` steps and returns the carry, how many it made, and a buffer
     `(LONGEST,)` of values. Yields the carry and the chunk's values after each chunk. Lengths adapt to the time a step
-    takes; the first chunk, which compiles, is not timed.
+    takes; the first chunk, which compiles, is not timed. With `every`, chunks also end after the steps whose number is
+    a multiple of it; that of the first one is `first`.
     """
     done, length, compiled = 0, 1, False
     while done < total:
         limit = min(length, total - done)
+        if every is not None:
+            limit = min(limit, every - (done + first - 1) % every)
         start = time.perf_counter()
         carry, count, values = advance(carry, limit)
         count, values = int(count), np.asarray(values)

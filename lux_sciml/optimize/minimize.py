@@ -1,7 +1,7 @@
 """minimize: one call over SciPy, optimistix and optax."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
@@ -12,7 +12,7 @@ import optimistix as optx
 from jaxtyping import Float
 
 from ..components import Path
-from ..core.field import checks_itself
+from ..core.converters import checks_itself, count, flag, number, optional
 from . import optax_backend, optimistix_backend, scipy_backend
 from .problem import Evaluation, Inputs, Problem, not_finite
 from .programs import Programs
@@ -74,6 +74,7 @@ def minimize(
     max_steps: int = 1000,
     tol: float | None = None,
     callback: Callable[[int, P, float], Any] | None = None,
+    callback_every: int | None = None,
     progress: bool = False,
     has_aux: bool = False,
     keep_best: bool = True,
@@ -112,6 +113,7 @@ def minimize(
       Optimistix solvers have their own.
     * `callback(step, ps, value)`: called after every iteration of SciPy, and about ten times a second with optax and
       optimistix (after every step where one takes longer). It ends the run by returning `True`.
+    * `callback_every`: call it after the steps whose number is a multiple of this, and no others; 1 is every step.
     * `progress`: show a progress bar in a terminal or notebook, and elsewhere, as in a log, a line every ten seconds.
     * `keep_best`: return the best parameters evaluated, rather than the last. Set `False` where the values of two
       evaluations are not comparable (a loss with noise).
@@ -155,8 +157,17 @@ def minimize(
 
     References: Nocedal & Wright, *Numerical Optimization* (2006); Kingma & Ba, *Adam* (2015).
     """
-    if max_steps < 1:
-        raise ValueError(f"max_steps must be at least 1, got {max_steps}")
+    max_steps = _converted("max_steps", count, int(max_steps) if _is_whole(max_steps) else max_steps)
+    callback_every = _converted("callback_every", optional(count), callback_every)
+    tol = _converted("tol", optional(number), tol)
+    for name, value in (("progress", progress), ("has_aux", has_aux), ("keep_best", keep_best)):
+        _converted(name, flag, value)
+    if tol is not None and not tol >= 0:
+        raise ValueError(f"tol: expected a number of at least 0, got {tol:g}")
+    if callback is not None and not callable(callback):
+        raise TypeError(f"the callback is a function of (step, ps, value), got a {type(callback).__name__}")
+    if options is not None and not isinstance(options, Mapping):
+        raise TypeError(f"`options` is a dict, got a {type(options).__name__}")
     problem, inputs = Problem.of(loss, ps, args, state, has_aux, trainable)
     backend, static, given = _backend(method, problem.bounds(bounds), tol, keep_best, options or {})
     params = problem.take(ps)
@@ -164,7 +175,7 @@ def minimize(
     if problem.has_state and backend is not optax_backend:
         _refuse_updates(programs, params, inputs, method if isinstance(method, str) else type(method).__name__)
     evaluate = programs(_evaluate, params, inputs) if has_aux else None
-    record = Progress(lambda: problem.join(params, inputs), inputs.state, max_steps, callback, progress)
+    record = Progress(lambda: problem.join(params, inputs), inputs.state, max_steps, callback, callback_every, progress)
     try:
         success, message = backend.run(problem, params, inputs, record, programs, keep_best=keep_best, **given)
     except Finished as finished:
@@ -187,6 +198,18 @@ def minimize(
         aux=evaluate and evaluate(problem.take(found), inputs._replace(state=record.state)).aux,
         state=record.state,
     )
+
+
+def _converted(name: str, converter: Callable[[Any], Any], value: Any) -> Any:
+    try:
+        return converter(value)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name}: {error}") from None
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether it is a float such as 1e4."""
+    return isinstance(value, float) and value.is_integer()
 
 
 def _backend(

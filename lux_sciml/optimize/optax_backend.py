@@ -66,7 +66,7 @@ def run(
     def advance(carry, limit):
         return compiled(carry, inputs, box, tol, limit)
 
-    for carry, values in in_chunks(advance, start, progress.max_steps + 1):
+    for carry, values in in_chunks(advance, start, progress.max_steps + 1, progress.every, first=0):
         progress.evaluations += len(values)
         progress.history += values.tolist()
         if not np.isfinite(carry.point.value):

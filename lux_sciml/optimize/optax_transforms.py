@@ -5,8 +5,10 @@ from typing import Any
 import optax
 
 from ..components import ComponentVector, Layout
+from ..core.converters import checks_itself
 
 
+@checks_itself
 def per_array(
     tx: optax.GradientTransformation, layout: Layout | ComponentVector
 ) -> optax.GradientTransformationExtraArgs:
@@ -17,7 +19,7 @@ def per_array(
     clipping by block. The state of `tx` is that of the tree; gradients and updates are flat vectors `(n,)`. In
     `minimize` with `trainable`, the layout is that of the trained components alone.
 
-    Raises `ValueError` for vectors of another length.
+    Raises `ValueError` for vectors of another length, `TypeError` for other arguments.
 
     >>> import jax.numpy as jnp
     >>> ps = ComponentVector(weight=[[3, 4]], bias=[1])
@@ -27,6 +29,11 @@ def per_array(
     Array([[0.84852815, 1.1313709 ]], dtype=float32)
     """
     layout = getattr(layout, "layout", layout)
+    if not isinstance(tx, optax.GradientTransformation) or not isinstance(layout, Layout):
+        raise TypeError(
+            "per_array(tx, layout) takes an optax transformation and a ComponentVector or its layout, got a "
+            f"{type(tx).__name__} and a {type(layout).__name__}"
+        )
     tx = optax.with_extra_args_support(tx)
 
     def init(params: Any) -> Any:

@@ -75,7 +75,7 @@ def run(
     def keep(y, value):
         progress.params, progress.value = (lambda: problem.join(problem.unravel(y), inputs)), value
 
-    for carry, values in in_chunks(advance, first, progress.max_steps):
+    for carry, values in in_chunks(advance, first, progress.max_steps, progress.every):
         progress.evaluations += len(values)
         progress.history += values.tolist()
         keep(carry.best.y, float(carry.best.value))

@@ -1,6 +1,7 @@
 """Problem: a loss and the kind of its parameters; what of it a method sees, and what the user."""
 
 import dataclasses
+import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ import numpy as np
 
 from .._tree import describe, is_inexact, is_traced
 from ..components import ComponentVector, Layout, Path
-from ..core import Mode
+from ..core import Layer, Mode, StatefulLayer
 
 
 class Inputs(NamedTuple):
@@ -52,12 +53,12 @@ class Problem:
     trace: Callable | None = None  # of the call, in place of it
 
     @classmethod
-    def of(
-        cls, loss: Any, ps: Any, args: Any, state: Any, has_aux: bool, trainable: str | Sequence[str | Path] | None
-    ) -> "tuple[Problem, Inputs]":
+    def of(cls, loss: Any, ps: Any, args: Any, state: Any, has_aux: bool, trainable: Any) -> "tuple[Problem, Inputs]":
         """Raises `TypeError` for what is no loss and for what are no parameters, `KeyError` for unknown names."""
         if not callable(loss):
             raise TypeError(f"the loss must be a function of the parameters, got {type(loss).__name__}")
+        if isinstance(state, Layer | StatefulLayer):
+            raise TypeError(f"`state` is that of a layer, from `ps, st = lux.setup(key, layer)`, got {_kind(state)}")
         if any(map(is_traced, jax.tree.leaves((ps, args, state)))):
             raise TypeError("minimize runs outside of jax.jit, grad and vmap: it decides in Python when to stop")
         named = isinstance(ps, ComponentVector)
@@ -90,7 +91,8 @@ class Problem:
         given = [self.join(params, inputs)]
         given += [inputs.state] if self.has_state else []
         given += [eqx.combine(inputs.args, self.other_args)] if self.has_args else []
-        out = self.loss(*given)
+        more = [name for name, has in (("state", self.has_state), ("args", self.has_args)) if has]
+        out = called("loss", self.loss, ["ps", *more], *given)
         names = ["value", *(["state"] if self.has_state else []), *(["aux"] if self.has_aux else [])]
         if len(names) == 1 and isinstance(out, tuple):
             raise TypeError("the loss returned a tuple: pass has_aux=True where it returns (value, aux)")
@@ -183,6 +185,8 @@ class Problem:
             bound = bound.data
         elif jax.tree.structure(bound) != jax.tree.structure(0):
             bound = self._bound_of_tree(bound, free)
+        if np.asarray(bound).dtype.kind in "OSU":
+            raise TypeError(f"a bound is a number, an array ({n},), a ComponentVector or a tree, got {bound!r}")
         if np.shape(bound) not in ((), (1,), (n,)):
             raise ValueError(f"a bound is a number or has shape ({n},), got shape {np.shape(bound)}")
         flat = np.array(np.broadcast_to(np.asarray(bound, np.float64), (n,)))
@@ -204,6 +208,23 @@ class Problem:
         return self.whole.ravel(tree, self.dtype)
 
 
+def called(name: str, function: Callable, names: Sequence[str], *arguments: Any) -> Any:
+    """`function(*arguments)`; where that is not how it may be called, a `TypeError` that says how it is."""
+    try:
+        return function(*arguments)
+    except TypeError as error:
+        try:
+            signature = inspect.signature(function)
+        except (TypeError, ValueError):  # written in C
+            raise error from None
+        try:
+            signature.bind(*arguments)
+        except TypeError:
+            call = f"{name}({', '.join(names)})"
+            raise TypeError(f"the {name} is called as {call}, got a function of {signature}") from error
+        raise
+
+
 def not_finite(**inputs: Any) -> str:
     """Where the inputs of a loss have elements that are not finite, as the end of a sentence."""
     found = []
@@ -220,10 +241,12 @@ def not_finite(**inputs: Any) -> str:
     return f" ({'; '.join(found)})" if found else ""
 
 
-def _chosen(ps: Any, patterns: str | Sequence[str | Path]) -> tuple[bool, ...]:
+def _chosen(ps: Any, patterns: Any) -> tuple[bool, ...]:
     """For each block of a ComponentVector, whether one of the patterns matches it."""
     if not isinstance(ps, ComponentVector):
         raise TypeError(f"`trainable` goes by name and needs a ComponentVector, got {type(ps).__name__}")
+    if not isinstance(patterns, str | list | tuple | set | frozenset):
+        raise TypeError(f"`trainable` is a pattern such as 'physics.*', or a list of them, got {patterns!r}")
     mask = ps.layout.mask(*([patterns] if isinstance(patterns, str) else patterns))
     return tuple(bool(mask[leaf.offset : leaf.offset + leaf.size].any()) for leaf in ps.layout.blocks)
 

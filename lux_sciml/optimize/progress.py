@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from .problem import called
+
 SECONDS = 10.0  # between two lines of a log
 
 
@@ -25,11 +27,20 @@ class Progress:
     `params()` makes the parameters, which nobody reads in most steps.
     """
 
-    def __init__(self, params: Callable[[], Any], state: Any, max_steps: int, callback: Callable | None, show: bool):
+    def __init__(
+        self,
+        params: Callable[[], Any],
+        state: Any,
+        max_steps: int,
+        callback: Callable | None,
+        every: int | None,
+        show: bool,
+    ):
         self.params, self.value, self.state = params, np.inf, state
         self.steps, self.evaluations = 0, 0
         self.history: list[float] = []
         self.max_steps = max_steps
+        self.every = every if callback is not None else None  # steps between two calls of the callback
         self._callback = callback
         self._display = _display(max_steps) if show else None
 
@@ -39,7 +50,10 @@ class Progress:
         if self._display is not None:
             self._display.set_postfix(value=f"{value:.4g}", refresh=False)
             self._display.update(steps - self._display.n)
-        if self._callback is not None and _is_true(self._callback(steps, params(), value)):
+        if self._callback is None or (self.every is not None and steps % self.every):
+            return
+        answer = called("callback", self._callback, ("step", "ps", "value"), steps, params(), value)
+        if _is_true(answer):
             raise Finished(True, f"stopped by the callback after {steps} steps")
 
     def close(self) -> None:

@@ -5,10 +5,12 @@ from typing import Any
 
 from .._tree import in_order
 from ..core import Container, Layer, Wrapper
+from ..core.converters import checks_itself
 from ..core.parameters import parameter_layout, parameter_tree
 from .paths import like_parameters
 
 
+@checks_itself
 def layer_map(f: Callable[[Layer, Any, Any, str], tuple[Layer, Any, Any]], layer: Layer, ps: Any, st: Any) -> Any:
     """Replaces every innermost layer, with its parameters and state: `layer, ps, st = f(layer, ps, st, path)`.
 
@@ -29,6 +31,8 @@ def layer_map(f: Callable[[Layer, Any, Any, str], tuple[Layer, Any, Any]], layer
     >>> ps.size, model(jax.numpy.ones(2), ps, st)[0].shape
     (9, (1,))
     """
+    if isinstance(f, Layer) or not isinstance(layer, Layer):
+        raise TypeError(f"layer_map(f, layer, ps, st): a function, then a layer, got a {type(layer).__name__} as this")
     new, tree, st = _mapped(f, layer, parameter_tree(layer, ps), st, "")
     layout = parameter_layout(new)
     tree = in_order(parameter_tree(new, tree), layout.rebuild(layout.leaves))  # JAX sorts the dicts that `f` maps over

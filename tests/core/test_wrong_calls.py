@@ -4,6 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import lux_sciml as lux
@@ -29,7 +30,6 @@ class Linear(Module):
         (eqx.nn.Sequential([eqx.nn.Linear(2, 2, key=jax.random.key(0))]), "equinox Sequential"),
         (Linear(), r"\w+ Linear"),
         (jax.tree_util.Partial(jnp.dot, jnp.ones(2)), "jax Partial"),
-        (lux.StatefulLayer(DENSE, *lux.setup(jax.random.key(0), DENSE)), "lux_sciml StatefulLayer"),
     ],
     ids=lambda x: type(x).__name__,
 )
@@ -175,3 +175,71 @@ def test_functions_on_states_refuse_layers():
             TypeError, match=r"expected a state, got the layer Chain: `ps, st = lux\.setup\(key, layer\)`"
         ):
             change(MODEL)
+
+
+STATEFUL = lux.StatefulLayer(MODEL, *lux.setup(jax.random.key(0), MODEL))
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lux.Chain,
+        lux.as_layer,
+        lux.check_finite,
+        lux.Frozen,
+        lux.vector_field,
+        lambda model: lux.setup(jax.random.key(0), model),
+        lambda model: lux.summary(model, X),
+        lambda model: lux.output_shape(model, X),
+        lambda model: lux.NeuralODE(model, ts=[0.0, 1.0]),
+        lambda model: lux.StatefulLayer(model, model.ps, model.st),
+    ],
+)
+def test_a_stateful_layer_is_no_layer(use):
+    with pytest.raises(TypeError, match="expected a layer or a function, got a StatefulLayer: give its `layer`"):
+        use(STATEFUL)
+
+
+def test_what_is_no_stateful_layer():
+    ps, st = lux.setup(jax.random.key(0), MODEL)
+    for arguments, sentence in (
+        ((ps, MODEL, st), r"StatefulLayer\(layer, ps, st\): expected a layer or a function, got ComponentVector"),
+        ((MODEL, st, ps), r"StatefulLayer\(layer, ps, st\): the state is a dict, got a ComponentVector"),
+        ((MODEL, ps, None), "the state is a dict, got a NoneType"),
+    ):
+        with pytest.raises(TypeError, match=sentence):
+            lux.StatefulLayer(*arguments)
+    assert lux.StatefulLayer(jnp.tanh, {}, {})(0.0) == 0.0
+
+
+@pytest.mark.parametrize("value", [None, "state", 1.0, X, lux.ComponentVector(a=1.0)], ids=lambda x: type(x).__name__)
+def test_functions_on_states_refuse_what_is_none(value):
+    for change in (lux.testmode, lux.trainmode, lambda x: lux.update_state(x, "mode", 1)):
+        with pytest.raises(TypeError, match=f"expected a state, got a {type(value).__name__}: `ps, st = lux"):
+            change(value)
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda ps, st: lux.setup(jax.random.key(0), MODEL, int), "`dtype` is a floating-point type"),
+        (lambda ps, st: lux.setup(jax.random.key(0), MODEL, "half_"), "`dtype` is a floating-point type.* 'half_'"),
+        (lambda ps, st: lux.parameter_length("model"), "expected a layer, or the parameters that"),
+        (lambda ps, st: lux.parameter_length(None), "expected a layer, or the parameters that"),
+        (lambda ps, st: lux.state_length(None), "expected a layer, or the state that"),
+        (lambda ps, st: lux.summary(X, MODEL), "expected a layer or a function, got"),
+        (lambda ps, st: lux.output_shape(X, MODEL), "expected a layer or a function, got"),
+        (lambda ps, st: lux.check_finite(X), "expected a layer or a function, got"),
+        (lambda ps, st: lux.vector_field(st, MODEL), r"vector_field\(model, st\): expected a layer or a function, got"),
+        (lambda ps, st: lux.concat([ps, ps]), r"concat joins ComponentVectors, concat\(a, b\), got a list"),
+        (lambda ps, st: lux.load(ps), "load takes the path of a file, got a ComponentVector"),
+        (lambda ps, st: lux.load_into("file.npz", ps), "fills a ComponentVector, got a str in its place"),
+        (lambda ps, st: lux.load_into({"a": 1.0}, ps), "fills a ComponentVector, got a dict in its place"),
+        (lambda ps, st: lux.optimize.per_array(ps, optax.sgd(0.1)), "takes an optax transformation and a ComponentVec"),
+        (lambda ps, st: lux.optimize.per_array(optax.adam, ps), "takes an optax transformation and a ComponentVec"),
+        (lambda ps, st: lux.parameters.layer_map(MODEL, print, ps, st), r"layer_map\(f, layer, ps, st\): a function, "),
+    ],
+)
+def test_arguments_of_another_kind(call, sentence):
+    with pytest.raises(TypeError, match=sentence):
+        call(*lux.setup(jax.random.key(0), MODEL))

@@ -648,11 +648,57 @@ def test_has_aux_without_aux(method):
         (dict(method="L-BFGS-B", bounds=((0, 1), (0, 1))), TypeError, "not one pair for each parameter"),
         (dict(method="L-BFGS-B", bounds=(np.zeros(3), None)), ValueError, r"has shape \(2,\), got shape \(3,\)"),
         (dict(method="L-BFGS-B", max_steps=0), ValueError, "at least 1, got 0"),
+        (dict(method="L-BFGS-B", max_steps="10"), TypeError, "max_steps: expected a whole number, got '10'"),
+        (dict(method="L-BFGS-B", max_steps=1.5), TypeError, "max_steps: expected a whole number, got 1.5"),
+        (dict(method="L-BFGS-B", tol="small"), TypeError, "tol: expected a number, got 'small'"),
+        (dict(method=optax.sgd(0.1), tol=-1.0), ValueError, "tol: expected a number of at least 0, got -1"),
+        (dict(method="L-BFGS-B", tol=np.nan), ValueError, "tol: expected a number of at least 0, got nan"),
+        (dict(method="L-BFGS-B", options="fast"), TypeError, "`options` is a dict, got a str"),
+        (dict(method="L-BFGS-B", bounds=("low", 1.0)), TypeError, "a bound is a number, .* got 'low'"),
+        (dict(method="L-BFGS-B", trainable=1), TypeError, "`trainable` is a pattern .* got 1"),
+        (dict(method="L-BFGS-B", progress="yes"), TypeError, "progress: expected True or False, got 'yes'"),
+        (dict(method="L-BFGS-B", keep_best="no"), TypeError, "keep_best: expected True or False, got 'no'"),
+        (
+            dict(method="L-BFGS-B", callback=1),
+            TypeError,
+            r"the callback is a function of \(step, ps, value\), got a int",
+        ),
+        (dict(method="L-BFGS-B", state=lux.Dense(2, 2)), TypeError, "`state` is that of a layer, .* got a Dense"),
+        (dict(method="L-BFGS-B", args=1.0), TypeError, r"called as loss\(ps, args\), got a function of \(p"),
+        (dict(method="L-BFGS-B", state={}, args=1.0), TypeError, r"called as loss\(ps, state, args\), got"),
+        (dict(method="L-BFGS-B", callback=lambda p: None), TypeError, r"called as callback\(step, ps, value\), got"),
     ],
 )
 def test_what_is_refused(arguments, error, message):
     with pytest.raises(error, match=message):
         lux.minimize(rosenbrock, start(), **arguments)
+
+
+@pytest.mark.parametrize("every", [1, 7, 100])
+def test_the_callback_comes_after_every_so_many_steps(method, every):
+    steps, values = [], []
+
+    def callback(step, ps, value):
+        steps.append(step)
+        values.append(value)
+
+    result = lux.minimize(
+        rosenbrock, start(), method=method, max_steps=30, callback=callback, callback_every=every, keep_best=False
+    )
+    assert steps == [i for i in range(steps[0] if steps else 1, result.steps + 1) if i % every == 0]
+    assert len(steps) >= result.steps // every
+    assert all(np.isclose(value, result.history, rtol=1e-6).any() for value in values)
+    with pytest.raises(ValueError, match="callback_every: expected a whole number of at least 1, got 0"):
+        lux.minimize(rosenbrock, start(), method=method, callback=callback, callback_every=0)
+
+
+def test_errors_inside_of_a_loss_stay_as_they_are():
+    with pytest.raises(TypeError, match="unsupported operand"):
+        lux.minimize(lambda p: p + None, jnp.ones(2), method="BFGS")
+
+
+def test_a_whole_number_of_steps_may_be_a_float():
+    assert lux.minimize(rosenbrock, start(), method=optax.sgd(1e-3), max_steps=1e1).steps == 10
 
 
 def test_parameters_that_are_refused(method):
