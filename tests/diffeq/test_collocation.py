@@ -84,3 +84,25 @@ def test_the_default_bandwidth():
 def test_bad_input_is_one_sentence(options, sentence):
     with pytest.raises(ValueError, match=sentence):
         lux.diffeq.collocate(**{"data": np.ones(10), "ts": np.linspace(0.0, 1.0, 10), **options})
+
+
+@pytest.mark.parametrize("kernel", ["epanechnikov", "triangular", "quartic", "triweight", "tricube", "cosine"])
+@pytest.mark.parametrize("bandwidth", [0.4, 0.4 * (1 + 1e-15), 0.4 * (1 - 1e-15)])
+def test_neighbors_at_the_edge_of_a_kernel_are_none(kernel, bandwidth):
+    """In their rounding they have a weight; two neighbors are not enough for a parabola."""
+    ts = np.linspace(0.0, 1.0, 6)
+    with pytest.raises(ValueError, match="fewer than three data have weight at the time 0"):
+        lux.diffeq.collocate(1 + 3 * ts, ts, kernel=kernel, bandwidth=bandwidth)
+
+
+def test_what_is_missing_is_missing_where_it_has_weight_only():
+    ts = np.linspace(0.0, 1.0, 11)
+    data = jnp.stack([1 + 3 * ts, ts], 1)
+    holes = data.at[0, 0].set(jnp.nan)
+    us, dus = lux.diffeq.collocate(holes, ts, bandwidth=0.35)
+    for y, right in ((us, data), (dus, np.array([3.0, 1.0]) * np.ones((11, 1)))):
+        np.testing.assert_array_equal(np.isnan(y[:, 0]), np.arange(11) < 4)
+        np.testing.assert_allclose(y[4:], right[4:], rtol=1e-10)
+        np.testing.assert_allclose(y[:, 1], right[:, 1], atol=1e-10)
+    slope = jax.grad(lambda x: lux.diffeq.collocate(x, ts, bandwidth=0.35)[1][4:].sum())
+    np.testing.assert_allclose(slope(holes), slope(data), atol=1e-10)

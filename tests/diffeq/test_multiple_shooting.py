@@ -38,6 +38,24 @@ def test_groups_cover_the_times_and_share_their_ends(times, size):
     assert 2 <= groups[-1].stop - groups[-1].start <= size
 
 
+def test_complex_states_have_a_real_loss_and_its_gradient():
+    """`z' = (-0.1 - 2i) z` is the real equation of its two parts."""
+    data = DATA[:, 0] + 1j * DATA[:, 1]
+    turn = lux.NeuralODE(lux.Scale((), use_bias=False), rtol=1e-9, atol=1e-11, max_steps=64)
+
+    def loss(rate):
+        ps = {"weight": rate}
+        return lux.diffeq.multiple_shooting(turn, ps, {}, data, TS, group_size=4, continuity_weight=0.0)[0]
+
+    rate = jnp.array(-0.2 - 1.9j)
+    real = jnp.array([[rate.real, rate.imag], [-rate.imag, rate.real]])  # of (x, y), from the right
+    right = shoot(lux.ComponentVector(weight=real), continuity_weight=0.0)[0]
+    np.testing.assert_allclose(loss(rate), right, rtol=1e-6)
+    h = 1e-5
+    across = [float(loss(rate + d) - loss(rate - d)) / (2 * h) for d in (h, 1j * h)]
+    np.testing.assert_allclose(jax.grad(loss)(rate), across[0] - 1j * across[1], rtol=1e-5)
+
+
 def test_the_truth_has_no_loss_and_every_group_its_own_times():
     loss, predictions = shoot(truth())
     assert loss < 1e-6

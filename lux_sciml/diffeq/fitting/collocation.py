@@ -28,7 +28,7 @@ def collocate(
     * `bandwidth`: h as a fraction of the whole time span, by default :math:`n^{-2/7} (\ln n)^{-1/16}` for n times.
     * `at`: other times to estimate at.
 
-    The result is linear in the data, and so differentiable.
+    The result is linear in the data, and so differentiable. A datum that is NaN makes NaN where it has weight only.
 
     Liang, Wu, "Parameter estimation for differential equation models using a framework of measurement error in
     regression models", JASA 103, 2008; Roesch, Rackauckas, Stumpf, "Collocation based training of neural ordinary
@@ -54,7 +54,9 @@ def collocate(
     centers = times if at is None else np.atleast_1d(np.asarray(at, float))
     h = float(part * abs(times[-1] - times[0]))
     distances = (times - centers[:, None]) / h
-    few = np.sum(np.asarray(weigh(distances)) != 0, axis=1) < 3
+    weights = np.abs(np.asarray(weigh(distances)))
+    least = np.sqrt(jnp.finfo(wide.dtype).eps) * weights.max(axis=1, initial=0, keepdims=True)
+    few = np.sum(weights > least, axis=1) < 3  # what has less weight, as at the edge of a kernel, is lost in rounding
     if few.any():
         raise ValueError(
             f"fewer than three data have weight at the time {centers[np.argmax(few)]}: take a larger bandwidth than "
@@ -70,7 +72,10 @@ def _local_fit(s: jax.Array, weights: jax.Array, y: jax.Array, degree: int) -> j
     """The coefficients `(centers, degree + 1, features)` of weighted least squares around each center."""
     powers = jnp.stack([s**k for k in range(degree + 1)], -1)
     normal = jnp.einsum("ctp,ct,ctq->cpq", powers, weights, powers)
-    return jnp.linalg.solve(normal, jnp.einsum("ctp,ct,tf->cpf", powers, weights, y))
+    bad = ~jnp.isfinite(y)  # as zeros, since weights of zero do not stop NaN
+    seen = (weights != 0).astype(y.dtype) @ bad.astype(y.dtype) > 0
+    fit = jnp.linalg.solve(normal, jnp.einsum("ctp,ct,tf->cpf", powers, weights, jnp.where(bad, 0, y)))
+    return jnp.where(seen[:, None], jnp.nan, fit)
 
 
 def _inside(x: Any, value: Any) -> Any:
