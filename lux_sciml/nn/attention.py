@@ -142,11 +142,20 @@ def finite_tokens(
     if seen is None:
         return [query, *others], None
     parts = [without_blind(query, seen, trailing), *(without_hidden(x, seen, trailing) for x in others)]
-    axes = tuple(range(-trailing, 0))
-    bad = [jnp.any(~jnp.isfinite(x), axes) for x in parts]
-    bad_query, bad_key = bad[0], functools.reduce(jnp.logical_or, bad[1:])
-    spoiled = jnp.any(seen & bad_key[..., None, None, :], -1) | bad_query[..., None, :]
-    return [_without(x, which, trailing) for x, which in zip(parts, bad, strict=True)], spoiled
+    (query, bad_query), *keys = (zeroed(x, trailing) for x in parts)
+    spoiled = seeing(seen, functools.reduce(jnp.logical_or, [bad for _, bad in keys])) | bad_query[..., None, :]
+    return [query, *(key for key, _ in keys)], spoiled
+
+
+def zeroed(x: Array, trailing: int) -> tuple[Array, Array]:
+    """`x` with zeros at tokens that are not finite; and which they are."""
+    bad = jnp.any(~jnp.isfinite(x), tuple(range(-trailing, 0)))
+    return _without(x, bad, trailing), bad
+
+
+def seeing(seen: Array, tokens: Array) -> Array:
+    """The queries that see one of some tokens: `(..., heads, queries)`, or a shape that broadcasts to it."""
+    return jnp.any(seen & tokens[..., None, None, :], -1)
 
 
 def _without(x: Array, tokens: Array, trailing: int) -> Array:

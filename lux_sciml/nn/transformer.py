@@ -13,7 +13,7 @@ from ..core.printing import brief
 from ..initializers import KaimingUniform, Uniform, zeros
 from ._affine import weight_and_bias
 from ._shapes import as_floating, fraction, require_last, size_or_sizes
-from .attention import MultiHeadAttention, visible, without_hidden
+from .attention import MultiHeadAttention, seeing, visible, without_hidden, zeroed
 from .containers import Chain
 from .dropout import Dropout
 from .linear import Dense
@@ -125,7 +125,8 @@ class TransformerEncoderBlock(Container):
 
     Input `(..., tokens, features)`, or a tuple of it and a mask (true where a token sees another) that broadcasts to
     `(batch, heads, tokens, tokens)`; output of the shape of the tokens. Tokens that the mask hides from all, such as
-    padding, count as zeros from the start: what they hold, NaN too, changes no other token and no gradient. Children:
+    padding, count as zeros from the start: what they hold, NaN too, changes no other token and no gradient; one that is
+    not finite makes NaN of the tokens that see it, and changes nothing of the others. Children:
     `norm_1`, `attention`, `norm_2`, `mlp`, `dropout_1`, `dropout_2`.
 
     Vaswani et al., "Attention is all you need", NeurIPS 2017; Xiong et al., "On layer normalization in the transformer
@@ -168,8 +169,10 @@ class TransformerEncoderBlock(Container):
     def forward(self, x, ps, st):
         x, mask = x if isinstance(x, tuple) and len(x) == 2 else (x, None)
         x = require_last(self, x, (self.features,))
-        if mask is not None:
-            x = without_hidden(x, visible(mask, self.is_causal, x.shape[-2], x.shape[-2]), 1)
+        seen, spoiled = visible(mask, self.is_causal, x.shape[-2], x.shape[-2]), None
+        if seen is not None:
+            x, bad = zeroed(without_hidden(x, seen, 1), 1)
+            spoiled = bad | jnp.any(seeing(seen, bad), -2)
 
         def attention(x, st):
             (y,), st = self.run(ps, st, attention=(x, x, x, mask))
@@ -181,7 +184,7 @@ class TransformerEncoderBlock(Container):
 
         for i, branch in ((1, attention), (2, mlp)):
             x, st = self._around(branch, i, x, ps, st)
-        return x, st
+        return x if spoiled is None else jnp.where(spoiled[..., None], jnp.nan, x), st
 
     def _around(self, branch, i, x, ps, st):
         norm, dropout, y = f"norm_{i}", f"dropout_{i}", x

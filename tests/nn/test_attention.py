@@ -162,6 +162,23 @@ def test_a_layer_keeps_tokens_to_those_that_see_them(key):
     assert np.allclose(moved[0].data, gradients[0].data) and np.allclose(moved[1], gradients[1])
 
 
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_a_stack_of_blocks_keeps_tokens_to_those_that_see_them(key, norm_first):
+    block = lux.TransformerEncoderBlock(4, 2, 6, is_causal=True, norm_first=norm_first)
+    layer = lux.Chain(block, block)
+    ps, st = lux.setup(key, layer)
+
+    def loss(ps, x):
+        y, _ = layer(x, ps, st)
+        return jnp.sum(jnp.sin(y[:, :3])), y
+
+    x = jnp.asarray(X)
+    (value, _), gradients = jax.value_and_grad(loss, (0, 1), has_aux=True)(ps, x)
+    (got, y), moved = jax.value_and_grad(loss, (0, 1), has_aux=True)(ps, x.at[:, 3].set(jnp.nan))
+    assert np.isclose(got, value, rtol=1e-14) and np.isnan(y[:, 3:]).all()
+    assert np.allclose(moved[0].data, gradients[0].data) and np.allclose(moved[1], gradients[1])
+
+
 @pytest.mark.parametrize("shape", [(6,), (1, 6), (1, 1, 6)], ids=str)
 def test_a_mask_of_keys_alone(shape):
     q, k, v = qkv(2, 2)
