@@ -198,7 +198,7 @@ def test_merge_and_concat(cv):
     np.testing.assert_array_equal(merged.a, [1, 2])
     np.testing.assert_array_equal(concat(ComponentVector(x=1), cv), [1, *range(1, 11)])
     assert concat().shape == (0,)
-    with pytest.raises(ValueError, match="'a' stands in two"):
+    with pytest.raises(ValueError, match="'a' is in two"):
         concat(cv, cv)
     with pytest.raises(ValueError, match="'data' is a method or property"):
         cv.merge(data=1)

@@ -208,3 +208,10 @@ def test_every_adjoint_has_the_discrete_gradient(problem, adjoint):
     exact = gradient(problem, "checkpointed")
     rtol = 3e-5 if (problem, adjoint) == ("stiff", "differences") else 1e-6  # the noise of the steps, by 1e-4
     np.testing.assert_allclose(gradient(problem, adjoint), exact, rtol=rtol, atol=rtol * np.abs(exact).max())
+
+
+def test_the_backsolve_adjoint_refuses_what_has_parts():
+    split = lux.SplitODE(lux.Dense(2, 2), lux.Dense(2, 2), ts=[0.0, 1.0], output="final", adjoint="backsolve")
+    ps, st = lux.setup(jax.random.key(0), split)
+    with pytest.raises(ValueError, match="takes the equation as a whole, and KenCarp4 wants its parts"):
+        jax.grad(lambda ps: jnp.sum(split(jnp.ones(2), ps, st)[0]))(ps)

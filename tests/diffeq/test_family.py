@@ -305,7 +305,7 @@ FAMILY = {
     "HamiltonianODE": Member(lambda net, still, **o: lux.HamiltonianODE(same(still, Kinetic), same(net, Well), **o),
                              lambda: pairs(2), symplectic, NO_PAIR,
                              {"solver": diffrax.SemiImplicitEuler(), "dt0": STEP, "max_steps": 8},
-                             adjoints=NO_GAUSS | {"backsolve": "solvers that take a single term"}),
+                             adjoints=NO_GAUSS | {"backsolve": "SemiImplicitEuler wants its parts"}),
     "NeuralCDE": Member(lambda net, still, **o: lux.NeuralCDE(same(net, AlongTime), lambda x: x[..., 1:], **o),
                         lambda: kinds(1), refuses=DATA | refuse("controlled", True, says="no controlled: its data"),
                         x=data),

@@ -15,7 +15,8 @@ from .same_steps import SameSteps
 class BacksolveAdjoint(diffrax.BacksolveAdjoint):
     """As `diffrax.BacksolveAdjoint`; where the solve backward fails, its gradient is NaN, and not where it has ended.
 
-    Without a cotangent, as for a solve that has failed, the gradient is zero. `diffrax.StepTo` is reversed.
+    Without a cotangent, as for a solve that has failed, the gradient is zero. `diffrax.StepTo` is reversed. Raises
+    `ValueError` for equations of which a solver wants the parts.
     """
 
     @property
@@ -31,11 +32,24 @@ class BacksolveAdjoint(diffrax.BacksolveAdjoint):
 
         return marked
 
-    def loop(self, *, stepsize_controller, **options):
+    def loop(self, *, terms, solver, stepsize_controller, **options):
+        parts = isinstance(terms, diffrax.MultiTerm) and _are_ordinary(terms)
+        if isinstance(terms, tuple) or (parts and solver.term_structure is not diffrax.AbstractTerm):
+            name = type(solver).__name__
+            raise ValueError(
+                f"BacksolveAdjoint takes the equation as a whole, and {name} wants its parts: let this one have "
+                "adjoint='auto'"
+            )
         kwargs = dict(self.kwargs)
         if isinstance(stepsize_controller, diffrax.StepTo):
             kwargs.setdefault("stepsize_controller", SameSteps(stepsize_controller.ts))
         if not solves_backward():
             kwargs["throw"] = True
         adjoint = BacksolveAdjoint(**kwargs)
-        return super(BacksolveAdjoint, adjoint).loop(stepsize_controller=stepsize_controller, **options)
+        options |= dict(terms=terms, solver=solver, stepsize_controller=stepsize_controller)
+        return super(BacksolveAdjoint, adjoint).loop(**options)
+
+
+def _are_ordinary(terms: diffrax.MultiTerm) -> bool:
+    """Whether there is no noise, as in a stochastic equation, which is solved as a whole."""
+    return all(isinstance(getattr(term, "term", term), diffrax.ODETerm) for term in terms.terms)
