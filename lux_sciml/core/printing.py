@@ -190,9 +190,10 @@ def _follows(first: _Member, other: _Member, distance: int) -> bool:
 
 
 def _split(label: str) -> tuple[str, int | None]:
-    """`layer_3` as `layer_` and 3."""
+    """`layer_3` as `layer_` and 3; `None` where there is no number, or one that is written in another way, `03`."""
     stem = label.rstrip("0123456789")
-    return stem, int(label[len(stem) :]) if stem != label else None
+    number = int(label[len(stem) :]) if stem != label else None
+    return stem, number if f"{stem}{number}" == label else None
 
 
 def _named(label: str, sign: str) -> tuple[str, str]:

@@ -61,6 +61,7 @@ ALONE = {  # with lux's names and jnp only
     "equal neighbors": lambda: lux.Chain(jnp.sin, *[D] * 5, jnp.cos, *[lux.Chain(D)] * 3),
     "equal named neighbors": lambda: lux.Chain(a2=D, a3=D, a4=D, b=D, c1=D, c3=D),
     "neighbors with leading zeros": lambda: lux.Chain(a01=D, a02=D, a03=D, a9=D, a10=D, a11=D),
+    "neighbors after leading zeros": lambda: lux.Chain(a08=D, a09=D, a10=D, a11=D, a12=D),
     "parallel": lambda: lux.Parallel(None, D, lux.Dropout(0.5)),
     "parallel of a layer": lambda: lux.Parallel(lux.Chain(jnp.add), a=D, b=D),
     "skip": lambda: lux.SkipConnection(lux.Chain(D, D), jnp.add),
