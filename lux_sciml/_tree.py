@@ -95,13 +95,13 @@ def widened(tree: Any) -> Any:
     return jax.tree.map(lambda x: x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x, floating(tree))
 
 
-def squared(x: jax.Array) -> jax.Array:
-    """`|x|^2`, elementwise, and real for complex elements too; differentiable at zero.
+def squared(x: Any) -> jax.Array:
+    """`|x|^2` of an array or a ComponentVector, elementwise, and real for complex elements too; smooth at zero.
 
     >>> squared(jnp.array([3 + 4j, 0j]))
     Array([25.,  0.], dtype=float32)
     """
-    return jnp.square(x.real) + jnp.square(x.imag) if jnp.iscomplexobj(x) else jnp.square(x)
+    return jnp.square(jnp.real(x)) + jnp.square(jnp.imag(x)) if jnp.iscomplexobj(x) else jnp.square(x)
 
 
 def real_type(x: jax.Array) -> np.dtype:
