@@ -121,11 +121,11 @@ def plot_forecasts(path, years, us, curves):
     figure.savefig(path, dpi=120)
 
 
-def plot_interaction(path, years, ts, learnt, textbook):
+def plot_interaction(path, years, ts, learned, textbook):
     """What the hares lose and the lynxes gain by meeting, per head and year, along the fitted trajectory."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), sharex=True, layout="constrained")
     for axis, i, title in zip(axes, (0, 1), ("loss of a hare, b L", "gain of a lynx, d H"), strict=True):
-        axis.plot(years[0] + ts, learnt[:, i], label="learnt by the net")
+        axis.plot(years[0] + ts, learned[:, i], label="learned by the net")
         axis.plot(years[0] + ts, textbook[:, i], "--", label="Lotka-Volterra")
         axis.set(title=title, ylabel="per year", xticks=years[::5])
     axes[0].legend()

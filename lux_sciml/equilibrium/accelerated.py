@@ -197,7 +197,7 @@ class Accelerated(optx.AbstractFixedPointSolver):
         limit = jnp.where(count == 0, max(REDUCTION, 16 * eps) * typical, limit)
 
         dy, dg = y - base.y, g - base.g
-        noise = 4 * eps * length  # no direction is to be had from rounding
+        noise = 4 * eps * length  # a smaller difference is rounding, and has no direction
         known = finite & (count > 0) & (jnp.linalg.norm(dg) > noise)
         history = self._push(progress.history, jnp.where(known, dy, 0), jnp.where(known, dg, 0), count)
         onward, halved = y + self.direction(history, g), 0.5 * (y + base.y)

@@ -82,7 +82,7 @@ def test_one_group_is_single_shooting():
     np.testing.assert_allclose(loss, np.sum((single - DATA) ** 2), rtol=1e-12)
 
 
-def test_gradients_by_parameters_and_by_learnt_starts():
+def test_gradients_by_parameters_and_by_learned_starts():
     starts = jnp.asarray(DATA[[0, 3, 6]]) + 0.05
     q = lux.ComponentVector(weight=truth().weight * 0.9, starts=starts)
     v = jax.random.normal(jax.random.key(0), q.shape)
