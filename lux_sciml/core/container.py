@@ -249,4 +249,4 @@ def named_layers(layers: tuple[Any, ...], named: Mapping[str, Any]) -> FrozenDic
     for item in layers:
         flat += item if isinstance(item, list | tuple) else [item]
     items = named or {f"layer_{i}": item for i, item in enumerate(flat)}
-    return FrozenDict({name: as_layer(item) for name, item in items.items()})
+    return FrozenDict({name: as_layer(item, name) for name, item in items.items()})

@@ -36,10 +36,13 @@ from typing import Any, SupportsFloat, SupportsIndex, TypeVar
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from .constant import Constant
 from .field import checks_itself
-from .static import FrozenDict, holds_arrays, is_traced
+from .static import FrozenDict, holds_arrays, is_random_key, is_traced
+from .text import value_text
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -54,7 +57,9 @@ __all__ = [
     "function",
     "integer",
     "integers",
+    "natural",
     "number",
+    "numbers",
     "optional",
     "sizes",
     "tuple_of",
@@ -88,6 +93,19 @@ def integer(value: SupportsIndex) -> int:
 
 
 @checks_itself
+def natural(value: SupportsIndex) -> int:
+    """A whole number, zero or more.
+
+    >>> natural(0)
+    0
+    """
+    n = integer(value)
+    if n < 0:
+        raise ValueError(f"expected a whole number of at least 0, got {n}")
+    return n
+
+
+@checks_itself
 def count(value: SupportsIndex) -> int:
     """A whole number, one or more.
 
@@ -115,6 +133,21 @@ def number(value: SupportsFloat) -> float:
         return float(value)
     except TypeError:
         raise TypeError(f"expected a number, got {_short(value)}") from None
+
+
+@checks_itself
+def numbers(value: Any) -> Constant:
+    """A constant array of real or complex numbers, or a tree of such arrays.
+
+    >>> numbers([[0, 1], [1, 0]])
+    Constant([[0, 1], [1, 0]])
+    """
+    constant = Constant(value)
+    for leaf in jax.tree.leaves(constant.value):
+        dtype = leaf.dtype if is_random_key(leaf) else np.asarray(leaf).dtype
+        if not (jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, bool)):
+            raise TypeError(f"expected numbers, got {_short(leaf)}")
+    return constant
 
 
 @checks_itself
@@ -258,5 +291,5 @@ def _not_bool(value: Any) -> Any:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = value_text(value, exact=False) if hasattr(type(value), "_as_text") else repr(value)
     return text if len(text) <= 100 and "\n" not in text else f"a {type(value).__name__}"

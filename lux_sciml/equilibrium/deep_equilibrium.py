@@ -12,7 +12,7 @@ from jax import Array, lax
 from .._tree import describe
 from ..core import Container, Layer, Mode, as_layer, field
 from ..core.container import call_child
-from ..core.converters import checks_itself, count, flag, integer, optional
+from ..core.converters import checks_itself, count, flag, natural, optional
 from .adjoints import CheckedImplicitAdjoint, PhantomAdjoint, found_by, linear_error, solve_linear
 from .anderson import Anderson
 from .fixed_point import Args, EquilibriumLayer, Found
@@ -38,11 +38,11 @@ def _shape(value: Any) -> Any:
     if value is None:
         return None
     if isinstance(value, tuple) and value and all(isinstance(part, tuple) for part in value):
-        return tuple(tuple(map(integer, part)) for part in value)
+        return tuple(tuple(map(natural, part)) for part in value)
     if isinstance(value, tuple) and value:
-        return tuple(map(integer, value))
+        return tuple(map(natural, value))
     try:
-        return integer(value)  # pyright: ignore[reportArgumentType]  # refused where it is no number
+        return natural(value)  # pyright: ignore[reportArgumentType]  # refused where it is no number
     except TypeError:
         raise TypeError(
             f"expected None, a number, a tuple of numbers or a tuple of such tuples, got {value!r}"
@@ -102,8 +102,8 @@ class DeepEquilibrium(Container, EquilibriumLayer):
     initial: str | Layer = field(default="zero", kw_only=True, converter=_initial)
     fixed_depth: int | None = field(default=None, kw_only=True, converter=optional(count))
     intermediate_states: int = field(default=1, kw_only=True, converter=count)
-    jacobian_probes: int = field(default=0, kw_only=True, converter=integer)
-    radius_steps: int = field(default=0, kw_only=True, converter=integer)
+    jacobian_probes: int = field(default=0, kw_only=True, converter=natural)
+    radius_steps: int = field(default=0, kw_only=True, converter=natural)
     check_backward: bool = field(default=False, kw_only=True, converter=flag)
 
     def __check_init__(self) -> None:
@@ -118,11 +118,8 @@ class DeepEquilibrium(Container, EquilibriumLayer):
             raise ValueError(
                 f"intermediate_states is at most the number of steps, {steps}, got {self.intermediate_states}"
             )
-        if self.jacobian_probes < 0 or self.radius_steps < 0 or self.radius_steps == 1:
-            raise ValueError(
-                "jacobian_probes is 0 or more, and radius_steps 0 or at least 2, got "
-                f"{self.jacobian_probes} and {self.radius_steps}"
-            )
+        if self.radius_steps == 1:
+            raise ValueError("radius_steps is 0 or at least 2, got 1")
 
     def init_state(self, key):
         each = self.batching == "vmap" and self.batch_shape is not None

@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..core import Container, Layer, as_layer
+from ..core import Container, Layer, as_layer, field
+from ..core.converters import dict_of
 from .deep_equilibrium import DeepEquilibrium
 
 Layers = Sequence[Layer | Callable[..., Any]]
@@ -39,7 +40,7 @@ class MultiScaleCell(Container):
     [(5, 4), (5, 2)]
     """
 
-    layers: Mapping[str, Layer]
+    layers: Mapping[str, Layer] = field(converter=dict_of(as_layer))
 
     def __init__(self, branches: Layers, fusion: Sequence[Layers], after: Layers):
         n = len(branches)
@@ -49,9 +50,9 @@ class MultiScaleCell(Container):
                 f"fusion of rows of {[len(row) for row in fusion]} and {len(after)} layers after it"
             )
         self.layers = {
-            **{f"branches_{i}": as_layer(layer) for i, layer in enumerate(branches)},
-            **{f"fusion_{i}_{j}": as_layer(layer) for i, row in enumerate(fusion) for j, layer in enumerate(row)},
-            **{f"after_{i}": as_layer(layer) for i, layer in enumerate(after)},
+            **{f"branches_{i}": layer for i, layer in enumerate(branches)},
+            **{f"fusion_{i}_{j}": layer for i, row in enumerate(fusion) for j, layer in enumerate(row)},
+            **{f"after_{i}": layer for i, layer in enumerate(after)},
         }
 
     def init_arguments(self):

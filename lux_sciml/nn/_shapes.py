@@ -11,21 +11,12 @@ import numpy as np
 from .._tree import describe, floating
 from ..components import ComponentVector
 from ..core import Layer
-from ..core.converters import checks_itself, count, integer, number, tuple_of
+from ..core.converters import checks_itself, count, number, tuple_of
 from ..core.printing import brief
 from ..core.static import is_traced
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-
-@checks_itself
-def natural(value: SupportsIndex) -> int:
-    """A whole number, zero or more."""
-    n = integer(value)
-    if n < 0:
-        raise ValueError(f"expected a whole number of at least 0, got {n}")
-    return n
 
 
 @checks_itself
@@ -45,7 +36,7 @@ def one_or_each(converter: Callable[[T], R]) -> Callable[[T | Sequence[T] | np.n
     def convert(value: Any) -> R | tuple[R, ...]:
         if isinstance(value, np.ndarray | jax.Array) and not is_traced(value):
             value = value.tolist()
-        if isinstance(value, Sequence) and not isinstance(value, str):
+        if isinstance(value, Sequence) and not isinstance(value, str | bytes):
             return each(list(value))
         return converter(value)  # pyright: ignore[reportArgumentType]  # narrowed to what it is not
 

@@ -11,9 +11,9 @@ import numpy as np
 from jax import lax
 
 from ..core import Layer, field
-from ..core.converters import checks_itself, choice, optional
+from ..core.converters import checks_itself, choice, natural, optional
 from ..core.printing import brief
-from ._shapes import natural, one_or_each, size_or_sizes
+from ._shapes import one_or_each, size_or_sizes
 
 Sizes = int | tuple[int, ...]  # for all spatial axes, or for each
 Pads = int | tuple[int | tuple[int, int], ...]  # for all spatial axes, or for each: before and after, or a pair

@@ -9,10 +9,10 @@ from jax import lax
 
 from ..activations import gain, identity
 from ..core import field
-from ..core.converters import choice, count, flag, function, optional, sizes
+from ..core.converters import choice, count, flag, function, natural, optional, sizes
 from ..initializers import KaimingUniform, Uniform
 from ._affine import weight_and_bias
-from ._shapes import as_floating, natural, one_or_each
+from ._shapes import as_floating, one_or_each
 from ._windows import Sizes, Sliding
 
 

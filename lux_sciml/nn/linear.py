@@ -10,11 +10,11 @@ from jax import lax
 
 from ..activations import gain, identity
 from ..core import Layer, field
-from ..core.converters import count, flag, function, optional
+from ..core.converters import count, flag, function, natural, optional
 from ..core.printing import brief
 from ..initializers import KaimingUniform, Uniform, ones, zeros
 from ._affine import weight_and_bias
-from ._shapes import as_floating, as_tuple, natural, require_last, size_or_sizes
+from ._shapes import as_floating, as_tuple, require_last, size_or_sizes
 
 
 class Dense(Layer):

@@ -10,7 +10,7 @@ import numpy as np
 from .._tree import describe, floating, is_inexact, squared, widened
 from ..components import ComponentVector
 from ..core import Constant, Layer, Wrapper, as_layer, field
-from ..core.converters import checks_itself, function, optional
+from ..core.converters import checks_itself, function, numbers, optional
 
 
 @checks_itself
@@ -22,7 +22,7 @@ def point(value: Any) -> Constant:
             return {name: arrays(child) for name, child in node.items()}
         return node if isinstance(node, ComponentVector | jax.Array) else np.asarray(node)
 
-    return value if isinstance(value, Constant) else Constant(arrays(value))
+    return numbers(value if isinstance(value, Constant) else arrays(value))
 
 
 def squared_norm(x: Any) -> jax.Array:

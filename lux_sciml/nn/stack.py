@@ -10,9 +10,9 @@ from jax import lax
 from .._tree import dict_map, in_order
 from ..components import ComponentVector
 from ..core import Layer, Wrapper, as_layer, field
-from ..core.converters import flag
+from ..core.converters import flag, natural
 from ..core.frozen import kept_entries
-from ._shapes import cast_like, natural, shapes_of, shapes_text
+from ._shapes import cast_like, shapes_of, shapes_text
 
 
 class RepeatedLayer(Wrapper):

@@ -148,6 +148,12 @@ def with_dynamics(**options):
     return call(model, (jnp.asarray(TS), jnp.ones((4, 2))), ps, st)
 
 
+def with_no_path():
+    model, ps, st = latent_ode()
+    model = model.replace(dynamics=lux.Lambda(lambda x: x[0]))
+    return call(model, (jnp.asarray(TS), jnp.ones((4, 2))), {**ps.tree(), "dynamics": {}}, st)
+
+
 # --- bad input ----------------------------------------------------------------------------------------------------
 
 
@@ -162,7 +168,11 @@ def with_dynamics(**options):
         ),
         (lambda: call(latent_ode()[0], jnp.ones(3), *latent_ode()[1:]), r"takes the tuple \(times, data\)"),
         (lambda: with_dynamics(ts=TS), "build them without `ts`"),
-        (lambda: with_dynamics(output="final"), r"path at all times.*got f64\[2\] for 4 times"),
+        (
+            lambda: latent_ode()[0].replace(dynamics=lux.NeuralODE(DECAY, output="final")),
+            r'all times.*got output="final"',
+        ),
+        (lambda: with_no_path(), r"path at all times.*got f64\[2\] for 4 times"),
         (
             lambda: lux.diffeq.elbo(
                 lux.diffeq.LatentPath(jnp.ones((3, 1)), jnp.ones(1), jnp.ones(1)), jnp.ones((4, 1)), noise=1.0

@@ -185,10 +185,12 @@ def test_a_constraint_without_a_root_is_a_failure_of_its_sample_alone():
         (lambda: lux.MassMatrixODE(minus_z, np.ones((2, 3)), ts=TS), r"got the shape \(2, 3\)"),
         (lambda: run(lux.NeuralDAE(minus_z, cubic, ts=TS), jnp.ones(())), "NeuralDAE is one array of shape"),
         (lambda: lux.MassMatrixODE(minus_z, [0, 0], ts=TS), "not of zeros alone"),
+        (lambda: lux.MassMatrixODE(minus_z, [["a"]], ts=TS), r"MassMatrixODE\.mass: expected numbers, got"),
+        (lambda: lux.MassMatrixODE(minus_z, {"a": 1}, ts=TS), r"MassMatrixODE\.mass: expected numbers, got"),
     ],
 )
 def test_bad_input_is_one_sentence(make, sentence):
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises((TypeError, ValueError), match=sentence):
         make()
 
 

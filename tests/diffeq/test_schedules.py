@@ -94,9 +94,11 @@ def test_the_loss_has_one_valley_with_a_gain():
         (lambda: lux.diffeq.tightening_tolerances(lux.NeuralODE(lux.Dense(2, 2)), 0), "one stage at least, got 0"),
         (lambda: lux.diffeq.tightening_tolerances(lux.NeuralODE(lux.Dense(2, 2)), 2, rtol=1e-9), "no tighter than"),
         (lambda: lux.Nudged(lux.Dense(2, 2), TS, np.ones((5, 2))), r"with 6 times; got \(5, 2\)"),
+        (lambda: lux.Nudged(lux.Dense(2, 2), TS, np.full(6, "a")), r"Nudged\.data: expected numbers, got"),
+        (lambda: lux.Nudged(lux.Dense(2, 2), TS, np.ones((6, 2)), [["a"]]), r"Nudged\.gain: expected numbers, got"),
         (lambda: lux.Nudged(lux.Lambda(jnp.sin), TS, np.ones((6, 2)))(jnp.ones(2), {}, {}), "time_dependent=True"),
     ],
 )
 def test_bad_input_is_one_sentence(make, sentence):
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises((TypeError, ValueError), match=sentence):
         make()

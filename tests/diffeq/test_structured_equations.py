@@ -133,7 +133,7 @@ def test_the_energy_is_kept_at_all_times(solver, dt0):
     assert lux.raise_if_failed(sol) is sol
 
 
-def test_the_energy_of_a_learnt_hamiltonian_does_not_drift():
+def test_the_energy_of_a_learned_hamiltonian_does_not_drift():
     ode = lux.HamiltonianODE(kinetic, NET, ts=np.linspace(0.0, 200.0, 9), dt0=0.1)
     ps, st = lux.setup(jax.random.key(2), ode)
     sol, _ = ode((jnp.array([1.0, -0.5]), jnp.array([0.1, 0.2])), ps, st)
@@ -194,6 +194,10 @@ def test_it_prints():
         (
             lambda: lux.HamiltonianODE(kinetic, pendulum, ts=[0.0, 1.0], dt0=0.1)(jnp.ones(2), *_two_empty()),
             r"the pair \(q, p\)",
+        ),
+        (
+            lambda: lux.HamiltonianODE(kinetic, pendulum, dt0=0.1, solver=diffrax.Tsit5()),
+            r"a solver of the pair \(q, p\), such as lux\.Verlet\(\), .*got Tsit5\(\)",
         ),
         (
             lambda: lux.HamiltonianODE(kinetic, pendulum, dt0=0.1)((jnp.ones(1), jnp.ones(1)), *_two_empty()),

@@ -65,6 +65,10 @@ def test_functions_become_lambdas_where_layers_are_declared():
     assert Pair(A, jnp.tanh, jnp.multiply).join is jnp.multiply
     with pytest.raises(TypeError, match="expected a layer or a function, got 3"):
         Pair(A, 3)
+    with pytest.raises(TypeError, match=r"^layer_1: expected a layer or a function, got 3"):
+        lux.Chain(A, 3)
+    with pytest.raises(TypeError, match=r"^decoder: expected a layer or a function, got 'tanh'"):
+        lux.Chain(encoder=A, decoder="tanh")
 
 
 def test_names_must_be_unique_and_not_reserved():

@@ -204,6 +204,10 @@ WRONG = [
     (lambda: lux.MonotoneMLP(2, 8, 1, signs=(1.5, 1)), r"^MonotoneMLP\.signs\[0\]: expected a whole number, got 1\.5"),
     (lambda: lux.PositiveDefinite(3), r"^PositiveDefinite\.model: expected a layer or a function, got 3"),
     (lambda: lux.PositiveDefinite(jnp.sin, psi=2.0), r"^PositiveDefinite\.psi: expected a function"),
+    (lambda: lux.PositiveDefinite(jnp.sin, "origin"), r"^PositiveDefinite\.x0: expected numbers, got array\('origin'"),
+    (lambda: lux.Pinned(jnp.sin, [1.0], {"a": [object()]}), r"^Pinned\.y0: expected numbers, got"),
+    (lambda: lux.Scale(b"3"), r"^Scale\.shape: expected a whole number, got b'3'"),
+    (lambda: lux.Dense(2, 2, lux.Dense(2, 2)), r"^Dense\.activation: expected a function such as .*got Dense\(2, 2\)$"),
 ]
 
 

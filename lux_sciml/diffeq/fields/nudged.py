@@ -8,7 +8,7 @@ import numpy as np
 
 from ..._tree import widened
 from ...core import Constant, Layer, Wrapper, as_layer, field
-from ...core.converters import checks_itself, flag, number
+from ...core.converters import checks_itself, flag, number, numbers
 from ..field import like
 from ..times import save_times, times_in
 from .energy import join_input, split_input
@@ -16,7 +16,7 @@ from .energy import join_input, split_input
 
 @checks_itself
 def _gain(value: Any) -> float | Constant:
-    return Constant(value) if np.ndim(value) else number(value)
+    return numbers(value) if np.ndim(value) else number(value)
 
 
 class Nudged(Wrapper):
@@ -47,7 +47,7 @@ class Nudged(Wrapper):
 
     model: Layer = field(converter=as_layer)
     ts: Constant = field(converter=save_times)
-    data: Constant = field(converter=Constant)
+    data: Constant = field(converter=numbers)
     gain: float | Constant = field(default=1.0, converter=_gain)
     time_dependent: bool = field(default=False, converter=flag, kw_only=True)
 

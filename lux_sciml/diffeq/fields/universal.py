@@ -6,9 +6,28 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ...core import Constant, Container, Layer, as_layer
+from ...core import Container, Layer, as_layer, field
 from ...core.container import call_child
-from ...core.static import FrozenDict
+from ...core.converters import checks_itself, dict_of, numbers
+
+
+@checks_itself
+def _function(value: Callable[..., Any]) -> Callable[..., Any]:
+    if isinstance(value, Layer) or not callable(value):
+        raise TypeError(f"a UDE starts with a function (u, p, nets), got {value!r}")
+    return value
+
+
+@checks_itself
+def _physics(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"the constants of a UDE are a dict of numbers or arrays by name, got {value!r}")
+    return dict_of(_constant)(value)
+
+
+@checks_itself
+def _constant(value: Any) -> Any:
+    return value if isinstance(value, int | float) else numbers(value)
 
 
 class UDE(Container):
@@ -37,18 +56,14 @@ class UDE(Container):
     (ComponentVector(alpha=1.3, delta=1.8), (3, 2))
     """
 
-    function: Callable[..., Any]
-    physics: Mapping[str, Any]
-    nets: Mapping[str, Layer]
+    function: Callable[..., Any] = field(converter=_function)
+    physics: Mapping[str, Any] = field(converter=_physics)
+    nets: Mapping[str, Layer] = field(converter=dict_of(as_layer))
 
     def __init__(self, function: Any, physics: Any = None, **nets: Any):
-        if isinstance(function, Layer) or not callable(function):
-            raise TypeError(f"a UDE starts with a function (u, p, nets), got {function!r}")
-        if not isinstance(physics, Mapping | None):
-            raise TypeError(f"the constants of a UDE are a dict of numbers or arrays by name, got {physics!r}")
         self.function = function
-        self.physics = FrozenDict({name: _constant(value) for name, value in (physics or {}).items()})
-        self.nets = FrozenDict({name: as_layer(net) for name, net in nets.items()})
+        self.physics = {} if physics is None else physics
+        self.nets = nets
 
     def init_params(self, key):
         constants = {name: jnp.asarray(np.asarray(value), float) for name, value in self.physics.items()}
@@ -80,7 +95,3 @@ class _Names(dict):
         if name not in self:
             raise AttributeError(f"this UDE has no {self.kind} {name!r}; it has {', '.join(self) or 'none'}")
         return self[name]
-
-
-def _constant(value: Any) -> Any:
-    return value if isinstance(value, int | float) else Constant(value)

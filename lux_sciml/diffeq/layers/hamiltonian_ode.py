@@ -26,7 +26,8 @@ class HamiltonianODE(Container, Equation):
       with the time and the value of the control, and the energy is not kept.
 
     The input is the pair `(q, p)` in place of `y0`; `ys` of the solution are such a pair, each of shape
-    `(times, ...)`. Raises `ValueError` without `dt0`, and for tolerances, which fixed steps do not have.
+    `(times, ...)`. Raises `ValueError` without `dt0`, for other solvers, and for tolerances, which
+    fixed steps do not have.
 
     >>> import jax, jax.numpy as jnp, lux_sciml as lux
     >>> net = lux.Chain(lux.Dense(2, 8, jnp.tanh), lux.Dense(8, 1))
@@ -53,6 +54,12 @@ class HamiltonianODE(Container, Equation):
     def __check_init__(self):
         if self.dt0 is None:
             raise ValueError("a HamiltonianODE has fixed steps: give their size, dt0=...")
+        solver = self.option("solver")
+        if not isinstance(solver.term_structure, tuple):
+            raise ValueError(
+                "a HamiltonianODE takes a solver of the pair (q, p), such as lux.Verlet(), lux.Yoshida4() or "
+                f"diffrax.SemiImplicitEuler(), got {solver!r}"
+            )
 
     def problem(self, x, ps, st):
         alone = self.ts is not None and not self.controlled

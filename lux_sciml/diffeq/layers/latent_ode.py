@@ -10,6 +10,8 @@ from ..._tree import describe, widened
 from ...core import Container, Layer, Mode, as_layer, field
 from ..equation import Equation, equation_of, half_type
 
+_WHOLE_PATH = "the dynamics of a LatentODE return the path at all times: a NeuralODE with output='ys' or 'solution'"
+
 
 class LatentPath(NamedTuple):
     """What a `LatentODE` returns: reconstruction `(..., times, channels)`, mean and log-variance `(..., latent)`.
@@ -67,6 +69,8 @@ class LatentODE(Container):
                              f"{equation.takes}")  # fmt: skip
         if equation is not None and (equation.ts is not None or equation.controlled):
             raise ValueError("the dynamics of a LatentODE take (z0, times): build them without `ts` and `controlled`")
+        if equation is not None and equation.output == "final":
+            raise ValueError(f'{_WHOLE_PATH}; got output="final"')
 
     def init_state(self, key):
         return {**super().init_state(key), "key": jax.random.fold_in(key, len(self)), "mode": Mode.TRAIN}
@@ -89,10 +93,7 @@ class LatentODE(Container):
         count, separate = jnp.shape(times)[-1], equation is not None and equation.batching == "vmap"
         expected = (z0.shape[0], count, *z0.shape[1:-1]) if separate else (count, *z0.shape[:-1])
         if not isinstance(zs, jax.Array) or zs.shape[:-1] != expected:
-            raise ValueError(
-                "the dynamics of a LatentODE return the path at all times: a NeuralODE with output='ys' or 'solution'; "
-                f"got {describe(zs)} for {count} times and a start of shape {z0.shape}"
-            )
+            raise ValueError(f"{_WHOLE_PATH}; got {describe(zs)} for {count} times and a start of shape {z0.shape}")
         zs = jnp.moveaxis(zs, 1 if separate else 0, -2)
         (xs,), st = self.run(ps, st, decoder=zs)
         return LatentPath(xs, mean, log_variance), st

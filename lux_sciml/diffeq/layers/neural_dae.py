@@ -13,7 +13,7 @@ import optimistix
 
 from ...components import ComponentVector
 from ...core import Constant, Container, Layer, Wrapper, as_layer, field
-from ...core.converters import checks_itself, optional
+from ...core.converters import checks_itself, numbers, optional
 from ..equation import Equation, Fields, diffeqsolve, option_object
 from ..inputs import initial_array
 from ..times import save_times
@@ -100,10 +100,11 @@ class NeuralDAE(Container, _ConstrainedEquation):
 
 @checks_itself
 def _mass(value: Any) -> Constant:
-    shape = np.shape(value)
-    if len(shape) not in (1, 2) or shape[0] != shape[-1] or not np.any(value):
+    mass = numbers(value)
+    shape = np.shape(mass)
+    if len(shape) not in (1, 2) or shape[0] != shape[-1] or not np.any(mass):
         raise ValueError(f"expected a matrix (n, n) or a diagonal (n,), not of zeros alone; got the shape {shape}")
-    return Constant(value)
+    return mass
 
 
 class MassMatrixODE(Wrapper, _ConstrainedEquation):

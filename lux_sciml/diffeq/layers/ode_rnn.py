@@ -10,6 +10,7 @@ from jax import lax
 from ..._tree import floating
 from ...core import Container, Layer, as_layer, field
 from ...core.converters import flag
+from ...core.printing import brief
 from ...nn.recurrent_cells import cell_of, initial_carry
 from ..equation import Equation, Problem, diffeqsolve, half_type, output_kind
 from ..inputs import control_in, split_control, times_and_data
@@ -79,7 +80,7 @@ class ODERNN(Container, Equation):
 
     def __check_init__(self):
         if cell_of(self.cell) is None:
-            raise TypeError(f"ODERNN runs a recurrent cell, got {self.cell!r}")
+            raise TypeError(f"ODERNN runs a recurrent cell, got {brief(self.cell)}")
         if self.output == "solution":
             raise ValueError('an ODERNN is many solves in a row: its output is "ys" or "final"')
 
