@@ -15,6 +15,7 @@ parameters of equations in a jaxpr                jax 0.10 to 0.12    what a tra
 `equinox.internal.while_loop`                     equinox 0.13        `jax.lax.while_loop`; see the next line
 diffrax's loop and the states that it carries     diffrax 0.7         `diffrax.RecursiveCheckpointAdjoint`
 `diffrax.BacksolveAdjoint._diffeqsolve`           diffrax 0.7         failed backward solves raise
+global names that functions of diffrax look up    diffrax 0.7         its checks stay, as host callbacks
 ================================================  ==================  ==================================================
 
 What is missing makes a result slower, or a refusal stricter, never wrong. That can be said only of what is missing, not
@@ -34,6 +35,8 @@ from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any
 
 import diffrax
+import equinox
+import equinox.internal
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -258,6 +261,55 @@ def _has_loops() -> bool:
 def solves_backward() -> bool:
     """Whether `diffrax.BacksolveAdjoint` solves backward by its property `_diffeqsolve`, which may then be another."""
     return isinstance(getattr(diffrax.BacksolveAdjoint, "_diffeqsolve", None), property)
+
+
+def rebound(function: Callable[..., Any], **names: Any) -> Callable[..., Any]:
+    """A copy of a Python function that finds these objects by its global names.
+
+    The function as it is where it does not look them up, or is no Python function. A jitted one comes back plain.
+    """
+    plain = inspect.unwrap(function)
+    if not isinstance(plain, types.FunctionType) or not names.keys() <= plain.__globals__.keys():
+        return function
+    scope = {**plain.__globals__, **names}
+    copy = types.FunctionType(plain.__code__, scope, plain.__name__, plain.__defaults__, plain.__closure__)
+    copy.__kwdefaults__ = plain.__kwdefaults__
+    return copy
+
+
+class _Without:
+    """A module of Equinox whose `error_if` checks nothing."""
+
+    def __init__(self, module: types.ModuleType):
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+    def error_if(self, x: Any, pred: Any, msg: str, **options: Any) -> Any:
+        return x
+
+
+def unchecked(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A copy of a function of diffrax without its checks of values, which JAX compiles to callbacks to the host.
+
+    With a callback a program can be neither exported nor kept in the compilation cache. The checks of functions that it
+    calls, the user's among them, are as before. Where the function looks up other names, it is returned as it is.
+    """
+    scope = getattr(inspect.unwrap(function), "__globals__", {})
+    names = {name: module for name, module in (("eqx", equinox), ("eqxi", equinox.internal)) if name in scope}
+    return rebound(function, **{name: _Without(module) for name, module in names.items()})
+
+
+diffeqsolve = equinox.filter_jit(unchecked(diffrax.diffeqsolve))
+
+
+class BrownianTree(diffrax.VirtualBrownianTree):
+    """`diffrax.VirtualBrownianTree`, which trusts its times."""
+
+    __init__ = unchecked(diffrax.VirtualBrownianTree.__init__)
+    if hasattr(diffrax.VirtualBrownianTree, "_evaluate"):
+        _evaluate = unchecked(diffrax.VirtualBrownianTree._evaluate)
 
 
 def trace_context() -> Hashable:

@@ -23,12 +23,13 @@ from .adjoints.backsolve import BacksolveAdjoint
 from .adjoints.differentiable import differentiable_solve
 from .adjoints.discrete import DiscreteAdjoint
 from .adjoints.gauss import GaussAdjoint
+from .adjoints.implicit import ImplicitAdjoint
 from .failure import guarded, mark_failure
 from .field import Field
 from .inputs import initial_value_and_times, within
 from .solvers.root_finding import converging
 from .solvers.runge_kutta import unrolled
-from .times import save_times
+from .times import in_order, save_times
 
 T = TypeVar("T")
 
@@ -38,7 +39,7 @@ _ADJOINTS: dict[str, Callable[..., diffrax.AbstractAdjoint]] = {
     "forward": diffrax.ForwardMode,
     "backsolve": BacksolveAdjoint,
     "gauss": GaussAdjoint,
-    "implicit": diffrax.ImplicitAdjoint,
+    "implicit": ImplicitAdjoint,
 }
 
 
@@ -436,6 +437,10 @@ def diffeqsolve(
     saveat = equation.option("saveat")
     if saveat is None:
         saveat = diffrax.SaveAt(t1=True) if equation.output == "final" else diffrax.SaveAt(ts=ts)
+    controller = equation.controller() if controller is None else controller
+    step_times = controller.ts if isinstance(controller, diffrax.StepTo) else None
+    good = in_order(ts, [sub.ts for sub in _subs(saveat) if sub.ts is not None], step_times)
+    ts = ts if good is True else jnp.where(good, ts, jnp.nan)  # a solve that fails
     sol = differentiable_solve(
         terms,
         unrolled(converging(equation.option("solver"))),
@@ -445,7 +450,7 @@ def diffeqsolve(
         y0,
         ps,
         saveat=saveat,
-        stepsize_controller=equation.controller() if controller is None else controller,
+        stepsize_controller=controller,
         adjoint=adjoint,
         event=equation.option("event"),
         max_steps=equation.max_steps,
@@ -479,8 +484,12 @@ def _of_no_samples(one: Callable[..., Any], problem: Problem) -> Any:
 
 def _saves_end(saveat: diffrax.SaveAt) -> bool:
     """Whether the last of the saved values is there and is that of the last time."""
-    subs = jax.tree.leaves(saveat.subs, is_leaf=lambda x: isinstance(x, diffrax.SubSaveAt))
+    subs = _subs(saveat)
     return bool(subs) and all((sub.t0 or sub.t1 or sub.ts is not None) and not sub.steps for sub in subs)
+
+
+def _subs(saveat: diffrax.SaveAt) -> list[diffrax.SubSaveAt]:
+    return jax.tree.leaves(saveat.subs, is_leaf=lambda x: isinstance(x, diffrax.SubSaveAt))
 
 
 def _require_one_argument(name: str, function: Callable) -> None:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from .._compat import unchecked
 from .._tree import all_finite
 
 
@@ -48,7 +49,8 @@ _TRY = {
     ),
     "nonfinite": (
         "a NaN or an infinity was met",
-        "a look at the initial value, the parameters and the vector field, and smaller steps if they are fixed (dt0)",
+        "a look at the initial value, the times (in one direction, all of them), the parameters and the vector field, "
+        "and smaller steps if they are fixed (dt0)",
     ),
 }
 
@@ -166,6 +168,15 @@ def _unless(fault: Any, code: Any, result: Any) -> Any:
     return diffrax.RESULTS.where(fault & (result == diffrax.RESULTS.successful), code, result)
 
 
+class _StepTo(diffrax.StepTo):
+    """`diffrax.StepTo`, whose times are checked by the equation."""
+
+    wrap = unchecked(diffrax.StepTo.wrap)
+    init = unchecked(diffrax.StepTo.init)
+
+
 def guarded(controller: diffrax.AbstractStepSizeController) -> diffrax.AbstractStepSizeController:
-    """An adaptive controller with the guard; others, which never shrink their steps, as they are."""
+    """An adaptive controller with the guard; others, which never shrink their steps, without callbacks."""
+    if type(controller) is diffrax.StepTo:
+        return _StepTo(controller.ts)
     return Guarded(controller) if isinstance(controller, diffrax.AbstractAdaptiveStepSizeController) else controller

@@ -1,6 +1,7 @@
 """Times: known or traced, checked and compared in the one precision that a solve has."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterable, Sequence
 from typing import Any, overload
 
 import jax
@@ -83,3 +84,33 @@ def _require_monotone(ts: np.ndarray) -> None:
                 f"`ts` must strictly increase or strictly decrease; it turns after position {turns[0]}: "
                 f"{row[turns[0]]}, {row[turns[0] + 1]}"
             )
+
+
+def in_order(ts: Any, save_times: Iterable[Any] = (), step_times: Any = None) -> Any:
+    """Whether times go one way, save times too and within them, and steps from the first one to the last.
+
+    Where times are known `ValueError` says what is wrong; where some are traced so is the answer.
+    """
+    checks = [(_go(ts, ts), "`ts` must increase or decrease")]
+    for saved in save_times:
+        says = "the times of `saveat` must go one way, from the first time of the solve to the last"
+        checks.append((_go(saved, ts, within=True), says))
+    if step_times is not None:
+        says = "the times of diffrax.StepTo must go from the first time of the solve to the last, and all differ"
+        checks.append((_go(step_times, ts, as_steps=True), says))
+    for check, says in checks:
+        if not is_traced(check) and not check:
+            raise ValueError(f"{says}; the solve is from {ts[0]} to {ts[-1]}")
+    return functools.reduce(jnp.logical_and, [check for check, _ in checks if is_traced(check)], True)
+
+
+def _go(times: Any, ts: Any, within: bool = False, as_steps: bool = False) -> Any:
+    """Whether times go the way of `ts`; `within` it, or, `as_steps`, from its start to its end without a pause."""
+    xp = jnp if is_traced(times) or is_traced(ts) else np
+    times, ts = xp.asarray(times), xp.asarray(ts)
+    if within:
+        times = xp.concatenate([ts[:1], times, ts[-1:]])
+    steps = xp.diff(times) * xp.sign(ts[-1] - ts[0])
+    if as_steps:
+        return (times[0] == ts[0]) & (times[-1] == ts[-1]) & (steps > 0).all()
+    return (steps >= 0).all()

@@ -485,7 +485,9 @@ def test_derivatives_by_every_adjoint_are_differences_of_the_loop(name, adjoint,
         return sum(jnp.sum(y**2) for y in values_of(name, out))
 
     derivative = jax.jit((jax.jacfwd if adjoint == "forward" else jax.grad)(loss))
-    got = derivative(jnp.array([0.0, 1.0]))
+    program = derivative.lower(jnp.array([0.0, 1.0]))
+    assert "callback" not in program.as_text()
+    got = program.compile()(jnp.array([0.0, 1.0]))
 
     def by_loop(rate, factor):
         monkeypatch.setattr(here, "RATE", rate)
@@ -494,6 +496,24 @@ def test_derivatives_by_every_adjoint_are_differences_of_the_loop(name, adjoint,
     h, rate = 1e-5, RATE
     want = [by_loop(rate + h, 1) - by_loop(rate - h, 1), by_loop(rate, 1 + h) - by_loop(rate, 1 - h)]
     np.testing.assert_allclose(got, np.array(want) / (2 * h), rtol=1e-3 if adjoint in CONTINUOUS else 1e-7)
+
+
+FIXED_ONLY = ("NeuralDSDE", "NeuralSDE", "NeuralDDE", "HamiltonianODE")
+
+
+@pytest.mark.parametrize("batching", ["joint", "vmap"])
+@pytest.mark.parametrize("name", FAMILY)
+def test_the_program_of_an_adaptive_solve_and_its_gradient_has_no_callback(name, batching, monkeypatch):
+    case = plain(FAMILY[name]) | {"batching": batching}
+    if name not in FIXED_ONLY:
+        monkeypatch.setattr(FAMILY[name], "options", {})
+    layer = build(name, case)
+    ps, st = lux.setup(jax.random.key(0), layer)
+
+    def loss(ps, x):
+        return sum(jnp.sum(y) for y in values_of(name, layer(x, ps, lux.testmode(st))[0]))
+
+    assert "callback" not in jax.jit(jax.value_and_grad(loss)).lower(ps, start(name, case)).as_text()
 
 
 def test_the_number_of_cases():

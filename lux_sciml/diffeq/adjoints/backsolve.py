@@ -1,5 +1,6 @@
 """The equation and its adjoint, solved backward together."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ..._compat import solves_backward
+from ..._compat import diffeqsolve, solves_backward
 from .same_steps import SameSteps
 
 
@@ -22,6 +23,8 @@ class BacksolveAdjoint(diffrax.BacksolveAdjoint):
     @property
     def _diffeqsolve(self) -> Callable[..., diffrax.Solution]:
         solve = super()._diffeqsolve
+        if isinstance(solve, functools.partial) and solve.func is diffrax.diffeqsolve:
+            solve = functools.partial(diffeqsolve, *solve.args, **solve.keywords)
 
         def marked(*, t0: Any, t1: Any, y0: Any, **options: Any) -> diffrax.Solution:
             _, *cotangents = y0

@@ -9,9 +9,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from ..._compat import diffeqsolve
 from .backsolve import BacksolveAdjoint
 from .discrete import DiscreteAdjoint
 from .gauss import GaussAdjoint
+from .implicit import ImplicitAdjoint
 from .isolation import isolated
 from .refusal import only, sentence_of
 
@@ -21,7 +23,7 @@ _NAMES = {
     diffrax.ForwardMode: "forward",
     BacksolveAdjoint: "backsolve",
     GaussAdjoint: "gauss",
-    diffrax.ImplicitAdjoint: "implicit",
+    ImplicitAdjoint: "implicit",
 }
 _REVERSE = (diffrax.RecursiveCheckpointAdjoint, diffrax.BacksolveAdjoint, GaussAdjoint)
 
@@ -61,7 +63,7 @@ def differentiable_solve(
     options.update(adjoint=adjoint, max_steps=max_steps)
     try:
         with _without_warning() if holds_complex else contextlib.nullcontext():
-            sol = diffrax.diffeqsolve(terms, solver, t0, t1, dt0, y0, args, **options)
+            sol = diffeqsolve(terms, solver, t0, t1, dt0, y0, args, **options)
     except TypeError as error:  # where JAX meets its own refusal first, as under jit of vmap
         if isinstance(adjoint, _REVERSE) and "to a custom_vjp function" in str(error):
             raise TypeError(sentence_of("reverse", name)) from error

@@ -30,7 +30,8 @@ class Isolated(eqx.Module):
 
 @eqx.filter_custom_jvp
 def _evaluated(y, function, t, args, *, slope):
-    return function(t, y, args)
+    out = function(t, y, args)
+    return _batched_alike(out, all_finite(out))
 
 
 @_evaluated.def_jvp
@@ -47,7 +48,15 @@ def _derivative(primals, tangents, *, slope):
     still = jax.tree.map(jnp.zeros_like, tangent)
     if slope:
         still = jax.tree.map(lambda zero, dy: zero if dy is None else slope * dy, still, tangents[0], is_leaf=_is_none)
-    return out, where(good, tangent, still)
+    return _batched_alike(out, good), where(good, tangent, still)
+
+
+def _batched_alike(out: Any, good: jax.Array) -> Any:
+    """`out`, where `jax.vmap` batches all arrays, if it does one of them, as their derivatives, which look at `good`.
+
+    JAX takes it for granted that a derivative is batched only where its value is. XLA takes out the choice.
+    """
+    return out if len(jax.tree.leaves(out)) == 1 else jax.tree.map(lambda x: jnp.where(good, x, x), out)
 
 
 def _is_none(x: Any) -> bool:

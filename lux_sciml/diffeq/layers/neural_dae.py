@@ -16,6 +16,7 @@ from ...core import Constant, Container, Layer, Wrapper, as_layer, field
 from ...core.converters import checks_itself, numbers, optional
 from ..equation import Equation, Fields, diffeqsolve, option_object
 from ..inputs import initial_array
+from ..solvers.root_finding import DenseImplicitAdjoint
 from ..times import save_times
 
 _root_finder = option_object(optimistix.AbstractRootFinder, "optimistix.Newton(rtol, atol)")
@@ -188,7 +189,8 @@ class _ConstrainedFlow(eqx.Module):
             t, u, ps = args
             return jnp.asarray(self.constraint(t, self._join(u, z, y), ps))
 
-        found = optimistix.root_find(residual, finder, guess, (t, u, ps), max_steps=64, throw=False)
+        options = {"max_steps": 64, "throw": False, "adjoint": DenseImplicitAdjoint()}
+        found = optimistix.root_find(residual, finder, guess, (t, u, ps), **options)
         return u, jnp.where(found.result == optimistix.RESULTS.successful, found.value, jnp.nan)
 
     def _join(self, u: Any, z: Any, like: Any) -> Any:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..._compat import BrownianTree
 from ..._tree import describe, is_traced
 from ...components import ComponentVector
 from ...core import Constant, Container, Layer, as_layer, field
@@ -69,7 +70,7 @@ class _StochasticEquation(Container, Equation):
             motions = jax.ShapeDtypeStruct((*y.shape[:-1], g.shape[-1]), y.dtype)
         fixed = self.dt0 if self.stepsize_controller is None else None
         tol = (ts[-1] - ts[0]) / 2**16 if fixed is None else fixed / 2
-        path = diffrax.VirtualBrownianTree(ts[0], ts[-1], tol, motions, problem.data, _levy_area(self.option("solver")))
+        path = BrownianTree(ts[0], ts[-1], tol, motions, problem.data, _levy_area(self.option("solver")))
         return diffrax.MultiTerm(diffrax.ODETerm(fields["drift"]), _Noise(diffusion, path, self.diagonal))
 
 

@@ -1,8 +1,18 @@
-"""Implicit solvers with a root finder that converges."""
+"""Implicit solvers with a root finder that converges, and that is differentiated without callbacks."""
+
+import functools
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import diffrax
 import equinox as eqx
+import jax
+import jax.numpy as jnp
 import optimistix
+from jax.flatten_util import ravel_pytree
+
+from ..._compat import rebound, while_loop
 
 
 def converging(solver: diffrax.AbstractSolver) -> diffrax.AbstractSolver:
@@ -17,7 +27,62 @@ def converging(solver: diffrax.AbstractSolver) -> diffrax.AbstractSolver:
     if not isinstance(solver, diffrax.AbstractImplicitSolver):
         return solver
     finder = solver.root_finder
-    if type(finder) is not diffrax.VeryChord or isinstance(finder.rtol, float | int):
+    if type(finder) is diffrax.VeryChord and not isinstance(finder.rtol, float | int):
+        chord = diffrax.with_stepsize_controller_tols(optimistix.Chord)(kappa=finder.kappa)
+        solver = eqx.tree_at(lambda s: s.root_finder, solver, chord)
+    return _with_implicit_derivatives(solver)
+
+
+def _with_implicit_derivatives(solver: diffrax.AbstractSolver) -> diffrax.AbstractSolver:
+    """The solver, with its root finds differentiated by `DenseImplicitAdjoint`."""
+    cls = _with_own_root_find(type(solver))
+    if cls is type(solver):
         return solver
-    chord = diffrax.with_stepsize_controller_tols(optimistix.Chord)(kappa=finder.kappa)
-    return eqx.tree_at(lambda s: s.root_finder, solver, chord)
+    changed = object.__new__(cls)
+    for name, value in vars(solver).items():
+        object.__setattr__(changed, name, value)
+    return changed
+
+
+@functools.cache
+def _with_own_root_find(cls: type[diffrax.AbstractSolver]) -> type[diffrax.AbstractSolver]:
+    find = functools.partial(optimistix.root_find, adjoint=DenseImplicitAdjoint())
+    step = rebound(cls.step, optx=SimpleNamespace(root_find=find))
+    return cls if step is cls.step else type(cls)(cls.__name__, (cls,), {"step": step, "__module__": __name__})
+
+
+class DenseImplicitAdjoint(optimistix.AbstractAdjoint):
+    """As `optimistix.ImplicitAdjoint`; where the Jacobian is singular derivatives are not finite, and nothing raises.
+
+    lineax checks the transpose of each linear solve by a callback to the host, with which a program can be neither
+    exported nor kept in the compilation cache. For a square system without structure it is dense, too.
+    """
+
+    def apply(self, primal_fn, rewrite_fn, inputs, tags):
+        return implicit_root(primal_fn, rewrite_fn, (*inputs, functools.partial(while_loop, kind="lax")))
+
+
+def implicit_root(primal: Callable[..., Any], rewrite: Callable[..., Any], inputs: Any, *_: Any) -> tuple[Any, Any]:
+    """`primal(inputs)`: the root, with the derivatives of `rewrite(root, rest, inputs) = 0`, and the rest without.
+
+    Takes the place of optimistix's `implicit_jvp`, whose other arguments are tags and the solver of the linear system.
+    """
+    return _root(inputs, primal=primal, rewrite=rewrite)
+
+
+@eqx.filter_custom_jvp
+def _root(inputs: Any, *, primal: Callable[..., Any], rewrite: Callable[..., Any]) -> tuple[Any, Any]:
+    return jax.tree.map(jnp.asarray, primal(inputs))
+
+
+@_root.def_jvp
+def _derivative(primals, tangents, *, primal, rewrite):
+    (inputs,), (moving,) = primals, tangents
+    root, rest = _root(inputs, primal=primal, rewrite=rewrite)
+    moved = jax.tree.map(lambda x, dx: None if dx is None else x, inputs, moving, is_leaf=lambda x: x is None)
+    _, shift = jax.jvp(lambda moved: rewrite(root, rest, eqx.combine(moved, inputs)), (moved,), (moving,))
+    flat, unravel = ravel_pytree(root)
+    _, push = jax.linearize(lambda flat: ravel_pytree(rewrite(unravel(flat), rest, inputs))[0], flat)
+    jacobian = jax.vmap(push, out_axes=1)(jnp.eye(flat.size, dtype=flat.dtype))
+    step = jnp.linalg.solve(jacobian, -ravel_pytree(shift)[0])
+    return (root, rest), (unravel(step), jax.tree.map(lambda _: None, rest))
