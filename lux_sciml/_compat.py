@@ -35,8 +35,7 @@ from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any
 
 import diffrax
-import equinox
-import equinox.internal
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -297,11 +296,10 @@ def unchecked(function: Callable[..., Any]) -> Callable[..., Any]:
     calls, the user's among them, are as before. Where the function looks up other names, it is returned as it is.
     """
     scope = getattr(inspect.unwrap(function), "__globals__", {})
-    names = {name: module for name, module in (("eqx", equinox), ("eqxi", equinox.internal)) if name in scope}
-    return rebound(function, **{name: _Without(module) for name, module in names.items()})
+    return rebound(function, **{name: _Without(scope[name]) for name in ("eqx", "eqxi") if name in scope})
 
 
-diffeqsolve = equinox.filter_jit(unchecked(diffrax.diffeqsolve))
+diffeqsolve = eqx.filter_jit(unchecked(diffrax.diffeqsolve))
 
 
 class BrownianTree(diffrax.VirtualBrownianTree):

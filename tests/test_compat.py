@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import diffrax
+import equinox as eqx
 import jax
 import jax.extend
 import jax.numpy as jnp
@@ -227,3 +228,29 @@ def test_the_loop_of_diffrax_is_known_by_its_arguments_and_states(monkeypatch):
     known = []
     diffrax.diffeqsolve(diffrax.ODETerm(lambda t, y, p: -y), diffrax.Euler(), 0, 1, 1.0, jnp.ones(1), adjoint=Asking())
     assert known == [True, False, False, False]
+
+
+def checked(x, *, most=2.0):
+    """A function with a check, as libraries have them."""
+    return eqx.error_if(x, x > most, "too large") + 1
+
+
+def test_checks_are_left_out_of_a_copy_of_a_function():
+    for function in (checked, eqx.filter_jit(checked)):
+        assert _compat.unchecked(function)(jnp.array(3.0)) == 4.0
+        with pytest.raises(RuntimeError, match="too large"):
+            function(jnp.array(3.0))
+
+
+def test_a_function_that_looks_up_other_names_stays_as_it_is():
+    assert _compat.rebound(checked, other=1) is checked
+    assert _compat.unchecked(re.escape) is re.escape
+    assert _compat.rebound(max, eqx=1) is max
+
+
+def test_what_the_fields_of_a_solve_check_is_checked_as_before():
+    field = lux.Lambda(lambda y: eqx.error_if(-y, y > 2.0, "out of the domain"))
+    node = lux.NeuralODE(field, ts=[0.0, 1.0], output="final")
+    with pytest.raises(RuntimeError, match="out of the domain"):
+        jax.block_until_ready(eqx.filter_jit(node)(jnp.array(3.0), {}, {})[0])
+    assert jnp.isfinite(node(jnp.array(1.0), {}, {})[0])

@@ -107,7 +107,8 @@ def in_order(ts: Any, save_times: Iterable[Any] = (), step_times: Any = None) ->
 def _go(times: Any, ts: Any, within: bool = False, as_steps: bool = False) -> Any:
     """Whether times go the way of `ts`; `within` it, or, `as_steps`, from its start to its end without a pause."""
     xp = jnp if is_traced(times) or is_traced(ts) else np
-    times, ts = xp.asarray(times), xp.asarray(ts)
+    ts = xp.asarray(ts)
+    times = xp.asarray(times).astype(ts.dtype)
     if within:
         times = xp.concatenate([ts[:1], times, ts[-1:]])
     steps = xp.diff(times) * xp.sign(ts[-1] - ts[0])

@@ -3,6 +3,7 @@
 import math
 
 import diffrax
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -56,3 +57,31 @@ def test_a_start_that_is_not_finite_ends_at_once():
     for options in ({"dt0": 0.1}, {"solver": diffrax.Kvaerno5()}):
         y, steps, result = final(lambda y: -y, [0.0, 1.0], jnp.array([1.0, np.nan]), **options)
         assert result == diffrax.RESULTS.nonfinite and np.isnan(y).all() and steps <= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "ts"),
+    [
+        ({}, [0.0, 2.0, 1.0]),
+        ({}, [1.0, 0.0, 2.0]),
+        ({"saveat": diffrax.SaveAt(ts=jnp.array([0.5, 3.0]))}, [0.0, 1.0]),
+        ({"saveat": diffrax.SaveAt(ts=jnp.array([0.5, 0.2]))}, [0.0, 1.0]),
+        ({"stepsize_controller": diffrax.StepTo(jnp.array([0.0, 0.5, 2.0]))}, [0.0, 1.0]),
+    ],
+)
+def test_times_that_go_another_way_are_a_failure_where_they_are_traced(options, ts):
+    node = lux.NeuralODE(lux.Lambda(jnp.negative), output="solution", **options)
+    with pytest.raises(ValueError, match=r"times|`ts`"):
+        node((jnp.ones(2), np.array(ts)), {}, {})
+    sol = jax.jit(lambda ts: node((jnp.ones(2), ts), {}, {})[0])(jnp.array(ts))
+    assert np.isnan(sol.ys).all()
+    with pytest.raises(RuntimeError, match=r"times \(in one direction"):
+        lux.raise_if_failed(sol)
+
+
+def test_a_batch_keeps_the_samples_whose_times_are_right():
+    node = lux.NeuralODE(lux.Lambda(jnp.negative), output="ys", batching="vmap")
+    ts = jnp.array([[0.0, 0.5, 1.0], [0.0, 1.0, 0.5]])
+    ys = jax.jit(lambda ts: node((jnp.ones((2, 1)), ts), {}, {})[0])(ts)
+    np.testing.assert_allclose(ys[0, :, 0], np.exp(-ts[0]), rtol=1e-5)
+    assert np.isnan(ys[1]).all()

@@ -1,6 +1,5 @@
 """The equation and its adjoint, solved backward together."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -23,8 +22,7 @@ class BacksolveAdjoint(diffrax.BacksolveAdjoint):
     @property
     def _diffeqsolve(self) -> Callable[..., diffrax.Solution]:
         solve = super()._diffeqsolve
-        if isinstance(solve, functools.partial) and solve.func is diffrax.diffeqsolve:
-            solve = functools.partial(diffeqsolve, *solve.args, **solve.keywords)
+        solve = diffeqsolve if solve is diffrax.diffeqsolve else solve
 
         def marked(*, t0: Any, t1: Any, y0: Any, **options: Any) -> diffrax.Solution:
             _, *cotangents = y0

@@ -1,8 +1,8 @@
 """Implicit solvers with a root finder that converges, and that is differentiated without callbacks."""
 
 import functools
+import types
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import diffrax
@@ -47,8 +47,10 @@ def _with_implicit_derivatives(solver: diffrax.AbstractSolver) -> diffrax.Abstra
 @functools.cache
 def _with_own_root_find(cls: type[diffrax.AbstractSolver]) -> type[diffrax.AbstractSolver]:
     find = functools.partial(optimistix.root_find, adjoint=DenseImplicitAdjoint())
-    step = rebound(cls.step, optx=SimpleNamespace(root_find=find))
-    return cls if step is cls.step else type(cls)(cls.__name__, (cls,), {"step": step, "__module__": __name__})
+    step = rebound(cls.step, optx=types.SimpleNamespace(root_find=find))
+    if step is cls.step:
+        return cls
+    return types.new_class(cls.__name__, (cls,), {}, lambda body: body.update(step=step, __module__=__name__))
 
 
 class DenseImplicitAdjoint(optimistix.AbstractAdjoint):
