@@ -20,11 +20,10 @@ def mark_failure(sol: diffrax.Solution, *, complete: bool) -> diffrax.Solution:
     With `complete`, every output was to be filled, and one that is not finite is a failure too (`RESULTS.nonfinite`):
     a solver with fixed steps goes on through NaN.
     """
+    broken = jnp.isnan(sol.t0)  # without a first time there is no step, and no result that says so
     if complete:
-        finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(y)) for y in jax.tree.leaves(sol.ys)]))
-        result = _unless(~finite, diffrax.RESULTS.nonfinite, sol.result)
-    else:
-        result = sol.result
+        broken |= ~jnp.all(jnp.array([jnp.all(jnp.isfinite(y)) for y in jax.tree.leaves(sol.ys)]))
+    result = _unless(broken, diffrax.RESULTS.nonfinite, sol.result)
     good = diffrax.is_okay(result)
 
     def mark(x: Any) -> Any:

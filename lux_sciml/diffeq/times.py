@@ -108,7 +108,7 @@ def _go(times: Any, ts: Any, within: bool = False, as_steps: bool = False) -> An
     """Whether times go the way of `ts`; `within` it, or, `as_steps`, from its start to its end without a pause."""
     xp = jnp if is_traced(times) or is_traced(ts) else np
     ts = xp.asarray(ts)
-    times = xp.asarray(times).astype(ts.dtype)
+    times = xp.asarray(times, ts.dtype)
     if within:
         times = xp.concatenate([ts[:1], times, ts[-1:]])
     steps = xp.diff(times) * xp.sign(ts[-1] - ts[0])
