@@ -268,7 +268,7 @@ def rebound(function: Callable[..., Any], **names: Any) -> Callable[..., Any]:
     The function as it is where it does not look them up, or is no Python function. A jitted one comes back plain.
     """
     plain = inspect.unwrap(function)
-    if not isinstance(plain, types.FunctionType) or not names.keys() <= plain.__globals__.keys():
+    if not names or not isinstance(plain, types.FunctionType) or not names.keys() <= plain.__globals__.keys():
         return function
     scope = {**plain.__globals__, **names}
     copy = types.FunctionType(plain.__code__, scope, plain.__name__, plain.__defaults__, plain.__closure__)
