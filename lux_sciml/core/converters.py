@@ -30,6 +30,7 @@ How to declare an option:
   may be called with, so that its sentence comes first also where a test checks all annotations.
 """
 
+import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, SupportsFloat, SupportsIndex, TypeVar
@@ -58,6 +59,7 @@ __all__ = [
     "integer",
     "integers",
     "natural",
+    "naturals",
     "number",
     "numbers",
     "optional",
@@ -122,7 +124,7 @@ def count(value: SupportsIndex) -> int:
 
 @checks_itself
 def number(value: SupportsFloat) -> float:
-    """A real number, as a float.
+    """A real number, as a float; not NaN.
 
     >>> number(2)
     2.0
@@ -130,9 +132,12 @@ def number(value: SupportsFloat) -> float:
     if isinstance(value, str | bytes) or np.ndim(value):  # pyright: ignore[reportArgumentType]  # of anything
         raise TypeError(f"expected a number, got {_short(value)}")
     try:
-        return float(value)
+        x = float(value)
     except TypeError:
         raise TypeError(f"expected a number, got {_short(value)}") from None
+    if math.isnan(x):
+        raise ValueError(f"expected a number, got {_short(value)}")
+    return x
 
 
 @checks_itself
@@ -170,6 +175,16 @@ def integers(value: SupportsIndex | Sequence[SupportsIndex] | np.ndarray) -> tup
     ((-1,), (0, 1))
     """
     return _each(integer, value, "whole numbers")
+
+
+@checks_itself
+def naturals(value: SupportsIndex | Sequence[SupportsIndex] | np.ndarray) -> tuple[int, ...]:
+    """A tuple of whole numbers of at least 0, from one, a sequence or an array of them.
+
+    >>> naturals(0), naturals([3, 0])
+    ((0,), (3, 0))
+    """
+    return _each(natural, value, "whole numbers of at least 0")
 
 
 @checks_itself

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import lineax as lx
+import optax
 from jax import Array, lax
 
 from .._tree import describe
@@ -17,7 +18,7 @@ from .adjoints import CheckedImplicitAdjoint, PhantomAdjoint, found_by, linear_e
 from .anderson import Anderson
 from .fixed_point import Args, EquilibriumLayer, Found
 from .precision import as_real, on_reals
-from .regularization import jacobian_loss, mean_square, random_like, spectral_radius
+from .regularization import jacobian_loss, mean_square, spectral_radius
 
 _GUESSES = ("zero", "cell", "last")
 
@@ -200,7 +201,7 @@ class DeepEquilibrium(Container, EquilibriumLayer):
             step = functools.partial(self.output, args=held)
             stats["spectral_radius"] = spectral_radius(step, at, keys[1], self.radius_steps)
         if self.check_backward:
-            stats["backward_residual"] = self._backward_residual(at, held, random_like(at, keys[2]))
+            stats["backward_residual"] = self._backward_residual(at, held, optax.tree.random_like(keys[2], at))
         return {name: stats.get(name, nan) for name in STATS}
 
     def _backward_residual(self, z: Any, args: Args, cotangent: Any) -> Array:

@@ -17,7 +17,7 @@ from .._tree import all_finite, describe, is_inexact
 from ..components import ComponentVector
 from ..core import Constant, Layer, Wrapper, field
 from ..core.container import errors_of
-from ..core.converters import checks_itself, choice, count, integers, natural, number, optional
+from ..core.converters import checks_itself, choice, count, naturals, number, optional
 from ..core.frozen import keys_after, refuse_training, refuse_updates
 from ..core.static import holds_arrays
 from .accelerated import Accelerated
@@ -54,12 +54,6 @@ def _adjoint(value: optx.AbstractAdjoint | str) -> optx.AbstractAdjoint | str:
     if value != "auto" and not isinstance(value, optx.AbstractAdjoint):
         raise ValueError(f'expected "auto" or an adjoint of optimistix, such as lux.PhantomAdjoint(), got {value!r}')
     return value
-
-
-@checks_itself
-def _batch_shape(value: Any) -> tuple[int, ...]:
-    """A tuple of whole numbers of at least 0, from one or a sequence of them."""
-    return tuple(map(natural, integers(value)))
 
 
 class Found(NamedTuple):
@@ -122,7 +116,7 @@ class EquilibriumLayer(Layer, kw_only=True):
     adjoint: optx.AbstractAdjoint | str = field(default="auto", converter=_adjoint)
     on_failure: str = field(default="flag", converter=choice("flag", "nan", "raise"))
     batching: str = field(default="joint", converter=choice("joint", "vmap"))
-    batch_shape: tuple[int, ...] | None = field(default=None, converter=optional(_batch_shape))
+    batch_shape: tuple[int, ...] | None = field(default=None, converter=optional(naturals))
     on_state_update: str = field(default="raise", converter=choice("raise", "discard"))
 
     def __check_init__(self) -> None:

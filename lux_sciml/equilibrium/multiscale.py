@@ -49,11 +49,12 @@ class MultiScaleCell(Container):
                 f"{n} scales need {n} branches, a fusion of {n} rows of {n} layers, and {n} layers after it; got a "
                 f"fusion of rows of {[len(row) for row in fusion]} and {len(after)} layers after it"
             )
-        self.layers = {
+        layers: dict[str, Any] = {
             **{f"branches_{i}": layer for i, layer in enumerate(branches)},
             **{f"fusion_{i}_{j}": layer for i, row in enumerate(fusion) for j, layer in enumerate(row)},
             **{f"after_{i}": layer for i, layer in enumerate(after)},
         }
+        self.layers = layers
 
     def init_arguments(self):
         n = round((1 + len(self)) ** 0.5) - 1  # of n, n * n and n layers

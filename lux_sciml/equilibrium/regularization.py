@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import Array, lax
 from jaxtyping import Float
 
@@ -26,7 +27,7 @@ def jacobian_loss(f: Callable[[Any], Any], z: Any, key: Array, probes: int = 1) 
     _, pullback = jax.vjp(f, z)
 
     def one(key: Array) -> Array:
-        (row,) = pullback(random_like(z, key))
+        (row,) = pullback(optax.tree.random_like(key, z))
         return mean_square(row)
 
     return jnp.mean(jax.vmap(one)(jax.random.split(key, probes)))
@@ -54,7 +55,7 @@ def spectral_radius(f: Callable[[Any], Any], z: Any, key: Array, steps: int = 32
         v = jax.tree.map(lambda leaf: leaf / jnp.where(size > 0, size, 1).astype(leaf.dtype), v)
         return v, size
 
-    _, sizes = lax.scan(body, random_like(z, key), length=steps)
+    _, sizes = lax.scan(body, optax.tree.random_like(key, z), length=steps)
     later = lax.stop_gradient(sizes)[steps // 2 :]
     return jnp.exp(jnp.mean(jnp.log(later)))
 
@@ -73,15 +74,6 @@ def fixed_point_correction(n: int, kind: str = "exponential", gamma: float = 0.8
     if kind not in kinds:
         raise ValueError(f"kind is one of {', '.join(map(repr, kinds))}, got {kind!r}")
     return kinds[kind]
-
-
-def random_like(z: Any, key: Array) -> Any:
-    """Standard normal elements like `z`."""
-    leaves, treedef = jax.tree.flatten(z)
-    keys = jax.random.split(key, len(leaves))
-    return treedef.unflatten(
-        [jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)]
-    )
 
 
 def mean_square(z: Any) -> Float[Array, ""]:

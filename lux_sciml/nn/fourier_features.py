@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from .._tree import widened
 from ..core import Layer, field
-from ..core.converters import checks_itself, count, flag, integers, number
+from ..core.converters import checks_itself, count, flag, naturals, number
 from ..core.printing import brief
 from ._shapes import as_floating, even, one_or_each, positive, require_last
 
@@ -37,7 +37,7 @@ class PeriodicEmbedding(Layer):
     Array([ 7.,  1., -0.], dtype=float32)
     """
 
-    indices: tuple[int, ...] = field(converter=integers)
+    indices: tuple[int, ...] = field(converter=naturals)
     periods: tuple[float, ...] = field(converter=_periods)
 
     def __check_init__(self):

@@ -276,7 +276,7 @@ def test_steady_states_refuse_solvers_of_fixed_points():
         ({"jacobian_probes": -1}, "jacobian_probes: expected a whole number of at least 0, got -1"),
         ({"shape": -5}, "shape: expected a whole number of at least 0, got -5"),
         ({"shape": ((3,), (-2,))}, "shape: expected a whole number of at least 0, got -2"),
-        ({"batch_shape": (4, -1)}, "batch_shape: expected a whole number of at least 0, got -1"),
+        ({"batch_shape": (4, -1)}, r"batch_shape\[1\]: expected a whole number of at least 0, got -1"),
         ({"initial": 3}, "DeepEquilibrium.initial: expected a layer or a function"),
         ({"batch_shape": "4"}, "batch_shape: expected a whole number"),
         ({"check_backward": "yes"}, "check_backward: expected True or False"),

@@ -129,6 +129,8 @@ def test_periodic_embedding():
     for arguments in (((0, 1), (1.0,)), ((0, 0), (1.0, 2.0))):
         with pytest.raises(ValueError, match="one period for each of several different indices"):
             lux.PeriodicEmbedding(*arguments)
+    with pytest.raises(ValueError, match=r"^PeriodicEmbedding\.indices: expected a whole number of at least 0"):
+        lux.PeriodicEmbedding(-1, 1.0)
 
 
 def test_fourier_features(key):
