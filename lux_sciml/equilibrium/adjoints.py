@@ -12,6 +12,7 @@ import optimistix as optx
 from jax import Array, lax
 
 from .._compat import while_loop
+from ..core.converters import integer
 from .anderson import Anderson
 from .loop import fixed_point
 from .precision import as_real, from_real, in_single, on_reals, rounded, single, spacing, uniform
@@ -111,7 +112,7 @@ class CheckedImplicitAdjoint(PointAdjoint):
 
     linear_solver: lx.AbstractLinearSolver | None = None
     rtol: float | None = None
-    max_steps: int = 256
+    max_steps: int = eqx.field(default=256, converter=integer)
     on_failure: str = "flag"
 
     def __check_init__(self):
@@ -211,7 +212,7 @@ class PhantomAdjoint(PointAdjoint):
     ['2.000', '3.000', '3.875']
     """
 
-    steps: int = 1
+    steps: int = eqx.field(default=1, converter=integer)
     damping: float = 1.0
 
     def __check_init__(self):
@@ -288,7 +289,7 @@ class FixedPointLinearSolver(lx.AbstractLinearSolver):
     """
 
     solver: optx.AbstractFixedPointSolver
-    max_steps: int = 256
+    max_steps: int = eqx.field(default=256, converter=integer)
     relaxation: float = -1.0
 
     def init(self, operator, options):

@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax.numpy as jnp
 import optimistix as optx
 from jaxtyping import Array, Inexact
 
+from ..core.converters import integer
 from .accelerated import Accelerated, combined
 from .tolerances import require_tolerances
 
@@ -50,12 +52,12 @@ class Anderson(Accelerated):
     rtol: float
     atol: float
     norm: Callable[..., Any] = optx.max_norm
-    history_length: int = 6
+    history_length: int = eqx.field(default=6, converter=integer)
     damp: float = 0.0
     regularization: float | None = None
     max_growth: float = 10.0
     per_sample: bool = False
-    trace: int = 0
+    trace: int = eqx.field(default=0, converter=integer)
 
     def __check_init__(self):
         if self.history_length < 1:

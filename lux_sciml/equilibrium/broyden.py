@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax.numpy as jnp
 import optimistix as optx
 
+from ..core.converters import integer
 from .accelerated import Accelerated, combined
 from .tolerances import require_tolerances
 
@@ -42,10 +44,10 @@ class Broyden(Accelerated):
     rtol: float
     atol: float
     norm: Callable[..., Any] = optx.max_norm
-    history_length: int = 10
+    history_length: int = eqx.field(default=10, converter=integer)
     max_growth: float = 10.0
     per_sample: bool = False
-    trace: int = 0
+    trace: int = eqx.field(default=0, converter=integer)
 
     def __check_init__(self):
         if self.history_length < 1:

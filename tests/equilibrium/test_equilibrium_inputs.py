@@ -287,6 +287,24 @@ def test_options_are_checked_by_name(options, says):
         lux.DeepEquilibrium(HALVED, **options)
 
 
+@pytest.mark.parametrize(
+    ("make", "option"),
+    [
+        (lambda n: lux.Anderson(1e-3, 1e-3, history_length=n), "history_length"),
+        (lambda n: lux.Broyden(1e-3, 1e-3, trace=n), "trace"),
+        (lambda n: lux.PhantomAdjoint(steps=n), "steps"),
+        (lambda n: lux.CheckedImplicitAdjoint(max_steps=n), "max_steps"),
+        (lambda n: lux.FixedPointLinearSolver(lux.Anderson(1e-3, 1e-3), max_steps=n), "max_steps"),
+        (lambda n: lux.GaussAdjoint(nodes=n), "nodes"),
+    ],
+)
+def test_integers_of_numpy_are_those_of_python_in_option_objects_too(make, option):
+    given = make(np.int64(3))
+    assert type(getattr(given, option)) is int and lux.Constant(given) == lux.Constant(make(3))
+    with pytest.raises(TypeError, match=r"SupportsIndex|expected a whole number"):  # annotations are checked here
+        make("3")
+
+
 def test_options_are_normalized_once():
     model = lux.DeepEquilibrium(HALVED, shape=[np.int64(3), 2], batch_shape=np.int32(4), rtol=1, max_steps=np.int64(7))
     assert (model.shape, model.batch_shape, model.rtol, model.max_steps) == ((3, 2), (4,), 1.0, 7)

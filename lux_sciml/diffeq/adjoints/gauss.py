@@ -13,6 +13,7 @@ from jax import lax
 
 from ..._compat import solver_loop, while_loop
 from ..._tree import where
+from ...core.converters import integer
 from ..failure import Guarded, guarded
 from .dense import with_dense_error
 from .discrete import saves_states
@@ -63,7 +64,7 @@ class GaussAdjoint(diffrax.AbstractAdjoint):
 
     rtol: float | None = None
     atol: float | None = None
-    nodes: int = 7
+    nodes: int = eqx.field(default=7, converter=integer)
 
     def __check_init__(self):
         if self.nodes < 3 or self.nodes % 2 == 0:
