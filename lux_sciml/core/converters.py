@@ -63,6 +63,7 @@ __all__ = [
     "number",
     "numbers",
     "optional",
+    "short",
     "sizes",
     "tuple_of",
 ]
@@ -76,7 +77,7 @@ def function(value: Call) -> Call:
     True
     """
     if not callable(value) or (hasattr(value, "init_params") and not isinstance(value, type)):
-        raise TypeError(f"expected a function such as jnp.tanh, got {_short(value)}")
+        raise TypeError(f"expected a function such as jnp.tanh, got {short(value)}")
     refuse_module(value)
     return value  # pyright: ignore[reportReturnType]  # narrowed to `Call | type`
 
@@ -91,7 +92,7 @@ def integer(value: SupportsIndex) -> int:
     try:
         return operator.index(_not_bool(value))
     except TypeError:
-        raise TypeError(f"expected a whole number, got {_short(value)}") from None
+        raise TypeError(f"expected a whole number, got {short(value)}") from None
 
 
 @checks_itself
@@ -130,13 +131,13 @@ def number(value: SupportsFloat) -> float:
     2.0
     """
     if isinstance(value, str | bytes) or np.ndim(value):  # pyright: ignore[reportArgumentType]  # of anything
-        raise TypeError(f"expected a number, got {_short(value)}")
+        raise TypeError(f"expected a number, got {short(value)}")
     try:
         x = float(value)
     except TypeError:
-        raise TypeError(f"expected a number, got {_short(value)}") from None
+        raise TypeError(f"expected a number, got {short(value)}") from None
     if math.isnan(x):
-        raise ValueError(f"expected a number, got {_short(value)}")
+        raise ValueError(f"expected a number, got {short(value)}")
     return x
 
 
@@ -151,7 +152,7 @@ def numbers(value: Any) -> Constant:
     for leaf in jax.tree.leaves(constant.value):
         dtype = leaf.dtype if is_random_key(leaf) else np.asarray(leaf).dtype
         if not (jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, bool)):
-            raise TypeError(f"expected numbers, got {_short(leaf)}")
+            raise TypeError(f"expected numbers, got {short(leaf)}")
     return constant
 
 
@@ -163,7 +164,7 @@ def flag(value: bool) -> bool:
     True
     """
     if value not in (True, False):
-        raise TypeError(f"expected True or False, got {_short(value)}")
+        raise TypeError(f"expected True or False, got {short(value)}")
     return bool(value)
 
 
@@ -209,7 +210,7 @@ def choice(*names: str) -> Callable[[str], str]:
     @checks_itself
     def one(value: str) -> str:
         if not isinstance(value, str) or value not in names:
-            raise ValueError(f"expected {' or '.join(map(repr, names))}, got {_short(value)}")
+            raise ValueError(f"expected {' or '.join(map(repr, names))}, got {short(value)}")
         return value
 
     return one
@@ -239,7 +240,7 @@ def tuple_of(converter: Callable[[T], R]) -> Callable[[Sequence[T]], tuple[R, ..
     @checks_itself
     def convert(value: Sequence[T]) -> tuple[R, ...]:
         if not isinstance(value, list | tuple):
-            raise TypeError(f"expected a list or a tuple, got {_short(value)}")
+            raise TypeError(f"expected a list or a tuple, got {short(value)}")
         return tuple(_item(converter, item, i) for i, item in enumerate(value))
 
     return convert
@@ -255,7 +256,7 @@ def dict_of(converter: Callable[[T], R]) -> Callable[[Mapping[str, T]], FrozenDi
     @checks_itself
     def convert(value: Mapping[str, T]) -> FrozenDict:
         if not isinstance(value, Mapping):
-            raise TypeError(f"expected a dict, got {_short(value)}")
+            raise TypeError(f"expected a dict, got {short(value)}")
         return FrozenDict({name: _item(converter, item, name) for name, item in value.items()})
 
     return convert
@@ -282,7 +283,7 @@ def _each(converter: Callable[[Any], int], value: Any, what: str) -> tuple[int, 
         return (converter(value),)
     items = list(value)
     if any(map(_is_sequence, items)):
-        raise TypeError(f"expected {what}, got {_short(value)}")
+        raise TypeError(f"expected {what}, got {short(value)}")
     return tuple(_item(converter, item, i) for i, item in enumerate(items))
 
 
@@ -305,6 +306,11 @@ def _not_bool(value: Any) -> Any:
     return value
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value as text for errors, on one line.
+
+    >>> short(0.5), short(np.zeros(100))
+    ('0.5', 'a ndarray')
+    """
     text = value_text(value, exact=False) if hasattr(type(value), "_as_text") else repr(value)
     return text if len(text) <= 100 and "\n" not in text else f"a {type(value).__name__}"

@@ -15,7 +15,7 @@ from .. import derivatives
 from .._tree import is_inexact
 from ..components import ComponentVector
 from ..core import Constant, Container, Lambda, Layer, Wrapper, field
-from ..core.converters import checks_itself, choice, count, flag, number, optional
+from ..core.converters import checks_itself, choice, count, flag, number, optional, short
 from ..core.frozen import refuse_training
 from ..core.parameters import parameter_layout
 from ..core.static import fields_of, holds_arrays
@@ -49,7 +49,7 @@ def option_object(kind: type[T], example: str) -> Callable[[T | Constant], T | C
     @checks_itself
     def convert(value: T | Constant) -> T | Constant:
         if not isinstance(value.value if isinstance(value, Constant) else value, kind):
-            raise TypeError(f"expected an object such as {example}, got {value!r}")
+            raise TypeError(f"expected an object such as {example}, got {short(value)}")
         return Constant(value) if holds_arrays(value) else value
 
     return convert
@@ -78,7 +78,7 @@ def _adjoint(value: str | diffrax.AbstractAdjoint) -> Any:
         return value
     names = ", ".join(map(repr, ("auto", *_ADJOINTS)))
     kind = ValueError if isinstance(value, str) else TypeError
-    raise kind(f"expected one of {names}, or an object such as diffrax.DirectAdjoint(), got {value!r}")
+    raise kind(f"expected one of {names}, or an object such as diffrax.DirectAdjoint(), got {short(value)}")
 
 
 output_kind = choice("solution", "ys", "final")

@@ -17,7 +17,7 @@ from .._tree import all_finite, describe, is_inexact
 from ..components import ComponentVector
 from ..core import Constant, Layer, Wrapper, field
 from ..core.container import errors_of
-from ..core.converters import checks_itself, choice, count, naturals, number, optional
+from ..core.converters import checks_itself, choice, count, naturals, number, optional, short
 from ..core.frozen import keys_after, refuse_training, refuse_updates
 from ..core.static import holds_arrays
 from .accelerated import Accelerated
@@ -42,7 +42,9 @@ def _solver(value: Solver | Constant | None) -> Solver | Constant | None:
     """A solver of optimistix or diffrax, or `None`."""
     value = value.value if isinstance(value, Constant) else value
     if value is not None and not isinstance(value, Solver):
-        raise TypeError(f"expected a solver of optimistix or diffrax, such as lux.Anderson(1e-5, 1e-5), got {value!r}")
+        raise TypeError(
+            f"expected a solver of optimistix or diffrax, such as lux.Anderson(1e-5, 1e-5), got {short(value)}"
+        )
     if value is not None and not isinstance(value, diffrax.AbstractSolver):
         Tolerances.of(value)  # raises
     return Constant(value) if holds_arrays(value) else value
@@ -52,7 +54,9 @@ def _solver(value: Solver | Constant | None) -> Solver | Constant | None:
 def _adjoint(value: optx.AbstractAdjoint | str) -> optx.AbstractAdjoint | str:
     """`"auto"`, or an adjoint of optimistix."""
     if value != "auto" and not isinstance(value, optx.AbstractAdjoint):
-        raise ValueError(f'expected "auto" or an adjoint of optimistix, such as lux.PhantomAdjoint(), got {value!r}')
+        raise ValueError(
+            f'expected "auto" or an adjoint of optimistix, such as lux.PhantomAdjoint(), got {short(value)}'
+        )
     return value
 
 

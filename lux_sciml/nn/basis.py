@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._tree import floating, widened
-from ..core.converters import checks_itself, count, integer, number
+from ..core.converters import checks_itself, count, integer, number, short
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Basis(abc.ABC):
 def as_basis(value: Callable[..., Any]) -> Basis:
     """The converter of a basis: a function that says by its `size` how many values it gives."""
     if isinstance(value, type) or not (callable(value) and hasattr(value, "size")):
-        raise TypeError(f"expected a basis such as lux.ChebyshevBasis(5), got {value!r}")
+        raise TypeError(f"expected a basis such as lux.ChebyshevBasis(5), got {short(value)}")
     return value  # pyright: ignore[reportReturnType]  # it has what layers need of a Basis
 
 

@@ -11,14 +11,14 @@ from .._tree import describe, is_inexact
 from ..components import ComponentVector
 from ..core import Container, Layer, Wrapper, as_layer, field
 from ..core.container import call_child, named_layers
-from ..core.converters import checks_itself, dict_of, optional
+from ..core.converters import checks_itself, dict_of, optional, short
 
 
 @checks_itself
 def function_or_layer(value: Callable[..., Any]) -> Callable[..., Any]:
     """The converter of what joins outputs: a function of several arguments, or a layer, which gets the tuple."""
     if isinstance(value, type) or not callable(value):
-        raise TypeError(f"expected a function such as jnp.add, or a layer, got {value!r}")
+        raise TypeError(f"expected a function such as jnp.add, or a layer, got {short(value)}")
     return value
 
 

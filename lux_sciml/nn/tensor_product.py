@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from .._tree import widened
 from ..core import Layer, field
-from ..core.converters import checks_itself, count, function
+from ..core.converters import checks_itself, count, function, short
 from ..initializers import KaimingUniform
 from ._shapes import require_last
 from .basis import Basis, as_basis
@@ -19,7 +19,7 @@ def bases(value: Callable[..., Any] | Sequence[Callable[..., Any]]) -> tuple[Bas
     """The converter of one basis for each input, at least one."""
     items = (value,) if callable(value) else value
     if not isinstance(items, list | tuple) or not items:
-        raise TypeError(f"expected one basis for each input, such as (lux.ChebyshevBasis(5),), got {value!r}")
+        raise TypeError(f"expected one basis for each input, such as (lux.ChebyshevBasis(5),), got {short(value)}")
     return tuple(map(as_basis, items))
 
 

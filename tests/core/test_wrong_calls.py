@@ -243,3 +243,27 @@ def test_functions_on_states_refuse_what_is_none(value):
 def test_arguments_of_another_kind(call, sentence):
     with pytest.raises(TypeError, match=sentence):
         call(*lux.setup(jax.random.key(0), MODEL))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda net: lux.Dense(2, 2, net),
+        lambda net: lux.WithCosts(net),
+        lambda net: lux.KANLayer(2, 2, net),
+        lambda net: lux.TensorProduct(net, 2),
+        lambda net: lux.UDE(net),
+        lambda net: lux.ODERNN(net, net),
+        lambda net: lux.Recurrence(net),
+        lambda net: lux.NeuralODE(net, solver=net),
+        lambda net: lux.NeuralODE(net, adjoint=net),
+        lambda net: lux.SteadyState(net, solver=net),
+        lambda net: lux.SteadyState(net, adjoint=net),
+        lambda net: lux.diffeq.tightening_tolerances(net, 2),
+    ],
+)
+@pytest.mark.parametrize("net", [lux.Dense(2, 2), lux.Chain(lux.Dense(2, 2), lux.Dense(2, 2))], ids=["Dense", "Chain"])
+def test_a_layer_in_the_wrong_place_is_named_on_one_line(make, net):
+    with pytest.raises((TypeError, ValueError), match=rf"got (a )?{type(net).__name__}") as caught:
+        make(net)
+    assert "\n" not in str(caught.value) and "parameters" not in str(caught.value)

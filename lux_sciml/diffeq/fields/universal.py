@@ -8,20 +8,20 @@ import numpy as np
 
 from ...core import Container, Layer, as_layer, field
 from ...core.container import call_child
-from ...core.converters import checks_itself, dict_of, numbers
+from ...core.converters import checks_itself, dict_of, numbers, short
 
 
 @checks_itself
 def _function(value: Callable[..., Any]) -> Callable[..., Any]:
     if isinstance(value, Layer) or not callable(value):
-        raise TypeError(f"a UDE starts with a function (u, p, nets), got {value!r}")
+        raise TypeError(f"a UDE starts with a function (u, p, nets), got {short(value)}")
     return value
 
 
 @checks_itself
 def _physics(value: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise TypeError(f"the constants of a UDE are a dict of numbers or arrays by name, got {value!r}")
+        raise TypeError(f"the constants of a UDE are a dict of numbers or arrays by name, got {short(value)}")
     return dict_of(_constant)(value)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..._tree import floating, squared
 from ...core import Layer
+from ...core.converters import short
 from ..equation import equation_of
 from ..times import save_times, times_like
 
@@ -60,7 +61,7 @@ def multiple_shooting(
     """
     equation = equation_of(layer)
     if equation is None or "ts" not in equation.options():
-        raise TypeError(f"multiple_shooting takes a NeuralODE, or an equation like it, got {layer!r}")
+        raise TypeError(f"multiple_shooting takes a NeuralODE, or an equation like it, got {short(layer)}")
     if equation.ts is not None or equation.output == "final" or equation.batching == "vmap" or equation.controlled:
         raise ValueError(
             "multiple_shooting takes a layer built without `ts`, with output 'ys' or 'solution', batching='joint' and "

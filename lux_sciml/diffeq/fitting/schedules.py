@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from ...core.converters import short
 from ..equation import equation_of, with_equation
 
 
@@ -46,7 +47,7 @@ def tightening_tolerances(layer: Any, stages: int, *, rtol: float = 1e-2) -> lis
     equation = equation_of(layer)
     fixed = equation is None or equation.stepsize_controller is not None or equation.fixed_steps
     if equation is None or fixed or "rtol" in equation.lacks:
-        raise ValueError(f"expected a differential-equation layer with rtol and atol, got {layer}")
+        raise ValueError(f"expected a differential-equation layer with rtol and atol, got {short(layer)}")
     if stages < 1:
         raise ValueError(f"there is one stage at least, got {stages}")
     if rtol < equation.rtol:

@@ -14,7 +14,7 @@ import optimistix
 
 from ..._tree import squared
 from ...core import StatefulWrapper, field
-from ...core.converters import checks_itself
+from ...core.converters import checks_itself, short
 from ..equation import Equation, Fields, diffeqsolve, single
 from ..failure import guarded
 
@@ -52,7 +52,7 @@ def _cost_names(value: str | Sequence[str]) -> tuple[str, ...]:
 @checks_itself
 def _equation(value: Equation) -> Equation:
     if not isinstance(value, Equation):
-        raise TypeError(f"WithCosts goes around an equation itself, such as a NeuralODE, got {value!r}")
+        raise TypeError(f"WithCosts goes around an equation itself, such as a NeuralODE, got {short(value)}")
     return value
 
 
