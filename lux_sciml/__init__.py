@@ -2,6 +2,7 @@
 
 from . import (
     activations,
+    compilation,
     components,
     core,
     derivatives,
@@ -16,6 +17,7 @@ from . import (
     plot,
     testing,
 )
+from .compilation import *
 from .components import *
 from .components import constraints
 from .core import *
@@ -30,6 +32,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "activations",
+    "compilation",
     "constraints",
     "derivatives",
     "diffeq",
@@ -46,6 +49,7 @@ __all__ = [
     "plot",
     "testing",
 ]
+__all__ += compilation.__all__
 __all__ += components.__all__
 __all__ += core.__all__
 __all__ += diffeq.__all__

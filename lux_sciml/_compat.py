@@ -6,6 +6,7 @@ what                                              versions            where it i
 `jax._src.core.trace_ctx`, tracers' `_trace`      jax 0.10 to 0.12    parts of traced vectors are computed anew
 `jax.extend.core.get_opaque_trace_state`          jax 0.10 to 0.12    leaked tracers are JAX's own error, later
 `jax.make_user_context`                           jax 0.10 to 0.12    a change of context clears JAX's caches
+`jax.experimental.compilation_cache`              jax 0.10 to 0.12    to be set before the first program
 `jax._src.config.trace_context`                   jax 0.10 to 0.12    `minimize` traces the loss in every call
 jaxprs, their equations, contexts and constants   jax 0.10 to 0.12    `minimize` compiles anew for other constants
 `jax._src.dtypes.canonicalize_value`              jax 0.10 to 0.12    NumPy arrays that a loss reads clear JAX's caches
@@ -308,6 +309,15 @@ class BrownianTree(diffrax.VirtualBrownianTree):
     __init__ = unchecked(diffrax.VirtualBrownianTree.__init__)
     if hasattr(diffrax.VirtualBrownianTree, "_evaluate"):
         _evaluate = unchecked(diffrax.VirtualBrownianTree._evaluate)
+
+
+def reopen_compilation_cache() -> None:
+    """Let JAX look at the settings of its compilation cache again, which it does at the first program only."""
+    try:
+        from jax.experimental.compilation_cache.compilation_cache import reset_cache
+    except ImportError:
+        return
+    reset_cache()
 
 
 def trace_context() -> Hashable:

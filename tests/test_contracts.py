@@ -352,6 +352,19 @@ def test_layers_keep_the_contract(layer, x, options):
     check_layer(layer, x, printed=True, **options)
 
 
+EQUILIBRIA = [(layer, x) for layer, x, _ in LAYERS if isinstance(layer, lux.equilibrium.EquilibriumLayer)]
+
+
+@pytest.mark.parametrize(("layer", "x"), EQUILIBRIA, ids=kind)
+def test_the_program_of_an_equilibrium_and_its_gradient_has_no_callback(layer, x):
+    ps, st = lux.setup(jax.random.key(0), layer)
+
+    def loss(ps, x):
+        return sum(jnp.sum(z) for z in jax.tree.leaves(layer(x, ps, lux.testmode(st))[0]))
+
+    assert "callback" not in jax.jit(jax.value_and_grad(loss)).lower(ps, jnp.asarray(x)).as_text()
+
+
 def test_every_public_layer_is_checked():
     public = {value for value in map(vars(lux).get, lux.__all__) if isinstance(value, type)}
     layers = {cls for cls in public if issubclass(cls, lux.Layer) and not inspect.isabstract(cls)}

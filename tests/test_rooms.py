@@ -14,7 +14,7 @@ import lux_sciml as lux
 PACKAGE = Path(lux.__file__).parent
 ROOMS = """
 _compat _tree activations initializers losses components derivatives core nn
-parameters optimize diffeq equilibrium inference testing plot
+parameters optimize diffeq equilibrium inference testing plot compilation
 """.split()  # each imports only from those before it
 
 
