@@ -188,6 +188,7 @@ class Equation(Layer, kw_only=True):
 
     takes: ClassVar[str] = "an initial value"  # what the input starts with
     lacks: ClassVar[Mapping[str, str]] = {}  # options that it does not have, each with the reason
+    one_term: ClassVar[bool] = False  # for solvers of one, not of a sum or of a pair
     fixed_steps: ClassVar[bool] = False  # of the size dt0 where no controller is given
 
     ts = None  # a field of those that take it; an annotation here would put it before all of theirs
@@ -228,6 +229,12 @@ class Equation(Layer, kw_only=True):
         given = [option for option in self.lacks if not self.has_default(option)]
         if given:
             raise ValueError(f"a {name} has no {', '.join(given)}: {self.lacks[given[0]]}")
+        solver = self.option("solver")
+        if self.one_term and solver.term_structure is not diffrax.AbstractTerm:
+            raise ValueError(
+                f"a {name} has one vector field, and {type(solver).__name__} takes several apart, as those of "
+                "lux.SplitODE, lux.NeuralSDE or lux.HamiltonianODE. Take diffrax.Tsit5() or, if stiff, Kvaerno5()"
+            )
         if self.rtol + self.atol == 0:
             raise ValueError(f"{name}: one of the tolerances is above zero, got rtol={self.rtol} and atol={self.atol}")
         if self.stepsize_controller is not None and not self.has_default("rtol", "atol"):

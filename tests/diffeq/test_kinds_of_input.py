@@ -384,3 +384,12 @@ def test_tolerances_tighten_inside_of_wrappers():
     stages = lux.diffeq.tightening_tolerances(AUGMENTED, 3)
     np.testing.assert_allclose([stage.layer.rtol for stage in stages], [1e-2, 1e-4, 1e-6])
     assert stages[-1] is AUGMENTED
+
+
+@pytest.mark.parametrize("solver", [diffrax.KenCarp4(), diffrax.ItoMilstein(), diffrax.SemiImplicitEuler()])
+def test_solvers_of_several_terms_are_refused_where_there_is_one(solver):
+    net = lux.Dense(2, 2)
+    for make in (lux.NeuralODE, lux.CNF, lambda net, **o: lux.MassMatrixODE(net, [1, 0], **o)):
+        with pytest.raises(ValueError, match=r"has one vector field, and .* takes several apart"):
+            make(net, solver=solver)
+    assert lux.SplitODE(net, net, solver=diffrax.KenCarp4()).option("solver") == diffrax.KenCarp4()

@@ -71,6 +71,7 @@ class CNF(StatefulWrapper, Equation):
     """
 
     takes: ClassVar = "points x"
+    one_term: ClassVar = True
     lacks: ClassVar = {
         **dict.fromkeys(("output", "saveat", "event"), "it goes from data to noise and returns the end"),
         "time_dependent": "its model is called with (t, x) always",

@@ -49,6 +49,7 @@ class NeuralCDE(Container, Equation):
     """
 
     takes: ClassVar = "the tuple (times, data)"
+    one_term: ClassVar = True
     lacks: ClassVar = {"controlled": "its data drive it"}
 
     model: Layer = field(converter=as_layer)

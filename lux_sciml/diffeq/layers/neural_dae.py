@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import diffrax
 import equinox as eqx
@@ -24,6 +24,8 @@ _root_finder = option_object(optimistix.AbstractRootFinder, "optimistix.Newton(r
 
 class _ConstrainedEquation(Equation):
     """What the differential-algebraic equations share: a solve that starts on the constraint and is saved on it."""
+
+    one_term: ClassVar = True
 
     root_finder: optimistix.AbstractRootFinder | Constant | None = field(
         default=None, converter=optional(_root_finder), kw_only=True

@@ -1,5 +1,7 @@
 """NeuralODE: a layer whose output is the solution of an ordinary differential equation."""
 
+from typing import ClassVar
+
 import diffrax
 
 from ...core import Constant, Layer, Wrapper, as_layer, field
@@ -35,6 +37,8 @@ class NeuralODE(Wrapper, Equation):
     >>> sol.ys.shape
     (30, 2)
     """
+
+    one_term: ClassVar = True
 
     model: Layer = field(converter=as_layer)
     ts: Constant | None = field(default=None, converter=save_times)
