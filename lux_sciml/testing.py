@@ -193,7 +193,10 @@ def _check_dtype(run: Callable, layer: Layer, x: Any, ps: ComponentVector, st: A
         y, st_next = run(layer, x, ps, st)
     for path, leaf in ((path, leaf) for path, leaf in _leaves({"y": y}) if _inexact(leaf)):
         if jnp.finfo(leaf.dtype).dtype != jnp.dtype(dtype):
-            raise AssertionError(f"`{path}` is {leaf.dtype}, where parameters and inputs are {dtype}")
+            raise AssertionError(
+                f"`{path}` is {leaf.dtype}, where parameters and inputs are {dtype}: arrays made in `forward` need the "
+                "dtype of the input, jnp.ones(n, x.dtype)"
+            )
         if not np.isfinite(np.asarray(leaf)).all():
             raise AssertionError(f"`{path}` is not finite in {dtype}")
     _require_kept(st, st_next)

@@ -184,6 +184,8 @@ def save(path: str | os.PathLike[str], vector: Any) -> None:
     of the file that it replaces; where `path` is a symbolic link, the file it leads to is replaced. What killed
     processes left beside it is removed.
 
+    A state holds random keys and modes too, and is no vector: `pickle` writes and reads it.
+
     Raises `TypeError` for what is no ComponentVector of values, and for layouts that have no JSON: see `to_json`.
 
     >>> import os, tempfile
@@ -193,7 +195,10 @@ def save(path: str | os.PathLike[str], vector: Any) -> None:
     ComponentVector(a=1, b=[2, 3])
     """
     if not isinstance(vector, ComponentVector):
-        raise TypeError(f"save takes a ComponentVector, got {type(vector).__name__}; see ComponentVector.from_tree")
+        raise TypeError(
+            f"save takes a ComponentVector, got {type(vector).__name__}; see ComponentVector.from_tree, and for "
+            "states `pickle`"
+        )
     if not isinstance(vector.data, jax.Array | np.ndarray):
         raise TypeError(f"save takes a ComponentVector of values, this one holds {vector.data}")
     layout, data = to_json(vector.layout), np.asarray(vector.data)

@@ -153,7 +153,8 @@ class Layout:
         if one_level is None:
             raise TypeError(
                 f"{quoted(path)} is {_describe(node)}, not a floating-point array: parameters are arrays of "
-                "floating-point elements; keep everything else in the state or in a field of the layer"
+                f"floating-point elements{_as_float(node)}; keep everything else in the state or in a field of the "
+                "layer"
             )
         container, items = one_level
         inside = in_module or is_module(container)
@@ -660,6 +661,8 @@ def _parameter_dtype(x: Any, path: Path, in_module: bool = False) -> np.dtype:
     if jnp.issubdtype(x.dtype, jnp.inexact):
         raise TypeError(f"{problem}, which JAX does not have; convert it to float64")
     way_out = "integers, booleans and random keys belong in the state (`init_state`)"
+    if jnp.issubdtype(x.dtype, jnp.integer):
+        way_out = f"`astype(float)` makes one; {way_out}"
     if in_module:
         way_out = "`eqx.partition(module, eqx.is_inexact_array)` separates them"
     raise TypeError(f"{problem}: parameters are floating-point arrays; {way_out}")
@@ -677,6 +680,10 @@ def stored_dtype(dtype: Any, x64: bool) -> np.dtype | None:
     if dtype.itemsize > (16 if jnp.issubdtype(dtype, jnp.complexfloating) else 8):
         return None
     return np.dtype(jax.dtypes.canonicalize_dtype(dtype)).newbyteorder("=")
+
+
+def _as_float(x: Any) -> str:
+    return f", such as {float(x)}" if type(x) is int else ""
 
 
 def _describe(x: Any) -> str:

@@ -37,7 +37,7 @@ def _inside(data: np.ndarray, layout: Layout, root: Layout, path: Path = ()) -> 
     entries = []
     for key, child in list(layout.children.items())[:_MOST_COMPONENTS]:
         text = _inside(data, child, root, (*path, key))
-        if child.children:
+        if not (child.is_array or child.container == NONE or isinstance(child.container, Static)):
             left, right = "[]" if child.container == LIST else "()"
             text = f"{left}{text}{right}"
         entries.append(text if layout.is_sequence else f"{key}={text}")

@@ -44,6 +44,8 @@ def check_finite(layer: Layer, *, check: str = "both") -> Layer:
 class _Watched(Wrapper):
     """Checks what comes out of a layer: its output forward, the gradients by input and parameters backward."""
 
+    watches = True  # errors name the layer inside
+
     path: str
     text: str
     check: str

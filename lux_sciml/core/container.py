@@ -226,7 +226,9 @@ def _entry(tree: Any, name: str, of: str) -> Any:
     try:
         return tree[name]
     except (KeyError, TypeError, IndexError):
-        found = f"a dict of {', '.join(tree) or 'nothing'}" if isinstance(tree, dict) else f"a {type(tree).__name__}"
+        found = f"a {type(tree).__name__}"
+        if isinstance(tree, dict):
+            found = f"a dict of {', '.join(tree)}" if tree else "an empty dict"
         raise ValueError(f"no entry {name!r} in the {of}, got {found}: `lux.setup(key, layer)` makes both") from None
 
 

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+from .._tree import describe
 from .printing import brief
 
 _START = "in the layer "
@@ -32,10 +33,15 @@ def note_layer(error: Exception, layer: Any) -> None:
     name = brief(layer)
     if not noted and name not in str(error) and not isinstance(error, FloatingPointError):
         error.add_note(f"{_START}{name}")
+    if isinstance(error, AttributeError) and type(error.obj) is dict:
+        fix = f"parameters and state are dicts in `forward`: ps[{error.name!r}], not ps.{error.name}"
+        if fix not in getattr(error, "__notes__", []):
+            error.add_note(fix)
 
 
 def require_pair(layer: Any, out: Any) -> tuple[Any, Any]:
     """What `forward` returns, if it is the output and the next state."""
     if isinstance(out, tuple) and len(out) == 2:
         return out
-    raise TypeError(f"`forward` of {brief(layer)} returns the pair (y, st), got a {type(out).__name__}")
+    got = f"a {type(out).__name__} of {len(out)}" if isinstance(out, tuple) else f"an output alone, {describe(out)}"
+    raise TypeError(f"`forward` of {brief(layer)} returns the pair (y, st), got {got}: write `return y, st`")

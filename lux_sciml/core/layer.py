@@ -257,6 +257,7 @@ def as_layer(x: Layer | Callable[..., Any], where: str = "") -> Layer:
     if isinstance(x, Layer):
         return x
     if isinstance(x, type) or not callable(x):
-        raise TypeError(f"{where and where + ': '}expected a layer or a function, got {x!r}")
+        got = f"the class {x.__name__}: make a layer of it, {x.__name__}(...)" if isinstance(x, type) else repr(x)
+        raise TypeError(f"{where and where + ': '}expected a layer or a function, got {got}")
     refuse_module(x)
     return Lambda(x)

@@ -52,7 +52,9 @@ def option_text(layer: Any, exact: bool = False) -> str:
 
 
 def brief(layer: Any) -> str:
-    """The layer on one line, for errors; only its name where that is long."""
+    """The layer on one line, for errors; only its name where that is long; for one that watches, the layer watched."""
+    while getattr(layer, "watches", False):
+        layer = layer.child
     text = option_text(layer)
     return text if len(text) <= _BRIEF else type(layer).__name__
 

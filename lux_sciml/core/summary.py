@@ -83,6 +83,8 @@ def summary(layer: Layer, x: Any, dtype: Any = None) -> Summary:
 class _Recorder(Wrapper):
     """Calls `record(x, y)` with every input and output of a layer."""
 
+    watches = True  # errors name the layer inside
+
     layer: Layer
     record: Callable
 

@@ -1,12 +1,13 @@
 """Field: a layer as the vector field `f(t, y, ps)` of a solve, its state frozen; and `vector_field`, the public one."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import diffrax
 import equinox as eqx
 import jax
+import numpy as np
 
 from .._tree import describe
 from ..components import ComponentVector
@@ -47,7 +48,7 @@ class Field(eqx.Module):
     def output(self, x: Any, ps: Any) -> Any:
         """The layer's output for an input of its own."""
         ps = self._own(ps)
-        with self._named():
+        with self._explained(x):
             out, kept = self.layer.forward(x, ps, self.st)
             if self.on_state_update == "raise":
                 refuse_updates(self.layer, lambda st: self.layer.forward(x, ps, st)[1], self.st, kept)
@@ -55,15 +56,26 @@ class Field(eqx.Module):
 
     def renewed(self, x: Any, ps: Any) -> Any:
         """The frozen state, with its random keys as they are after one call of the layer with the input `x`."""
-        with self._named():
+        with self._explained(x):
             return keys_after(self.layer, x, self._own(ps), self.st)
 
     def _own(self, ps: Any) -> Any:
         ps = ps.tree() if isinstance(ps, ComponentVector) else ps
         return ps if self.name is None else ps[self.name]
 
-    def _named(self) -> contextlib.AbstractContextManager:
-        return contextlib.nullcontext() if self.name is None else errors_of(self.name)
+    @contextlib.contextmanager
+    def _explained(self, x: Any) -> Iterator[None]:
+        """Errors raised inside name the child, and tell where a net got the time beside its input."""
+        with contextlib.nullcontext() if self.name is None else errors_of(self.name):
+            try:
+                yield
+            except TypeError as error:
+                if type(x) is tuple and np.ndim(x[0]) == 0:
+                    error.add_note(
+                        f"the vector field is called with a tuple of {len(x)}, the time in front: "
+                        "`lux.Chain(lux.diffeq.concat_time, ...)` makes one array of it for a net"
+                    )
+                raise
 
 
 class _VectorField(eqx.Module):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._tree import floating, is_traced
+from .._tree import describe, floating, is_traced
 from ..components import ComponentVector
 from .times import times_like
 
@@ -54,7 +54,7 @@ def initial_array(name: str, y0: Any) -> Any:
 def times_and_data(layer: Any, x: Any) -> tuple[jax.Array, jax.Array]:
     """The input `(times, data)` in floating point: `(times,)` or `(batch, times)`, and `(..., times, channels)`."""
     if not (isinstance(x, tuple) and len(x) == 2):
-        raise ValueError(f"{type(layer).__name__} takes the tuple (times, data)")
+        raise ValueError(f"{type(layer).__name__} takes the tuple (times, data), got {describe(x)}")
     if not isinstance(x[1], jax.Array | np.ndarray | ComponentVector):
         raise TypeError(f"the data of {type(layer).__name__} are one array (..., times, channels), got {x[1]!r}")
     xs = jnp.asarray(floating(x[1]))

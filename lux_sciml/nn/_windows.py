@@ -37,7 +37,9 @@ def _pad(value: SupportsIndex | Sequence[SupportsIndex]) -> int | tuple[int, int
 def _padding(value: str | SupportsIndex | Sequence[Any] | np.ndarray) -> str | Pads:
     """`"SAME"`, `"VALID"`, or how much to pad all axes, or each."""
     if isinstance(value, str) and value not in ("SAME", "VALID"):
-        raise ValueError(f'expected "SAME", "VALID" or whole numbers, got {value!r}')
+        mode = value.lower()
+        fix = f'; what the padding holds is padding_mode="{mode}"' if mode in _MODES else ""
+        raise ValueError(f'expected "SAME", "VALID" or whole numbers, got {value!r}{fix}')
     return value if isinstance(value, str) else one_or_each(_pad)(value)
 
 

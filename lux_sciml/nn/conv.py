@@ -74,7 +74,7 @@ class Conv(_Convolution):
       `(before, after)`.
     * `padding_mode`: what the padding holds: `"zeros"`; `"circular"`, the other end of the axis, for functions on
       periodic domains; `"reflect"`, the elements next to the border in reverse, without the border itself;
-      `"replicate"`, the border. The names are PyTorch's.
+      `"replicate"`, the border. The names are PyTorch's. Without `padding` it has no effect.
     * `groups`: inputs and outputs are split into as many groups that do not see each other; as many groups as input
       features make a depthwise convolution.
     * `use_bias`: whether there is a bias b.

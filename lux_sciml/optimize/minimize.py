@@ -104,7 +104,8 @@ def minimize(
     * `state`: the state of the layers in the loss, where these update it in training (the statistics of `BatchNorm`,
       the random keys of `Dropout`). Optax methods carry it: every accepted step begins with the state that the one
       before returned, and `result.state` is the one at `result.params`. SciPy and optimistix evaluate the loss also
-      where they do not step, and take a state that stays as it is: `lux.testmode(st)`.
+      where they do not step, and take a state that stays as it is: `lux.testmode(st)`. Where layers renew it in test
+      mode too, as a `DeepEquilibrium` the statistics of its solve, let the loss read it from outside.
     * `bounds`: `(lower, upper)`, each a number, an array `(n,)`, a `ComponentVector`, a tree like the parameters or
       `None`; or a `scipy.optimize.Bounds`. The loss is never evaluated outside: a start there is moved inside. For
       optax each step is projected onto the bounds. Optimistix has no bounds.
@@ -250,5 +251,7 @@ def _refuse_updates(programs: Programs, params: Any, inputs: Inputs, method: str
     if updated:
         raise ValueError(
             f"the loss updates `{updated[0]}` of the state, and {method} evaluates it also where it does not step: "
-            "pass `state=lux.testmode(state)`, or take an optax optimizer, which carries the state along"
+            "pass `state=lux.testmode(state)`; for what a layer renews in test mode too, as the statistics of a solve, "
+            "leave `state` out and let the loss read it, `layer(x, ps, st)[0]`; or take an optax optimizer, which "
+            "carries the state along"
         )

@@ -77,7 +77,9 @@ def run(
         progress.report(
             progress.evaluations - 1, lambda point=point: problem.join(point.params, inputs), float(point.value)
         )
-    rejected = f"; {carry.rejected} steps were shortened, as the loss was not finite" if carry.rejected else ""
+    rejected = ""
+    if carry.rejected:
+        rejected = f"; {carry.rejected} steps were shortened, as the loss or its gradient was not finite"
     if carry.in_a_row >= MOST_REJECTIONS:
         return False, (
             f"after step {progress.steps - MOST_REJECTIONS} the loss or its gradient is not finite, however short the "

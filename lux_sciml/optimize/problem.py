@@ -56,7 +56,7 @@ class Problem:
     def of(cls, loss: Any, ps: Any, args: Any, state: Any, has_aux: bool, trainable: Any) -> "tuple[Problem, Inputs]":
         """Raises `TypeError` for what is no loss and for what are no parameters, `KeyError` for unknown names."""
         if not callable(loss):
-            raise TypeError(f"the loss must be a function of the parameters, got {type(loss).__name__}")
+            raise TypeError(f"the loss must be a function of the parameters, not its value, got {describe(loss)}")
         if isinstance(state, Layer | StatefulLayer):
             raise TypeError(f"`state` is that of a layer, from `ps, st = lux.setup(key, layer)`, got {_kind(state)}")
         if any(map(is_traced, jax.tree.leaves((ps, args, state)))):

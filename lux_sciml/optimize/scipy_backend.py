@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from .. import derivatives
 from . import convergence
@@ -42,6 +43,8 @@ def method_name(name: str, bounds: Any) -> str:
         letters = {"".join(filter(str.isalpha, known)).lower(): known for known in METHODS}
         near = difflib.get_close_matches("".join(filter(str.isalpha, name)).lower(), letters, 1)
         meant = f"; did you mean {letters[near[0]]!r}?" if near else ""
+        if not near and callable(getattr(optax, name.lower(), None)):
+            meant = f"; optax's optimizer is an object, method=optax.{name.lower()}(...)"
         raise ValueError(f"SciPy has no method {name!r}; it has {', '.join(METHODS)}{meant}")
     method = known[name.lower()]
     if bounds is not None and method not in BOUNDED:

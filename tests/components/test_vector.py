@@ -340,6 +340,11 @@ def test_transforms_keep_names(cv):
 # --- printing -------------------------------------------------------------------------------------------------
 
 
+def test_empty_components_print_their_brackets():
+    cv = ComponentVector(a=[], b={}, c=None, d={"e": {}, "f": 1.0})
+    assert repr(cv) == "ComponentVector(a=[], b=(), c=None, d=(e=(), f=1))"
+
+
 def test_repr(cv):
     assert repr(cv) == "ComponentVector(a=1, b=[2, 3], c=(d=float64[2,3], e=10))"
     assert repr(ComponentVector([{"a": 1}, {"a": 2}])) == "ComponentVector((a=1), (a=2))"

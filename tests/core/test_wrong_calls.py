@@ -8,6 +8,7 @@ import optax
 import pytest
 
 import lux_sciml as lux
+from lux_sciml._tree import describe
 
 X = np.ones((4, 2))
 DENSE = lux.Dense(2, 3, jnp.tanh)
@@ -100,9 +101,7 @@ def test_setup_in_another_order(key):
 
 def test_states_of_another_model(key):
     ps, st = lux.setup(key, MODEL)
-    with pytest.raises(
-        ValueError, match=r"no entry 'layer_0' in the state, got a dict of nothing: `lux\.setup"
-    ) as caught:
+    with pytest.raises(ValueError, match=r"no entry 'layer_0' in the state, got an empty dict: `lux\.setup") as caught:
         MODEL(X, ps, {})
     assert caught.value.__notes__ == ["in the layer `layer_0`, Dense(2, 3, tanh)"]
     with pytest.raises(ValueError, match="no entry 'layer_1' in the state, got a dict of layer_0"):
@@ -133,6 +132,37 @@ def test_forward_returns_a_pair(key):
         with pytest.raises(TypeError, match=r"`forward` of NoPair\(\) returns the pair \(y, st\), got a") as caught:
             layer(X, *lux.setup(key, layer))
         assert getattr(caught.value, "__notes__", []) == notes
+        assert str(caught.value).endswith(f"{describe(X)}: write `return y, st`")
+
+
+class ReadsByAttribute(lux.Layer):
+    def init_params(self, key):
+        return {"rate": jnp.ones(())}
+
+    def forward(self, x, ps, st):
+        return ps.rate * x, st
+
+
+def test_parameters_in_forward_are_read_by_key(key):
+    for layer in (ReadsByAttribute(), lux.Chain(ReadsByAttribute())):
+        with pytest.raises(AttributeError) as caught:
+            layer(X, *lux.setup(key, layer))
+        assert caught.value.__notes__.count("parameters and state are dicts in `forward`: ps['rate'], not ps.rate") == 1
+
+
+def test_a_class_is_no_layer():
+    with pytest.raises(TypeError, match=r"got the class NoOp: make a layer of it, NoOp\(\.\.\.\)"):
+        lux.Chain(DENSE, lux.NoOp)
+
+
+def test_watched_layers_are_named_in_errors(key):
+    model = lux.Chain(DENSE)
+    with pytest.raises(ValueError) as caught:
+        lux.summary(model, jnp.ones((3, 5)))
+    assert "in the layer `layer_0`, Dense(2, 3, tanh)" in caught.value.__notes__
+    with pytest.raises(ValueError) as caught:
+        lux.check_finite(model)(jnp.ones((3, 5)), *lux.setup(key, model))
+    assert caught.value.__notes__ == ["in the layer `layer_0`, Dense(2, 3, tanh)"]
 
 
 def test_errors_name_the_layer_that_was_called():

@@ -418,6 +418,13 @@ def test_bad_input_is_one_sentence(make, sentence):
         make()
 
 
+def test_a_net_that_gets_the_time_is_told_of_concat_time():
+    for layer in (lux.NeuralODE(lux.Dense(2, 2), ts=TS, time_dependent=True), lux.CNF(lux.Chain(lux.Dense(2, 2)))):
+        with pytest.raises(TypeError, match="takes an array, got a tuple of 2") as caught:
+            layer(jnp.ones(2), *lux.setup(jax.random.key(0), layer))
+        assert sum("lux.diffeq.concat_time" in note for note in caught.value.__notes__) == 1
+
+
 def test_a_field_of_another_precision_is_one_sentence():
     with (
         jax.numpy_dtype_promotion("standard"),

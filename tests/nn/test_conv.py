@@ -131,6 +131,7 @@ def test_conv_refuses_what_does_not_fit(key):
         ({"dilation": 0}, "dilation: expected a whole number of at least 1, got 0"),
         ({"stride": (1, -1)}, r"stride\[1\]: expected a whole number of at least 1, got -1"),
         ({"padding": "FULL"}, """padding: expected "SAME", "VALID" or whole numbers, got 'FULL'"""),
+        ({"padding": "circular"}, """.*got 'circular'; what the padding holds is padding_mode="circular\""""),
         ({"padding": (1, -1)}, r"padding\[1\]: expected a whole number of at least 0, got -1"),
         ({"padding": (1, (1, 2, 3))}, r"padding\[1\]: expected .* a pair \(before, after\), got \(1, 2, 3\)"),
         ({"padding": 0.5}, r"padding: expected a whole number, got 0\.5"),

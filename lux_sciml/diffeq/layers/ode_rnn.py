@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..._tree import floating
+from ..._tree import describe, floating
 from ...core import Container, Layer, as_layer, field
 from ...core.converters import flag
 from ...core.printing import brief
@@ -32,7 +32,7 @@ class IrregularSequence(Layer):
 
     def forward(self, x, ps, st):
         if not (isinstance(x, tuple) and len(x) == 2):
-            raise ValueError("IrregularSequence takes the tuple (times, data)")
+            raise ValueError(f"IrregularSequence takes the tuple (times, data), got {describe(x)}")
         ts, xs = x[0], floating(x[1])
         ts = times_in(max(xs.dtype, jnp.dtype("float32"), key=lambda dtype: dtype.itemsize), ts, monotone=False)
         gaps = jnp.diff(ts, axis=-1, prepend=ts[..., :1])[..., None]
