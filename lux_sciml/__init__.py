@@ -1,4 +1,20 @@
-"""Scientific machine learning on JAX: layers as pure functions, parameters as one flat named vector."""
+"""Scientific machine learning on JAX: layers as pure functions, parameters as one flat named vector.
+
+What there is, by subject; `help(lux.NeuralODE)` and so on tell more.
+
+* Models: `Chain`, `Parallel`, `SkipConnection`, `BranchLayer`, `Stack`, `RepeatedLayer`; `Dense`, `MLP`, `Siren`,
+  `Conv`, pooling, norms, `Dropout`, `Embedding`, attention and transformers, recurrence, `FNO`, `DeepONet`, `KANLayer`,
+  bases and splines, nets that are convex, monotone or positive definite: see `lux.nn.__all__`.
+* Differential equations: `NeuralODE`, `UDE`, `SecondOrder`, `AugmentedODE`, `HamiltonianODE`, `NeuralDAE`, `NeuralDDE`,
+  `NeuralSDE`, `NeuralCDE`, `ODERNN`, `LatentODE`, `CNF`, `WithCosts`, your own by `Equation`; `raise_if_failed`.
+* Equilibria: `DeepEquilibrium`, `MultiScaleDEQ`, `SteadyState`, with `Anderson` and `Broyden`.
+* The contract: `Layer`, `Container`, `Wrapper`, `compact`, `field`, `setup`, `trainmode`, `testmode`, `summary`,
+  `check_finite`, `StatefulLayer`; `lux.testing.check_layer`.
+* Parameters: `ComponentVector`, `ComponentMatrix`, `concat`, `save`, `load`, `load_into`; `Frozen`, `WeightNorm`,
+  `SpectralNorm`; `lux.parameters`, `lux.constraints`, `lux.initializers`.
+* Fitting: `minimize`; `lux.losses`; `hessian`, `jacobian`, `hvp` and `lux.derivatives`; `lux.inference` for errors of
+  parameters; `lux.plot`.
+"""
 
 from . import (
     activations,

@@ -1,4 +1,7 @@
-"""Derivatives with names, and the context in which solvers choose their adjoint."""
+"""Derivatives with names, and the context in which solvers choose their adjoint.
+
+At the root: `jacobian`, `hessian`, `hvp`. Here: `batched_jacobian`, `divergence`, `laplacian`, and `mode`, the context.
+"""
 
 import contextlib
 import contextvars

@@ -328,7 +328,12 @@ def _classes(prediction: Any, target: Any, axis: int, label_smoothing: float = 0
     """As `_alike`; labels become rows of zeros and a one, and the target is smoothed."""
     prediction, target = jnp.asarray(prediction), jnp.asarray(target)
     count = prediction.shape[axis]
-    if target.ndim == prediction.ndim - 1 and not is_inexact(target):
+    if target.ndim == prediction.ndim - 1 and is_inexact(target):
+        raise ValueError(
+            f"the prediction has the shape {prediction.shape}, the target {target.shape}: labels, without the axis of "
+            "classes, are integers, `target.astype(int)`"
+        )
+    if target.ndim == prediction.ndim - 1:
         target = target.astype(int)
         known = jnp.expand_dims((target >= 0) & (target < count), axis)
         one_hot = jax.nn.one_hot(target, count, dtype=widened(prediction).dtype, axis=axis)

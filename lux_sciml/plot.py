@@ -1,9 +1,11 @@
-"""Plots with names."""
+"""Plots with names: `lux.plot.plot(solution)`."""
 
 from typing import Any
 
+import diffrax
 import numpy as np
 
+from ._tree import describe
 from .components import ComponentVector
 
 
@@ -24,6 +26,8 @@ def plot(solution: Any, *paths: str, ax: Any = None, **options: Any) -> Any:
         import matplotlib.pyplot as plt
     except ImportError as error:
         raise ImportError("plots need matplotlib: pip install lux-sciml[plot]") from error
+    if not isinstance(solution, diffrax.Solution):
+        raise TypeError(f"plot draws the diffrax.Solution of a layer with output='solution', got {describe(solution)}")
     if not isinstance(solution.ys, ComponentVector):
         raise TypeError("the states of this solution have no names: start the solve from a ComponentVector")
     ax = plt.subplots()[1] if ax is None else ax

@@ -188,6 +188,8 @@ def test_squared_and_absolute_errors_of_complex_values_are_real():
 
 
 def test_wrong_arguments():
+    with pytest.raises(ValueError, match=r"the target \(4,\): labels, .* are integers, `target\.astype\(int\)`"):
+        losses.cross_entropy(np.zeros((4, 3)), np.zeros(4))
     with pytest.raises(ValueError, match=r"the prediction has the shape \(4, 3\), the target \(3, 4\)"):
         losses.mse(P, Y.T)
     with pytest.raises(ValueError, match="reduction is 'mean', 'sum' or 'none', got 'max'"):

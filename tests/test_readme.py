@@ -1,11 +1,15 @@
-"""The README's code runs, in the order it stands there."""
+"""The README's code runs, in the order it stands there; what it links to and what the docstrings list exists."""
 
 import re
 from pathlib import Path
 
 import jax
+import pytest
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+import lux_sciml as lux
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 
 
 def test_python_blocks_run(capsys):
@@ -16,3 +20,30 @@ def test_python_blocks_run(capsys):
     printed = re.search(r"```\n(Chain\(.*?)```", README, re.DOTALL).group(1)
     assert capsys.readouterr().out == printed
     assert namespace["result"].value < 0.05
+
+
+def test_links_lead_to_files():
+    links = re.findall(r"\]\(([\w/.]+)\)", README)
+    assert links and all((ROOT / link).exists() for link in links)
+
+
+ROOMS = [lux, lux.nn, lux.diffeq, lux.equilibrium, lux.parameters, lux.derivatives, lux.inference]
+
+
+@pytest.mark.parametrize("room", ROOMS, ids=lambda room: room.__name__)
+def test_names_in_the_docstrings_of_packages_exist(room):
+    names = re.findall(r"`(?:lux\.)?([\w.]+)`", room.__doc__)
+    assert names and all(_leads_somewhere(room, name) or _leads_somewhere(lux, name) for name in names)
+
+
+def _leads_somewhere(place, name):
+    for part in name.split("."):
+        place = getattr(place, part, None)
+    return place is not None
+
+
+@pytest.mark.parametrize("room", ROOMS[1:], ids=lambda room: room.__name__)
+def test_packages_tell_what_they_have_beside_the_root(room):
+    mine = {name for name in vars(room) if getattr(getattr(room, name), "__module__", "").startswith(room.__name__)}
+    hidden = {name for name in mine if not name.startswith("_") and not hasattr(lux, name)}
+    assert all(f"`{name}`" in room.__doc__ for name in hidden - {"current"})

@@ -371,7 +371,8 @@ class Layout:
         where = f"`{path_string(found)}` has" if found else "there is"
         key = keys[0].split(".")[0] if isinstance(keys[0], str) else keys[0]
         nothing = "nothing, an array has no components" if self.is_array else "nothing inside"
-        return f"{where} no component {key!r}; what there is: {', '.join(map(str, self.children)) or nothing}"
+        patterns = "; patterns are for `layout.match` and `layout.mask`" if "*" in str(keys[0]) else ""
+        return f"{where} no component {key!r}; what there is: {', '.join(map(str, self.children)) or nothing}{patterns}"
 
     def select(self, *paths: str | Path | Hashable) -> "Layout":
         """The layout of some components, in the order asked for, each at its own path; ties among them are kept.

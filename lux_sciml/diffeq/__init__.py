@@ -1,4 +1,10 @@
-"""Differential-equation layers, on diffrax. What the root has is in `__all__`."""
+"""Differential-equation layers, on diffrax. What the root has is in `__all__`.
+
+Here only: for training, `collocate`, `multiple_shooting`, `growing_horizons` and `tightening_tolerances`; for `CNF`
+`concat_time`, `flow_matching` and `Density`; for `LatentODE` `elbo` and `LatentPath`; for `NeuralSDE`
+`ensemble_moments`; for `NeuralCDE` `control_path`; for equations of one's own `Fields`, `Problem`, `diffeqsolve` and
+`equation_of`.
+"""
 
 from .adjoints.gauss import GaussAdjoint
 from .equation import (

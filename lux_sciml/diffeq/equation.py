@@ -182,6 +182,20 @@ class Equation(Layer, kw_only=True):
     >>> damped(jnp.ones((8, 2)), ps, st)[0].shape
     (8, 2)
 
+    A `Container` holds several fields, or parameters of its own beside theirs, by its `init_params`. `ps` are those of
+    the whole equation, a nested dict, in which each field finds its own:
+
+    >>> class Driven(lux.Container, lux.Equation):
+    ...     model: lux.Layer
+    ...     ts: Any = None
+    ...     def init_params(self, key):
+    ...         return {**super().init_params(key), "amplitude": jnp.array(0.3)}
+    ...     def terms(self, fields):
+    ...         return diffrax.ODETerm(lambda t, y, ps: fields["model"](t, y, ps) + ps["amplitude"] * jnp.cos(t))
+    >>> ps, st = lux.setup(jax.random.key(0), Driven(lux.Dense(2, 2), ts=[0.0, 1.0]))
+    >>> list(ps.keys())
+    ['model', 'amplitude']
+
     Where that is not enough there are more hooks, each with a default: `problem` reads the input, `solve` solves for
     one sample, `first_inputs` are what the children are called with first.
     """

@@ -1,4 +1,7 @@
-"""Deep equilibrium layers, on optimistix and lineax. What the root has is in `__all__`."""
+"""Deep equilibrium layers, on optimistix and lineax. What the root has is in `__all__`.
+
+Here only: the losses and measures `jacobian_loss`, `fixed_point_correction` and `spectral_radius`.
+"""
 
 from .adjoints import CheckedImplicitAdjoint, FixedPointLinearSolver, PhantomAdjoint
 from .anderson import Anderson

@@ -206,7 +206,13 @@ class EquilibriumLayer(Layer, kw_only=True):
         with self._named():
             if isinstance(layer, EquilibriumCell):
                 return layer.step(z, prepared, st)
-            return layer.forward(self.pair(z, prepared), ps, st)
+            inputs = self.pair(z, prepared)
+            try:
+                return layer.forward(inputs, ps, st)
+            except (TypeError, ValueError) as error:
+                if type(inputs) is tuple:
+                    error.add_note(f"`{self.inner}` is called with the pair (z, x), here {describe(inputs)}")
+                raise
 
     def _after(self, z: Any, x: Any, args: Args) -> Any:
         """The state of the inner layer after a solve that has frozen it."""

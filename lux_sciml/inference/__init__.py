@@ -1,4 +1,4 @@
-"""What the data say of the parameters."""
+"""What the data say of the parameters: `laplace_approximation` and its result, a `LaplaceApproximation`."""
 
 from .laplace_approximation import (
     LaplaceApproximation as LaplaceApproximation,

@@ -1,4 +1,7 @@
-"""Layers, one concept a file. What the root has is in `__all__`."""
+"""Layers, one concept a file. What the root has is in `__all__`.
+
+Here only: `scaled_dot_product_attention`, `attention_weights`, `apply_rotary` and `rotary_angles`.
+"""
 
 from .attention import (
     MultiHeadAttention,

@@ -125,7 +125,11 @@ def run(
             return False, f"max_steps={progress.max_steps} reached before convergence"
         if doubt:
             return False, f"{method} ended ({result.message}) where {doubt}: {convergence.ADVICE}"
-        return bool(result.success), str(result.message)
+        message = str(result.message)
+        if "precision loss" in message:
+            finer = "" if problem.dtype == "float64" else ", or compute in float64"
+            message += f" The line search found nothing lower in {problem.dtype}: {convergence.ADVICE}{finer}"
+        return bool(result.success), message
     finally:
         progress.evaluations, progress.value = objective.evaluations, objective.value
         progress.params = lambda: at(objective.best)

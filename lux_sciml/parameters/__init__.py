@@ -1,4 +1,7 @@
-"""What is done to parameters: normalized, frozen, shared, mapped."""
+"""What is done to parameters: normalized, frozen, shared, mapped.
+
+At the root: `Frozen`, `SpectralNorm`, `WeightNorm`. Here: `freeze` and `unfreeze`, `share_parameters`, `layer_map`.
+"""
 
 from .freeze import Frozen, freeze as freeze, unfreeze as unfreeze
 from .layer_map import layer_map as layer_map

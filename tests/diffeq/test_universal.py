@@ -61,6 +61,7 @@ def test_constants_and_the_start_are_found_together():
     [
         (lambda: lux.UDE(lotka_volterra, physics_=1), "expected a layer or a function, got 1"),
         (lambda: lux.UDE({"alpha": 1.0}), r"starts with a function \(u, p, nets\), got"),
+        (lambda: lux.UDE(lambda t, u, p, nets: u), r"f\(\(t, u\), p, nets\); got a function of \(t, u, p, nets\)"),
         (lambda: lux.UDE(lambda u, p, nets: u, jnp.ones(2)), "a dict of numbers or arrays by name"),
         (lambda: lux.UDE(lotka_volterra, {"a": "b"}), r"UDE\.physics\['a'\]: expected numbers, got .*'b'"),
         (lambda: lux.UDE(lotka_volterra).replace(function="f"), r"starts with a function \(u, p, nets\), got 'f'"),

@@ -312,3 +312,13 @@ def test_options_are_normalized_once():
     assert lux.DeepEquilibrium(HALVED, solver=optx.FixedPointIteration(jnp.array(1e-3), 1e-3)) == lux.DeepEquilibrium(
         HALVED, solver=optx.FixedPointIteration(jnp.array(1e-3), 1e-3)
     )
+
+
+@pytest.mark.parametrize(
+    "cell", [lux.Dense(2, 2), lambda z, x: jnp.tanh(z + x), lux.Parallel(jnp.add, lux.Dense(8, 8))]
+)
+def test_errors_of_a_cell_tell_what_it_is_called_with(cell):
+    layer = lux.DeepEquilibrium(cell)
+    with pytest.raises((TypeError, ValueError)) as caught:
+        layer(jnp.ones((4, 2)), *lux.setup(jax.random.key(0), layer))
+    assert any(note.startswith("`cell` is called with the pair (z, x), here (") for note in caught.value.__notes__)

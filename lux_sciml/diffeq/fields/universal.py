@@ -1,5 +1,6 @@
 """UDE: known terms and nets in one vector field."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from ...core.converters import checks_itself, dict_of, numbers, short
 def _function(value: Callable[..., Any]) -> Callable[..., Any]:
     if isinstance(value, Layer) or not callable(value):
         raise TypeError(f"a UDE starts with a function (u, p, nets), got {short(value)}")
+    _require_three_arguments(value)
     return value
 
 
@@ -95,3 +97,17 @@ class _Names(dict):
         if name not in self:
             raise AttributeError(f"this UDE has no {self.kind} {name!r}; it has {', '.join(self) or 'none'}")
         return self[name]
+
+
+def _require_three_arguments(function: Callable[..., Any]) -> None:
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # of functions written in C
+        return
+    try:
+        signature.bind(None, None, None)
+    except TypeError:
+        raise TypeError(
+            "the function of a UDE is called as f(u, p, nets), with time_dependent=True as f((t, u), p, nets); got a "
+            f"function of {signature}"
+        ) from None
