@@ -148,7 +148,8 @@ def _advance(
         trial = _Point(carry.trial, value, gradient, carry.trial_memory, before, state)
         point = where(accepted, trial, carry.point)
         in_a_row = jnp.where(accepted, 0, carry.in_a_row + 1)
-        better = accepted & (value < carry.best_value) if keep_best else accepted
+        stayed = (value == carry.best_value) & _equal(carry.trial, carry.point.params)  # the state has gone on
+        better = accepted & ((value < carry.best_value) | stayed) if keep_best else accepted
         with jax.numpy_dtype_promotion("standard"):
             updates, memory = transform.update(
                 point.gradient,
@@ -178,6 +179,11 @@ def _advance(
 def _value_dtype(problem: Problem) -> np.dtype:
     """At least float32, whatever the loss returns: the loop's carry must know it before the loss is traced."""
     return np.dtype(np.float64 if problem.dtype == np.float64 else np.float32)
+
+
+def _equal(a: Any, b: Any) -> jax.Array:
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return jnp.all(jnp.array([jnp.all(x == y) for x, y in pairs], bool))
 
 
 def _slope(point: _Point, box: Any) -> Any:

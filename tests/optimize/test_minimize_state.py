@@ -170,3 +170,14 @@ def test_a_state_in_training_as_aux_is_pointed_out(key):
     with pytest.warns(UserWarning, match="Pass it as `state=`"):
         lux.minimize(lambda ps: loss(ps, st, x), ps, method=optax.adam(0.1), has_aux=True, max_steps=2)
     lux.minimize(lambda ps: loss(ps, lux.testmode(st), x), ps, method=optax.adam(0.1), has_aux=True, max_steps=2)
+
+
+def test_where_the_loss_stays_the_same_the_state_is_that_of_the_last_step():
+    def loss(p, st):
+        return jnp.sum((p - 1.0) ** 2), {"calls": st["calls"] + 1}
+
+    st = {"calls": jnp.array(0)}
+    still = lux.minimize(loss, jnp.zeros(1), method=optax.set_to_zero(), state=st, max_steps=10)
+    assert still.state["calls"] == 11
+    every = optax.MultiSteps(optax.sgd(0.1), every_k_schedule=4)
+    assert lux.minimize(loss, jnp.zeros(1), method=every, state=st, max_steps=10).state["calls"] == 11
