@@ -18,13 +18,17 @@ def parameter_layout(layer: Any) -> Layout:
 
 @functools.lru_cache(maxsize=4096)
 def _parameter_layout(layer: Any, default_dtype: Any) -> Layout:
+    return layout_now(layer)
+
+
+def layout_now(layer: Any) -> Layout:
+    """The layout of a layer's parameters, whatever it was before."""
     layouts: list[Layout] = []
     # inside, where dicts still have their declared order
     jax.eval_shape(lambda key: layouts.append(Layout.of(layer.init_params(key))), jax.random.key(0))
     return layouts[0]
 
 
-@functools.lru_cache(maxsize=4096)
 def state_size(layer: Any) -> int:
     """How many elements a layer's state holds."""
     return elements(jax.eval_shape(layer.init_state, jax.random.key(0)))
@@ -50,6 +54,14 @@ def parameter_tree(layer: Any, ps: Any) -> Any:
     A plain vector, from SciPy say, is taken in its own precision. Raises `ValueError` naming the first path, from the
     root, that is missing, unknown or of another shape.
     """
+    try:
+        return _fitting_tree(layer, ps)
+    except ValueError:
+        _parameter_layout.cache_clear()
+    return _fitting_tree(layer, ps)  # what `init_params` reads may have changed
+
+
+def _fitting_tree(layer: Any, ps: Any) -> Any:
     if isinstance(ps, ComponentVector):
         _require_fit(layer, ps.layout)
         return ps.tree()

@@ -12,7 +12,7 @@ from ..components import ComponentVector
 from .field import checks_itself
 from .layer import Layer, Parameters, State, as_layer
 from .mode import Mode
-from .parameters import elements, parameter_layout, state_size
+from .parameters import elements, layout_now, state_size
 from .printing import brief
 from .stateful import StatefulLayer
 from .static import is_random_key
@@ -113,7 +113,7 @@ def parameter_length(x: Layer | StatefulLayer | Parameters) -> int:
     if isinstance(x, StatefulLayer):
         x = x.ps
     if isinstance(x, Layer):
-        return parameter_layout(x).size
+        return layout_now(x).size
     _require_tree(x, "parameters")
     return sum(jnp.size(leaf) for leaf in jax.tree.leaves(x))
 

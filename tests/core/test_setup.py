@@ -114,3 +114,25 @@ def test_layers_without_parameters_follow_the_64_bit_switch(key):
     for enabled, dtype in ((True, jnp.float64), (False, jnp.float32), (True, jnp.float64)):
         with jax.enable_x64(enabled):
             assert lux.setup(key, lux.Chain())[0].dtype == alive.flat_dtype == dtype
+
+
+WIDTH = 2
+
+
+class AsWide(lux.Layer):
+    def init_params(self, key):
+        return {"weight": jnp.ones(WIDTH)}
+
+    def forward(self, x, ps, st):
+        return x * ps["weight"].sum(), st
+
+
+def test_parameters_whose_shapes_follow_a_global_fit_after_it_has_changed(key, monkeypatch):
+    layer = AsWide()
+    for width in (2, 3, 4):
+        monkeypatch.setitem(globals(), "WIDTH", width)
+        ps, st = lux.setup(key, layer)
+        assert lux.parameter_length(layer) == width
+        assert layer(1.0, ps, st)[0] == layer(1.0, ps.tree(), st)[0] == layer(1.0, ps.data, st)[0] == width
+    with pytest.raises(ValueError, match="not the parameters of this AsWide"):
+        layer(1.0, lux.ComponentVector(weight=[1.0]), st)
