@@ -19,6 +19,7 @@ from ..core.converters import checks_itself, choice, count, flag, number, option
 from ..core.frozen import refuse_training
 from ..core.parameters import parameter_layout
 from ..core.static import fields_of, holds_arrays
+from ..optimize.reads import reading
 from .adjoints.backsolve import BacksolveAdjoint
 from .adjoints.differentiable import differentiable_solve
 from .adjoints.discrete import DiscreteAdjoint
@@ -165,6 +166,10 @@ class Equation(Layer, kw_only=True):
     The input is `y0`, or, as the options say, `(y0, ts)`, `(y0, u)` or `(y0, ts, u)`. `y0` is an array or a tree of
     arrays, a ComponentVector too; integers become floats. In half precision it is solved in float32, with the
     parameters, and the output is rounded.
+
+    What the children's functions and an event read besides their arguments, such as globals, attributes and elements
+    of NumPy arrays, is read as it is at the call. diffrax compiles each solve: where it has changed it compiles anew.
+    Under a `jax.jit` of one's own it is as it was when that was traced.
 
     An equation of one's own is a `Wrapper` or a `Container` of its vector fields, with the method `terms`: from the
     fields of the children by name, functions `f(t, y, ps)`, to the terms that the solver takes. `forward` is final.
@@ -332,7 +337,7 @@ class Equation(Layer, kw_only=True):
 
     def _fields(self, problem: Problem, ps: Any, st: Any) -> Fields:
         """The vector fields of the children for one sample."""
-        options = (self.time_dependent, self.on_state_update, problem.control)
+        options = (self.time_dependent, self.on_state_update, problem.control, reading(self))
         if isinstance(self, Wrapper):
             return Fields({self.child_field: Field(self.child, self.to_child(ps, st)[1], None, *options)}, problem, ps)
         assert isinstance(self, Container)

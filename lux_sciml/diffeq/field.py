@@ -16,6 +16,7 @@ from ..core.container import errors_of
 from ..core.converters import checks_itself
 from ..core.frozen import keys_after, refuse_updates
 from ..core.parameters import parameter_tree
+from ..optimize.reads import reading
 
 
 class Field(eqx.Module):
@@ -31,6 +32,7 @@ class Field(eqx.Module):
     time_dependent: bool = eqx.field(static=True, default=False)
     on_state_update: str = eqx.field(static=True, default="raise")
     control: diffrax.AbstractPath | None = None
+    reading: object = eqx.field(static=True, default=None)  # of globals and the like: diffrax jits its solves
 
     def __call__(self, t: Any, y: Any, ps: Any) -> Any:
         """The derivative: the layer's output, which must be like `y`, with the names of `y`."""
@@ -82,6 +84,7 @@ class _VectorField(eqx.Module):
     """What `vector_field` returns: a Field, or a function `f(t, y, p)`, with parameters and result checked."""
 
     function: Callable[[Any, Any, Any], Any]
+    reading: object = eqx.field(static=True)
 
     def __call__(self, t: Any, y: Any, p: Any) -> Any:
         if isinstance(self.function, Field):
@@ -119,10 +122,10 @@ def vector_field(
     if on_state_update not in ("raise", "discard"):
         raise ValueError(f'on_state_update is "raise" or "discard", got {on_state_update!r}')
     if isinstance(model, Layer):
-        return _VectorField(Field(model, st, None, time_dependent, on_state_update))
+        return _VectorField(Field(model, st, None, time_dependent, on_state_update), reading(model))
     if not callable(model) or isinstance(model, StatefulLayer):
         as_layer(model, "vector_field(model, st)")  # raises
-    return _VectorField(model)
+    return _VectorField(model, reading(model))
 
 
 def like(y: Any, dy: Any) -> Any:

@@ -98,6 +98,25 @@ def reads(function: Any, *beside: Any) -> Reads:
     return Reads(walk.known, key, tuple(walk.arrays), frozenset(walk.inner))
 
 
+def reading(x: Any) -> object | None:
+    """One object for what the functions in `x` read now: where it is another one, what was traced may not be so.
+
+    For what is traced inside a function that JAX keeps by `x` itself. It is `None` where nothing can change. What
+    cannot be known counts as it was.
+    """
+    walk = _SeenWalk()
+    try:
+        key = walk.key(x)
+    except RecursionError:
+        return None
+    return None if walk.lasting else _reading(key)
+
+
+@functools.lru_cache(4096)
+def _reading(key: Hashable) -> object:
+    return object()
+
+
 def together(a: Reads, b: Reads) -> Reads:
     """What two functions read."""
     return Reads(a.known and b.known, (a.key, b.key), a.arrays + b.arrays, a.inner | b.inner)
@@ -210,11 +229,10 @@ class _Walk:
         if _library(module) and f.__globals__ is getattr(sys.modules.get(str(module)), "__dict__", None):
             return parts
         self.lasting = False
-        if code.opaque:
-            return self.unknown()
+        hidden = self.unknown() if code.opaque else None
         found = tuple([self.name(f, name, code) for name in code.globals])
         imported = tuple([self.imported(*pair, code.names) for pair in code.imports])
-        return (*parts, self.key(vars(f)), found, imported)
+        return (*parts, self.key(vars(f)), found, imported, hidden)
 
     def cell(self, cell: Any, name: str, code: "_Code") -> Hashable:
         try:
@@ -301,6 +319,14 @@ class _Walk:
         self.lasting &= isinstance(x, eqx.Module)
         own = _attributes(x)
         return self.unknown() if own is None else (self.key(type(x)), tuple(own), self.keys(own.values()))
+
+
+class _SeenWalk(_Walk):
+    """The walk through what can be known; the rest is taken as it was."""
+
+    def unknown(self) -> Hashable:
+        self.lasting = False
+        return "unknown"
 
 
 class _RootWalk(_Walk):
