@@ -6,9 +6,7 @@ import os
 import pathlib
 import platform
 
-import filelock
 import jax
-import platformdirs
 
 from ._compat import reopen_compilation_cache
 
@@ -39,6 +37,8 @@ def compilation_cache(folder: str | os.PathLike[str] | None = None, *, max_bytes
     True
     >>> jax.config.update("jax_enable_compilation_cache", False)
     """
+    import platformdirs  # here, for the import of the package is short
+
     if max_bytes <= 0:
         raise ValueError(f"max_bytes is the size of the cache, above zero, got {max_bytes}")
     root = platformdirs.user_cache_path("lux_sciml") if folder is None else pathlib.Path(folder)
@@ -67,6 +67,8 @@ def _processor() -> str:
 
 def _remove_incomplete(path: pathlib.Path) -> None:
     """Remove what a process that was killed has written in part: JAX writes the time of use last."""
+    import filelock
+
     with filelock.FileLock(path / ".lockfile", timeout=10):
         for program in path.glob("*-cache"):
             if not program.with_name(program.name.removesuffix("-cache") + "-atime").exists():

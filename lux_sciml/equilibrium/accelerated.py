@@ -185,7 +185,8 @@ class Accelerated(optx.AbstractFixedPointSolver):
         rtol, length = attainable(self.rtol, eps), jnp.linalg.norm(f)
         typical = length / max(len(f), 1) ** 0.5
         small = jnp.maximum(self.atol + jnp.minimum(rtol * jnp.abs(f), limit), _SMALLEST)
-        error, residual = self.norm((jnp.abs(g) if jnp.iscomplexobj(g) else g) / small), self.norm(g)
+        size = jnp.abs(g)
+        error, residual = jax.vmap(self.norm)(jnp.stack([size / small, size]))  # one pass through memory
         finite, last = jnp.isfinite(error), progress.halvings >= HALVINGS
 
         converged = (error < 1) & (eps * typical <= self.atol + limit)
