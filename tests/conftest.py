@@ -38,7 +38,7 @@ def of_one_file():
 def bounded_memory():
     """Nor are those of long files to their end."""
     yield
-    if next(TESTS) % 50 == 0:
+    if next(TESTS) % 120 == 0:
         forget_programs()
 
 

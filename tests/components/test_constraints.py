@@ -1,5 +1,8 @@
 """Bounds and constraints by name, optax by array, plots."""
 
+import dataclasses
+
+import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -139,18 +142,17 @@ def test_plot():
 
     from lux_sciml.plot import plot
 
-    class Solution:
-        ts = jnp.linspace(0, 1, 5)
-        ys = jax.vmap(lambda t: ComponentVector(S=1 - t, I=[t, t**2]))(jnp.linspace(0, 1, 5))
-
-    ax = plot(Solution)
+    ts = jnp.linspace(0, 1, 5)
+    ys = jax.vmap(lambda t: ComponentVector(S=1 - t, I=[t, t**2]))(ts)
+    nothing = dict.fromkeys(("interpolation", "solver_state", "controller_state", "made_jump", "event_mask"))
+    solution = diffrax.Solution(0.0, 1.0, ts, ys, stats={}, result=diffrax.RESULTS.successful, **nothing)
+    ax = plot(solution)
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["S", "I[0]", "I[1]"]
-    np.testing.assert_allclose(ax.lines[2].get_ydata(), Solution.ys["I"][:, 1])
-    assert len(plot(Solution, "I", ax=plt.subplots()[1], linestyle=":").lines) == 2
+    np.testing.assert_allclose(ax.lines[2].get_ydata(), ys["I"][:, 1])
+    assert len(plot(solution, "I", ax=plt.subplots()[1], linestyle=":").lines) == 2
     plt.close("all")
-    Solution.ys = Solution.ys.data
     with pytest.raises(TypeError, match="start the solve from a ComponentVector"):
-        plot(Solution)
+        plot(dataclasses.replace(solution, ys=ys.data))
 
 
 def test_limits_that_are_no_pairs_and_options_of_numpy():
