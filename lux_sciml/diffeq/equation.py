@@ -153,7 +153,7 @@ class Equation(Layer, kw_only=True):
       or one of the functions that set it, asks for forward mode or for both. By name: `"checkpointed"` (reverse mode,
       the discrete gradient), `"direct"` (all modes and orders, slower), `"forward"`, `"backsolve"` (reverse mode by the
       equation solved backwards: little memory, not for stiff or chaotic ones), `"gauss"` (`lux.GaussAdjoint`: reverse
-      mode, for stiff equations and implicit solvers), `"implicit"` (steady states). Or any diffrax adjoint.
+      mode, through no root finder of a stiff solver), `"implicit"` (steady states). Or any diffrax adjoint.
     * `saveat`: a `diffrax.SaveAt` in place of saving at the times `ts`.
     * `event`, `progress_meter`, `throw`: as in `diffrax.diffeqsolve`; without `throw` a failed solve is NaN, with
       `sol.result` saying why.

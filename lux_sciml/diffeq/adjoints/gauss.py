@@ -41,13 +41,12 @@ class GaussAdjoint(diffrax.AbstractAdjoint):
       is relative to the largest cotangent.
     * `nodes`: an odd number of nodes in each piece. The error is the difference to the rule without the middle one.
 
-    For `diffrax.diffeqsolve(adjoint=...)`, and by the name `"gauss"` in all layers. It is the adjoint for stiff
-    equations and implicit solvers, whose root finders it does not differentiate; elsewhere checkpointing is faster
-    (docs/adjoints.md has timings). Where the dense output of a solver is coarser than its steps, as that of
-    `Kvaerno5`, its error counts in the control of the steps too (`DenseSolver`). The gradient is that of the exact
-    solution, up to the tolerances, not that of the discrete one. It holds the dense output of `max_steps` steps in
-    memory, so bound these. Where the forward solve fails the gradient is zero, where the backward one does it is
-    NaN.
+    For `diffrax.diffeqsolve(adjoint=...)`, and by the name `"gauss"` in all layers. It does not differentiate the root
+    finders of implicit solvers; checkpointing is faster (docs/adjoints.md has timings). Where the dense output of a
+    solver is coarser than its steps, as that of `Kvaerno5`, its error counts in the control of the steps too
+    (`DenseSolver`). The gradient is that of the exact solution, up to the tolerances, not that of the discrete one. It
+    holds the dense output of `max_steps` steps in memory, so bound these. Where the forward solve fails the gradient is
+    zero, where the backward one does it is NaN.
 
     Gradients by times are not defined. Raises `ValueError` for equations that are not ordinary, solvers of several
     equations, events, `max_steps=None`, and a `SaveAt` other than `t0`, `t1` and `ts`.
