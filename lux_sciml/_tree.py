@@ -60,6 +60,16 @@ def is_inexact(x: Any) -> bool:
     return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.inexact)
 
 
+def is_half(x: Any) -> bool:
+    """Whether `x` is an array of floating-point elements in half precision."""
+    return is_inexact(x) and jnp.finfo(x.dtype).bits < 32
+
+
+def is_none(x: Any) -> bool:
+    """For `is_leaf`: JAX takes `None` for a tree without leaves."""
+    return x is None
+
+
 def is_traced(x: Any) -> bool:
     """Whether `x` is an array inside a transformation of JAX, without elements of its own."""
     return isinstance(x, Tracer)
@@ -84,6 +94,20 @@ def floating(tree: Any) -> Any:
     return jax.tree.map(convert, tree)
 
 
+def single(tree: Any) -> Any:
+    """The leaves in half precision in float32, all others as they are: integers and keys too, and what is no array.
+
+    >>> single({"a": jnp.ones(2, jnp.bfloat16), "n": 3})["a"].dtype
+    dtype('float32')
+    """
+    return jax.tree.map(lambda x: x.astype(jnp.float32) if is_half(x) else x, tree)
+
+
+def with_tangent(primals: Any, tangents: Any) -> Any:
+    """The primals that have a tangent, `None` in the place of the others, as `eqx.combine` takes them."""
+    return jax.tree.map(lambda x, dx: None if dx is None else x, primals, tangents, is_leaf=is_none)
+
+
 def widened(tree: Any) -> Any:
     """The arrays of a tree in `floating` point, half precision in float32: for sums, means, norms, angles, positions.
 
@@ -92,7 +116,7 @@ def widened(tree: Any) -> Any:
     >>> widened(jnp.ones(2, jnp.bfloat16)).dtype
     dtype('float32')
     """
-    return jax.tree.map(lambda x: x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x, floating(tree))
+    return single(floating(tree))
 
 
 def squared(x: Any) -> jax.Array:

@@ -9,6 +9,6 @@ from .files import from_json as from_json, load, load_into, save, to_json as to_
 from .layout import Layout, layout_of as layout_of
 from .matrix import ComponentMatrix, outer as outer
 from .nodes import Path as Path, nest as nest, path_string as path_string
-from .vector import ComponentVector, concat, refuse_reserved as refuse_reserved
+from .vector import ComponentVector, concat, named_like as named_like, refuse_reserved as refuse_reserved
 
 __all__ = ["ComponentMatrix", "ComponentVector", "Layout", "concat", "load", "load_into", "save"]

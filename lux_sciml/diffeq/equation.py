@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from .. import derivatives
-from .._tree import is_inexact
+from .._tree import is_inexact, single
 from ..components import ComponentVector
 from ..core import Constant, Container, Lambda, Layer, Wrapper, field
 from ..core.converters import checks_itself, choice, count, flag, number, optional, short
@@ -537,15 +537,6 @@ def half_type(y0: Any) -> Any:
     """The type of a start in half precision; `None` for others."""
     dtypes = {leaf.dtype for leaf in jax.tree.leaves(y0)}
     return dtypes.pop() if len(dtypes) == 1 and jnp.finfo(*dtypes).bits < 32 else None
-
-
-def single(tree: Any) -> Any:
-    """A tree with its arrays of half precision in float32."""
-
-    def convert(x: Any) -> Any:
-        return x.astype(jnp.float32) if is_inexact(x) and jnp.finfo(x.dtype).bits < 32 else x
-
-    return jax.tree.map(convert, tree)
 
 
 def _rounded(tree: Any, half: Any) -> Any:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from .._tree import describe
-from ..components import ComponentVector
+from ..components import ComponentVector, named_like
 from ..core import Layer, StatefulLayer, as_layer
 from ..core.container import errors_of
 from ..core.converters import checks_itself
@@ -133,7 +133,7 @@ def like(y: Any, dy: Any) -> Any:
     if any(isinstance(part, ComponentVector) for part in jax.tree.leaves(y, is_leaf=_is_vector)):
         treedef = jax.tree.structure(y, is_leaf=_is_vector)
         parts = zip(jax.tree.leaves(y, is_leaf=_is_vector), _parts_of(dy, treedef, y), strict=True)
-        dy = treedef.unflatten([_named(a, b) if _is_vector(a) else b for a, b in parts])
+        dy = treedef.unflatten([named_like(b, a) if _is_vector(a) else b for a, b in parts])
     if jax.tree.structure(y) != jax.tree.structure(dy):
         raise _unlike(y, dy)
     for a, b in zip(jax.tree.leaves(y), jax.tree.leaves(dy), strict=True):
@@ -156,13 +156,6 @@ def _parts_of(dy: Any, treedef: Any, y: Any) -> list[Any]:
         return treedef.flatten_up_to(dy)
     except ValueError:
         raise _unlike(y, dy) from None
-
-
-def _named(y: ComponentVector, dy: Any) -> ComponentVector:
-    """`dy`, a plain array or a dict, with the names of `y`."""
-    if isinstance(dy, ComponentVector):
-        return dy
-    return ComponentVector.from_tree(dy, like=y) if isinstance(dy, dict) else ComponentVector(dy, y.layout)
 
 
 def _unlike(y: Any, dy: Any) -> ValueError:

@@ -12,10 +12,11 @@ import optimistix as optx
 from jax import Array, lax
 
 from .._compat import while_loop
+from .._tree import single
 from ..core.converters import integer
 from .anderson import Anderson
 from .loop import fixed_point
-from .precision import as_real, from_real, in_single, on_reals, rounded, single, spacing, uniform
+from .precision import as_real, from_real, in_single, on_reals, rounded, spacing, uniform
 from .tolerances import REDUCTION, Tolerances
 
 FAR = 100.0  # times the tolerance: beyond it a gradient would be wrong, not just inexact

@@ -13,8 +13,8 @@ import lineax as lx
 import optimistix as optx
 from jax import Array, lax
 
-from .._tree import all_finite, describe, is_inexact
-from ..components import ComponentVector
+from .._tree import all_finite, describe, is_inexact, single
+from ..components import ComponentVector, named_like
 from ..core import Constant, Layer, Wrapper, field
 from ..core.container import errors_of
 from ..core.converters import checks_itself, choice, count, naturals, number, optional, short
@@ -24,7 +24,7 @@ from .accelerated import Accelerated
 from .adjoints import CheckedImplicitAdjoint, PointAdjoint, found_by, nan_unless
 from .cells import EquilibriumCell
 from .loop import fixed_point
-from .precision import as_real, from_real, has_half, on_reals, rounded, single, spacing, uniform, widest
+from .precision import as_real, from_real, has_half, on_reals, rounded, spacing, uniform, widest
 from .tolerances import Tolerances, require_tolerances
 
 _TOLERANCES = (1e-5, 1e-5)
@@ -233,8 +233,7 @@ class EquilibriumLayer(Layer, kw_only=True):
     def output(self, z: Any, args: Args) -> Any:
         """The output of the inner layer at `z`, with the names of `z`, and in single precision where `z` is."""
         out = self._call(z, args)[0]
-        if isinstance(z, ComponentVector) and not isinstance(out, ComponentVector):
-            out = ComponentVector.from_tree(out, like=z) if isinstance(out, dict) else ComponentVector(out, z.layout)
+        out = named_like(out, z) if isinstance(z, ComponentVector) else out
         return out if has_half(z) else single(out)
 
     @final

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import optimistix as optx
 from jax import Array, lax
 
-from .._tree import is_traced
+from .._tree import is_traced, single
 from .accelerated import Accelerated
-from .precision import has_half, in_single, rounded, single, spacing
+from .precision import has_half, in_single, rounded, spacing
 from .tolerances import Tolerances, attainable
 
 _SHORT = 0.05  # `rtol` times the steps: with less, equal steps never look small beside the way that they make

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._tree import is_inexact
+from .._tree import is_half, single
 
 
 def spacing(tree: Any) -> float:
@@ -17,12 +17,7 @@ def spacing(tree: Any) -> float:
 
 def has_half(tree: Any) -> bool:
     """Whether some leaf is in half precision."""
-    return any(_is_half(leaf) for leaf in jax.tree.leaves(tree))
-
-
-def single(tree: Any) -> Any:
-    """Leaves in half precision in single, all others as they are, integers and keys too."""
-    return jax.tree.map(lambda x: x.astype(jnp.float32) if _is_half(x) else x, tree)
+    return any(map(is_half, jax.tree.leaves(tree)))
 
 
 def rounded(tree: Any, like: Any) -> Any:
@@ -60,7 +55,3 @@ def from_real(tree: Any, like: Any) -> Any:
 def on_reals(f: Callable[..., Any], y: Any) -> Callable[..., Any]:
     """`f(y, ...)` as a function between real trees."""
     return lambda x, *args: as_real(f(from_real(x, y), *args))
-
-
-def _is_half(x: Any) -> bool:
-    return is_inexact(x) and jnp.finfo(x.dtype).bits < 32

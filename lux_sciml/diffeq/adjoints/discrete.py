@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..._compat import solver_loop, while_loop
-from ..._tree import all_finite, where
+from ..._tree import all_finite, is_none, where
 from ..failure import Guarded
 from ..solvers.runge_kutta import is_unrolled, rolled_step
 from .isolation import plain
@@ -48,7 +48,7 @@ class DiscreteAdjoint(diffrax.RecursiveCheckpointAdjoint):
         term = _traced_once(plain(terms), init_state, args)
         times = {name: kwargs.pop(name) for name in ("t0", "t1", "dt0")}
         y, k = init_state.y, init_state.solver_state
-        rest = eqx.tree_at(lambda state: (state.y, state.solver_state), init_state, (None, None), is_leaf=_is_none)
+        rest = eqx.tree_at(lambda state: (state.y, state.solver_state), init_state, (None, None), is_leaf=is_none)
         return _solved((y, k, term, args, (rest, saveat, times)), self, kwargs)
 
 
@@ -88,14 +88,10 @@ def _called(field, t, y, args):
     return field(t, y, args)
 
 
-def _is_none(x: Any) -> bool:
-    return x is None
-
-
 def _loop(moving, adjoint, kwargs, outer, inner):
     """diffrax's loop, by these while loops."""
     y, k, term, args, (rest, saveat, times) = moving
-    state = eqx.tree_at(lambda state: (state.y, state.solver_state), rest, (y, k), is_leaf=_is_none)
+    state = eqx.tree_at(lambda state: (state.y, state.solver_state), rest, (y, k), is_leaf=is_none)
     kwargs = {name: value for name, value in kwargs.items() if name not in _NOT_FOR_LOOP}
     loop = solver_loop(adjoint, state)
     assert loop is not None  # `DiscreteAdjoint.loop` has looked

@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 
 from ..._compat import solver_loop, while_loop
-from ..._tree import where
+from ..._tree import is_none, where
 from ...core.converters import integer
 from ..failure import Guarded, guarded
 from .dense import with_dense_error
@@ -173,7 +173,7 @@ def _solve_forward(perturbed, y0_args_terms, *, self, init_state, throw, solver,
     infos = eqx.filter_eval_shape(solver.step, *step)[2]
     infos = jax.tree.map(lambda x: jnp.full((max_steps, *x.shape), jnp.inf, x.dtype), infos)
     dense = (jnp.full(max_steps + 1, jnp.inf, state.tprev.dtype), infos, 0)
-    state = eqx.tree_at(_dense, state, dense, is_leaf=lambda x: x is None)
+    state = eqx.tree_at(_dense, state, dense, is_leaf=is_none)
     saveat = eqx.tree_at(lambda s: s.dense, saveat, True)
     options = dict(options, solver=solver, saveat=saveat, max_steps=max_steps)
     final, stats = _loop(self, state)(args=args, terms=terms, init_state=state, **options, **_LOOPS)

@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ..._tree import all_finite, where
+from ..._tree import all_finite, is_none, where, with_tangent
 
 
 class Isolated(eqx.Module):
@@ -36,7 +36,7 @@ def _evaluated(y, function, t, args, *, slope):
 
 @_evaluated.def_jvp
 def _derivative(primals, tangents, *, slope):
-    moved = jax.tree.map(lambda x, dx: None if dx is None else x, primals, tangents, is_leaf=_is_none)
+    moved = with_tangent(primals, tangents)
 
     def value(moved):
         y, function, t, args = eqx.combine(moved, primals)
@@ -47,7 +47,7 @@ def _derivative(primals, tangents, *, slope):
     tangent = push(jax.tree.map(lambda dx: jnp.where(good, dx, 0), tangents))
     still = jax.tree.map(jnp.zeros_like, tangent)
     if slope:
-        still = jax.tree.map(lambda zero, dy: zero if dy is None else slope * dy, still, tangents[0], is_leaf=_is_none)
+        still = jax.tree.map(lambda zero, dy: zero if dy is None else slope * dy, still, tangents[0], is_leaf=is_none)
     return _batched_alike(out, good), where(good, tangent, still)
 
 
@@ -57,10 +57,6 @@ def _batched_alike(out: Any, good: jax.Array) -> Any:
     JAX takes it for granted that a derivative is batched only where its value is. XLA takes out the choice.
     """
     return out if len(jax.tree.leaves(out)) == 1 else jax.tree.map(lambda x: jnp.where(good, x, x), out)
-
-
-def _is_none(x: Any) -> bool:
-    return x is None
 
 
 def isolated(terms: Any, slope: float = 0.0, *, with_noise: bool = True) -> Any:

@@ -7,10 +7,11 @@ import diffrax
 import equinox as eqx
 import jax.numpy as jnp
 
+from ..._tree import single
 from ...core import Container, Layer, as_layer, field
 from ...core.container import call_child
 from ...core.converters import choice, flag
-from ..equation import Equation, Fields, Problem, diffeqsolve, half_type, single
+from ..equation import Equation, Fields, Problem, diffeqsolve, half_type
 from ..field import Field
 from ..inputs import times_and_data
 from ..paths import INTERPOLATIONS, control_path, first_values, increasing

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import optimistix
 
-from ..._tree import squared
+from ..._tree import single, squared
 from ...core import StatefulWrapper, field
 from ...core.converters import checks_itself, short
-from ..equation import Equation, Fields, diffeqsolve, single
+from ..equation import Equation, Fields, diffeqsolve
 from ..failure import guarded
 
 

@@ -13,6 +13,7 @@ import optimistix
 from jax.flatten_util import ravel_pytree
 
 from ..._compat import rebound, while_loop
+from ..._tree import with_tangent
 
 
 def converging(solver: diffrax.AbstractSolver) -> diffrax.AbstractSolver:
@@ -81,7 +82,7 @@ def _root(inputs: Any, *, primal: Callable[..., Any], rewrite: Callable[..., Any
 def _derivative(primals, tangents, *, primal, rewrite):
     (inputs,), (moving,) = primals, tangents
     root, rest = _root(inputs, primal=primal, rewrite=rewrite)
-    moved = jax.tree.map(lambda x, dx: None if dx is None else x, inputs, moving, is_leaf=lambda x: x is None)
+    moved = with_tangent(inputs, moving)
     _, shift = jax.jvp(lambda moved: rewrite(root, rest, eqx.combine(moved, inputs)), (moved,), (moving,))
     flat, unravel = ravel_pytree(root)
     _, push = jax.linearize(lambda flat: ravel_pytree(rewrite(unravel(flat), rest, inputs))[0], flat)
