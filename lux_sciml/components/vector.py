@@ -370,7 +370,6 @@ def view(part: jax.Array, layout: Layout) -> Any:
     return _make(part, layout)
 
 
-@inspect.unwrap  # of the checks of tests: it says itself what is wrong
 def named_like(x: Any, like: ComponentVector) -> ComponentVector:
     """`x`, a plain array of its elements or a dict, with the names of another vector; a vector as it is."""
     if isinstance(x, ComponentVector):
@@ -378,6 +377,7 @@ def named_like(x: Any, like: ComponentVector) -> ComponentVector:
     return ComponentVector.from_tree(x, like=like) if isinstance(x, dict) else ComponentVector(x, like.layout)
 
 
+@inspect.unwrap  # of the checks of tests: it says itself what is wrong
 def concat(*vectors: ComponentVector) -> ComponentVector:
     """One vector with the components of several, ties included, in the widest of their types.
 
