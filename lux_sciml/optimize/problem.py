@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._tree import describe, is_inexact, is_traced
-from ..components import ComponentVector, Layout, Path
+from ..components import ComponentVector, Layout
 from ..core import Layer, Mode, StatefulLayer
+from .part import Part
 
 
 class Inputs(NamedTuple):
@@ -47,7 +48,7 @@ class Problem:
     other_args: Any  # what in the args is neither array nor number
     named: bool  # the loss takes a ComponentVector, not a tree or an array
     whole: Layout  # of all parameters
-    chosen: tuple[bool, ...] | None  # for each block of `whole`
+    part: Part | None  # of `whole`, that is fitted
     layout: Layout  # of `params`
     dtype: np.dtype  # of the vector
     trace: Callable | None = None  # of the call, in place of it
@@ -62,21 +63,20 @@ class Problem:
         if any(map(is_traced, jax.tree.leaves((ps, args, state)))):
             raise TypeError("minimize runs outside of jax.jit, grad and vmap: it decides in Python when to stop")
         named = isinstance(ps, ComponentVector)
-        whole = layout = Layout.of(ps)
+        whole = Layout.of(ps)
         if any(jnp.issubdtype(leaf.dtype, jnp.complexfloating) for leaf in whole.leaves):
             raise TypeError("minimize takes real parameters: store complex ones as their real and imaginary parts")
         if named and ps.ndim != 1:
             raise ValueError(f"minimize takes one vector of parameters, got a batch of shape {ps.shape}")
-        chosen = None if trainable is None else _chosen(ps, trainable)
-        if chosen is not None:
-            layout = _nested({leaf.path: leaf for leaf, used in zip(whole.blocks, chosen, strict=True) if used})
+        part = None if trainable is None else Part.of(ps, trainable)
+        layout = whole if part is None else part.layout
         if layout.size == 0:
             raise ValueError("there are no parameters to fit: ps has no elements")
         arrays, others = eqx.partition(args, eqx.is_array_like)
         arrays, state = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, (arrays, state))
         dtype = np.dtype(ps.dtype) if named else _widest(layout)
-        facts = (args is not None, state is not None, has_aux, others, named, whole, chosen, layout, dtype)
-        return cls(loss, *facts), Inputs(arrays, state, None if chosen is None else ps)
+        facts = (args is not None, state is not None, has_aux, others, named, whole, part, layout, dtype)
+        return cls(loss, *facts), Inputs(arrays, state, None if part is None else ps)
 
     def facts(self) -> tuple[Any, ...]:
         """All but the loss: what a trace of the call depends on."""
@@ -100,42 +100,28 @@ class Problem:
             asked = " and ".join((["state="] if self.has_state else []) + (["has_aux=True"] if self.has_aux else []))
             raise TypeError(f"with {asked} the loss must return ({', '.join(names)}), got {_kind(out)}")
         found = dict(zip(names, out if len(names) > 1 else [out], strict=True))
-        value: Any = found["value"]
-        if not isinstance(value, float) and not jnp.issubdtype(getattr(value, "dtype", object), jnp.floating):
-            raise TypeError(f"the loss must return one floating-point number, got {_kind(value)}")
-        if jnp.shape(value) != ():
-            raise ValueError(f"the loss must return one number, got shape {jnp.shape(value)}: take its mean or sum")
-        if self.has_state and _outline(found["state"]) != _outline(inputs.state):
-            raise ValueError(
-                "the state that the loss returns must have the structure, shapes and dtypes of the one that it is "
-                f"given, {describe(inputs.state)}, got {describe(found['state'])}"
-            )
+        value = one_number(found["value"])
+        if self.has_state:
+            require_same_kind(inputs.state, found["state"])
         if not self.has_state and _in_training(found.get("aux")):
             warnings.warn(
                 "the loss returns a state in training as its aux, and every step begins with the same one: statistics "
                 "and random keys do not advance. Pass it as `state=`, or `lux.testmode(st)` where it is to stay",
                 stacklevel=2,
             )
-        return Evaluation(jnp.asarray(value), found.get("state"), found.get("aux"))
+        return Evaluation(value, found.get("state"), found.get("aux"))
 
     # --- parameters in their several forms --------------------------------------------------------------------
 
     def take(self, ps: Any) -> Any:
         """What a method varies, of all parameters."""
-        if self.chosen is not None:
-            blocks = [x for x, used in zip(self.whole.split(ps), self.chosen, strict=True) if used]
-            return ComponentVector(self.layout.join(blocks, ps.dtype), self.layout)
+        if self.part is not None:
+            return self.part.take(ps)
         return ps if self.named else self.layout.unravel(self.layout.ravel(ps, self.dtype))
 
     def join(self, params: Any, inputs: Inputs) -> Any:
         """All parameters, with those that a method varies in their place."""
-        if self.chosen is None:
-            return params
-        new = iter(self.layout.split(params))
-        blocks = zip(self.whole.split(inputs.fixed), self.chosen, strict=True)
-        return ComponentVector(
-            self.whole.join([next(new) if used else x for x, used in blocks], self.dtype), self.whole
-        )
+        return params if self.part is None else self.part.join(params, inputs.fixed)
 
     def ravel(self, params: Any) -> np.ndarray:
         """`params` as a float64 array `(n,)`."""
@@ -170,10 +156,9 @@ class Problem:
             i = wrong[0]
             where = self.whole.labels()[i] or "the parameter"
             raise ValueError(f"the lower bound of `{where}`, {lower[i]:g}, is not below its upper bound, {upper[i]:g}")
-        if self.chosen is None:
+        if self.part is None:
             return lower, upper
-        mask = np.repeat(self.chosen, [leaf.size for leaf in self.whole.blocks])
-        return lower[mask], upper[mask]
+        return lower[self.part.mask], upper[self.part.mask]
 
     def _bound(self, bound: Any, free: float) -> np.ndarray:
         """One side of the bounds of all parameters."""
@@ -208,6 +193,24 @@ class Problem:
         return self.whole.ravel(tree, self.dtype)
 
 
+def one_number(value: Any) -> jax.Array:
+    """What a loss returns, if it is one floating-point number."""
+    if not isinstance(value, float) and not jnp.issubdtype(getattr(value, "dtype", object), jnp.floating):
+        raise TypeError(f"the loss must return one floating-point number, got {_kind(value)}")
+    if jnp.shape(value) != ():
+        raise ValueError(f"the loss must return one number, got shape {jnp.shape(value)}: take its mean or sum")
+    return jnp.asarray(value)
+
+
+def require_same_kind(given: Any, returned: Any) -> None:
+    """Raise `ValueError` where the state that a loss returns is of another kind than the one that it is given."""
+    if _outline(returned) != _outline(given):
+        raise ValueError(
+            "the state that the loss returns must have the structure, shapes and dtypes of the one that it is "
+            f"given, {describe(given)}, got {describe(returned)}"
+        )
+
+
 def called(name: str, function: Callable, names: Sequence[str], *arguments: Any) -> Any:
     """`function(*arguments)`; where that is not how it may be called, a `TypeError` that says how it is."""
     try:
@@ -239,30 +242,6 @@ def not_finite(**inputs: Any) -> str:
             where = f"{name.key}{jax.tree_util.keystr(tuple(path))}"
             found += [f"`{where}` holds {wrong} of {jnp.size(x)} elements that are NaN or inf"] if wrong else []
     return f" ({'; '.join(found)})" if found else ""
-
-
-def _chosen(ps: Any, patterns: Any) -> tuple[bool, ...]:
-    """For each block of a ComponentVector, whether one of the patterns matches it."""
-    if not isinstance(ps, ComponentVector):
-        raise TypeError(f"`trainable` goes by name and needs a ComponentVector, got {type(ps).__name__}")
-    if not isinstance(patterns, str | list | tuple | set | frozenset):
-        raise TypeError(f"`trainable` is a pattern such as 'physics.*', or a list of them, got {patterns!r}")
-    mask = ps.layout.mask(*([patterns] if isinstance(patterns, str) else patterns))
-    return tuple(bool(mask[leaf.offset : leaf.offset + leaf.size].any()) for leaf in ps.layout.blocks)
-
-
-def _nested(leaves: Mapping[Path, Any]) -> Layout:
-    """The layout of some leaves of another one, at the same paths."""
-    tree: Any = {}
-    for path, leaf in leaves.items():
-        node, kind = tree, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-        for key in path[:-1]:
-            node = node.setdefault(key, {})
-        if path:
-            node[path[-1]] = kind
-        else:
-            tree = kind
-    return Layout.of(tree)
 
 
 def _widest(layout: Layout) -> np.dtype:
