@@ -12,6 +12,7 @@ jaxprs, their equations, contexts and constants   jax 0.10 to 0.12    `minimize`
 `jax._src.dtypes.canonicalize_value`              jax 0.10 to 0.12    NumPy arrays that a loss reads clear JAX's caches
 `jax.experimental.xla_metadata`                   jax 0.10 to 0.12    vectors are cut by one `lax.split`
 parameters of equations in a jaxpr                jax 0.10 to 0.12    what a traced call returns counts as updated
+`jax.interpreters.partial_eval.dce_jaxpr`         jax 0.10 to 0.12    a key that a layer only hands on counts as used
 `jax.extend.core.Primitive`, `jax.interpreters`   jax 0.10 to 0.12    wrong modes of derivatives are JAX's own error
 `equinox.internal.while_loop`                     equinox 0.13        `jax.lax.while_loop`; see the next line
 diffrax's loop and the states that it carries     diffrax 0.7         `diffrax.RecursiveCheckpointAdjoint`
@@ -32,7 +33,7 @@ import inspect
 import threading
 import types
 import typing
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import diffrax
@@ -432,6 +433,28 @@ def run_jaxpr(closed: ClosedJaxpr, *arguments: Any) -> list[Any]:
     except ImportError:
         from jax._src.core import jaxpr_as_fun
     return jaxpr_as_fun(closed)(*arguments)
+
+
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """Every equation of a Jaxpr or ClosedJaxpr, those of the programs inside of it too."""
+    for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        yield eqn
+        for value in eqn.params.values():
+            for inner in value if isinstance(value, tuple | list) else (value,):
+                if isinstance(inner, Jaxpr | ClosedJaxpr):
+                    yield from equations(inner)
+
+
+def used_inputs(closed: ClosedJaxpr) -> list[bool]:
+    """Of each input of a program, whether its outputs depend on it."""
+    jaxpr = closed.jaxpr
+    try:
+        from jax.interpreters.partial_eval import dce_jaxpr
+
+        return list(dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[1])
+    except (ImportError, TypeError):
+        read = {id(var) for eqn in _needed(jaxpr) for var in eqn.invars} | set(map(id, jaxpr.outvars))
+        return [id(var) in read for var in jaxpr.invars]
 
 
 def _jaxpr_key(jaxpr: Any) -> Hashable:

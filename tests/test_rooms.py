@@ -13,8 +13,8 @@ import lux_sciml as lux
 
 PACKAGE = Path(lux.__file__).parent
 ROOMS = """
-_compat _tree activations initializers losses components derivatives core nn
-parameters optimize diffeq equilibrium inference testing plot compilation
+_compat _platform _tree activations initializers losses components derivatives core nn
+parameters optimize diffeq equilibrium inference export testing plot compilation
 """.split()  # each imports only from those before it
 
 

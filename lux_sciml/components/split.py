@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from .._compat import never_inlined
+from .._platform import by_platform
 
 _FEWEST_PARTS, _MOST_ELEMENTS = 8, 2**22  # fewer parts compile quickly anyway; of more elements, copies cost run time
 
@@ -41,7 +42,7 @@ def _tangent(sizes, primals, tangents):
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def _on_cpu(split, x, sizes):
-    return lax.platform_dependent(x, cpu=lambda x: split(x, sizes), default=lambda x: _parts(x, sizes))
+    return by_platform(x, cpu=lambda x: split(x, sizes), default=lambda x: _parts(x, sizes))
 
 
 def _chain(x, sizes):

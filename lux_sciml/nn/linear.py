@@ -6,8 +6,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
+from .._platform import by_platform
 from ..activations import gain, identity
 from ..core import Layer, field
 from ..core.converters import count, flag, function, natural, optional
@@ -63,7 +63,7 @@ def _product(x: Any, weight: Any) -> jax.Array:
     """
     if x.ndim < 3:
         return x @ weight
-    return lax.platform_dependent(x, weight, cpu=_product_of_matrices, default=jnp.matmul)
+    return by_platform(x, weight, cpu=_product_of_matrices, default=jnp.matmul)
 
 
 def _product_of_matrices(x: jax.Array, weight: jax.Array) -> jax.Array:
