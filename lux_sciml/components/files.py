@@ -202,7 +202,7 @@ def save(path: str | os.PathLike[str], vector: Any) -> None:
     if not isinstance(vector.data, jax.Array | np.ndarray):
         raise TypeError(f"save takes a ComponentVector of values, this one holds {vector.data}")
     layout, data = to_json(vector.layout), np.asarray(vector.data)
-    with _replacing(path) as file:
+    with replacing(path) as file:
         name = np.asarray(data.dtype.name)
         np.savez(file, layout=np.asarray(layout), dtype=name, data=data.view(_raw_dtype(data.dtype)))
 
@@ -269,7 +269,7 @@ _PREFIX = ".lux_sciml-"
 
 
 @contextlib.contextmanager
-def _replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """A new file, which takes the place of another one, and its permissions, at the end; of a link's target."""
     target = FilePath(os.path.realpath(path))
     old = target.stat() if target.exists() else None
