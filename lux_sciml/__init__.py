@@ -33,6 +33,7 @@ from . import (
     parameters,
     plot,
     testing,
+    training,
 )
 from .compilation import *
 from .components import *
@@ -44,6 +45,7 @@ from .equilibrium import *
 from .nn import *
 from .optimize import *
 from .parameters import *
+from .training import *
 
 __version__ = "0.1.0"
 
@@ -66,6 +68,7 @@ __all__ = [
     "parameters",
     "plot",
     "testing",
+    "training",
 ]
 __all__ += compilation.__all__
 __all__ += components.__all__
@@ -75,3 +78,4 @@ __all__ += equilibrium.__all__
 __all__ += nn.__all__
 __all__ += optimize.__all__
 __all__ += parameters.__all__
+__all__ += training.__all__

@@ -12,7 +12,8 @@ jaxprs, their equations, contexts and constants   jax 0.10 to 0.12    `minimize`
 `jax._src.dtypes.canonicalize_value`              jax 0.10 to 0.12    NumPy arrays that a loss reads clear JAX's caches
 `jax.experimental.xla_metadata`                   jax 0.10 to 0.12    vectors are cut by one `lax.split`
 parameters of equations in a jaxpr                jax 0.10 to 0.12    what a traced call returns counts as updated
-`jax.interpreters.partial_eval.dce_jaxpr`         jax 0.10 to 0.12    a key that a layer only hands on counts as used
+`jax.interpreters.partial_eval.dce_jaxpr`         jax 0.10 to 0.12    a key that is only handed on counts as used; no
+                                                                      word of parameters that a loss ignores
 `jax.extend.core.Primitive`, `jax.interpreters`   jax 0.10 to 0.12    wrong modes of derivatives are JAX's own error
 `equinox.internal.while_loop`                     equinox 0.13        `jax.lax.while_loop`; see the next line
 diffrax's loop and the states that it carries     diffrax 0.7         `diffrax.RecursiveCheckpointAdjoint`
@@ -413,6 +414,54 @@ def _is_data(x: Any, inside: bool) -> bool:
     if isinstance(x, jax.Array) and not jnp.issubdtype(x.dtype, jnp.integer) and x.dtype != bool:
         return True
     return x.ndim > 0 and (not inside or x.size > 64)
+
+
+def untouched(closed: ClosedJaxpr, index: int, sizes: list[int]) -> list[bool]:
+    """For consecutive pieces of an input `(n,)` of a program, whether its first output does not depend on them.
+
+    Pieces are told apart where the program splits or slices the input, inside of `jit` too; what goes elsewhere as a
+    whole counts as used, and so does all where JAX's jaxprs are others.
+    """
+    used = np.zeros(sum(sizes), bool)
+    try:
+        from jax.interpreters.partial_eval import dce_jaxpr
+
+        outputs = [i == 0 for i in range(len(closed.jaxpr.outvars))]
+        jaxpr, _ = dce_jaxpr(closed.jaxpr, outputs, instantiate=True)
+        (elements, *_) = _followed(jaxpr, {jaxpr.invars[index]: np.arange(used.size)}, used)
+        used[elements if elements is not None else []] = True
+    except (ImportError, AttributeError, TypeError, IndexError, KeyError, ValueError):
+        used[:] = True
+    return [not piece.any() for piece in np.split(used, np.cumsum(sizes)[:-1])]
+
+
+def _followed(jaxpr: Any, holds: dict[Any, np.ndarray], used: np.ndarray) -> list[Any]:
+    """Mark the elements that equations compute with, where variables hold some; what the outputs hold, or `None`."""
+    for eqn in jaxpr.eqns:
+        known: list[Any] = [None if hasattr(x, "val") else holds.get(x) for x in eqn.invars]
+        if all(elements is None for elements in known):
+            continue
+        name, params = eqn.primitive.name, eqn.params
+        out: list[Any] = []
+        inner = next((params[key] for key in _INNER if key in params), None)
+        if name == "split" and known[0].ndim == len(eqn.invars[0].aval.shape):
+            out = np.split(known[0], np.cumsum(params["sizes"])[:-1])
+        elif name == "slice" and known[0].ndim == len(eqn.invars[0].aval.shape):
+            (start,), (stop,) = params["start_indices"], params["limit_indices"]
+            out = [known[0][start : stop : (params["strides"] or (1,))[0]]]
+        elif name in ("convert_element_type", "copy", "optimization_barrier") and len(eqn.outvars) == 1:
+            out = known
+        elif inner is not None and name not in ("scan", "while", "cond"):
+            inner = getattr(inner, "jaxpr", inner)
+            inside = zip(inner.invars[len(inner.invars) - len(known) :], known, strict=True)
+            out = _followed(inner, {var: elements for var, elements in inside if elements is not None}, used)
+        else:
+            for elements in known:
+                used[elements if elements is not None else []] = True
+        for var, elements in zip(eqn.outvars, out, strict=False):
+            if elements is not None:
+                holds[var] = elements
+    return [None if hasattr(x, "val") else holds.get(x) for x in jaxpr.outvars]
 
 
 def program_key(closed: ClosedJaxpr) -> Hashable:

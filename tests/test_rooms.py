@@ -14,7 +14,7 @@ import lux_sciml as lux
 PACKAGE = Path(lux.__file__).parent
 ROOMS = """
 _compat _platform _tree activations initializers losses components derivatives core nn
-parameters optimize diffeq equilibrium inference export testing plot compilation
+parameters optimize diffeq equilibrium inference training export testing plot compilation
 """.split()  # each imports only from those before it
 
 
@@ -67,7 +67,7 @@ def test_names_of_the_root():
     assert len(lux.__all__) == len(set(lux.__all__)) and sorted(vars(lux).keys() & set(lux.__all__)) == sorted(
         lux.__all__
     )
-    for room in ("components", "core", "nn", "parameters", "optimize", "diffeq", "equilibrium"):
+    for room in ("components", "core", "nn", "parameters", "optimize", "diffeq", "equilibrium", "training"):
         names = importlib.import_module(f"lux_sciml.{room}").__all__
         assert set(names) <= set(lux.__all__)
     assert lux.__version__.count(".") == 2

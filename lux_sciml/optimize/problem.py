@@ -103,7 +103,7 @@ class Problem:
         value = one_number(found["value"])
         if self.has_state:
             require_same_kind(inputs.state, found["state"])
-        if not self.has_state and _in_training(found.get("aux")):
+        if not self.has_state and in_training(found.get("aux")):
             warnings.warn(
                 "the loss returns a state in training as its aux, and every step begins with the same one: statistics "
                 "and random keys do not advance. Pass it as `state=`, or `lux.testmode(st)` where it is to stay",
@@ -121,7 +121,7 @@ class Problem:
 
     def join(self, params: Any, inputs: Inputs) -> Any:
         """All parameters, with those that a method varies in their place."""
-        return params if self.part is None else self.part.join(params, inputs.fixed)
+        return params if self.part is None or inputs.fixed is None else self.part.join(params, inputs.fixed)
 
     def ravel(self, params: Any) -> np.ndarray:
         """`params` as a float64 array `(n,)`."""
@@ -251,7 +251,8 @@ def _widest(layout: Layout) -> np.dtype:
         return np.dtype(jnp.result_type(*(leaf.dtype for leaf in layout.leaves)))
 
 
-def _in_training(tree: Any) -> bool:
+def in_training(tree: Any) -> bool:
+    """Whether a state has a layer in training."""
     leaves = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, Mode))
     return any(leaf is Mode.TRAIN for leaf in leaves)
 
