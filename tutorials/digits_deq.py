@@ -177,7 +177,7 @@ def main():
             seconds = time.perf_counter() - start
             says = ", ".join(f"{accuracy[on]:.2%} on the {on} images" for on in accuracy)
             print(f"{name}, seed {seed}: {says}, after {seconds:.0f} s", flush=True)
-            lux.save(options.output / f"digits_{name}_{seed}.npz", ps)
+            lux.save(options.output / f"digits_{name}_{seed}.safetensors", ps)
     plot(options.output / "digits_deq.png", records)
     print(f"\nplots and parameters are in {options.output.resolve()}")
 

@@ -156,7 +156,7 @@ def main():
     fitted, solves, histories = {}, {}, {}
     for name, model in MODELS.items():
         fitted[name], solves[name], histories[name] = fit(name, model, ts, us)
-        lux.save(folder / f"{name.lower().replace(' ', '_')}.npz", fitted[name])
+        lux.save(folder / f"{name.lower().replace(' ', '_')}.safetensors", fitted[name])
 
     print("\nroot mean square errors of log(pelts)      1900-1914  1915-1920")
     for name, ps in fitted.items():

@@ -1,241 +1,101 @@
-"""Layouts as JSON, and vectors in files."""
+"""Trees in files: ComponentVectors, states, the memory of optimizers, whole training runs."""
 
-import contextlib
-import dataclasses
-import errno
 import inspect
-import json
 import math
 import os
-import secrets
-import shutil
-import stat
-import sys
 import zipfile
-from collections.abc import Hashable, Iterator
-from pathlib import Path as FilePath
 from typing import Any, BinaryIO
 
-import jax
-import jax.export
 import jax.numpy as jnp
 import numpy as np
 
+from . import safetensors
 from .difference import Differences, differences
+from .documents import from_json
 from .layout import Layout, stored_dtype
-from .matrix import ComponentMatrix
-from .nodes import ARRAY, DICT, LIST, NONE, TUPLE, Path, Static, Tied, container_name, quoted
+from .replacing import replacing
+from .trees import decode, encode
 from .updates import updated
 from .vector import ComponentVector
 
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None
-
-_VERSION = 1
+_STRUCTURE = "lux_sciml"  # the text in a file's metadata
 
 
-# --- layouts as JSON --------------------------------------------------------------------------------------------
+def save(path: str | os.PathLike[str], tree: Any) -> None:
+    """Write a tree to one file: a ComponentVector, a state, an optimizer's memory, a whole `TrainState`.
 
+    A tree of arrays, random keys, numbers, texts and `Mode`s in containers of any kind, ComponentVectors among them.
+    The file is in the safetensors format, which other libraries read: the arrays by their paths, and in its metadata
+    the structure and the layouts as JSON, and a sha256 of all; no pickle. What registered classes have in them
+    beside their arrays (the model of a TrainState, a layer) is not written, and comes from `like` when they are loaded.
 
-def to_json(layout: Layout) -> str:
-    """The layout as a JSON document, which `from_json` reads.
+    The file is written beside `path`, put on the disk and then renamed, so that `path` never holds half a file. It
+    keeps the permissions of the file that it replaces; where `path` is a symbolic link, the file it leads to is
+    replaced. What killed processes left beside it is removed.
 
-    NamedTuples and dataclasses are recorded by their import path. Raises `TypeError` for registered classes, such as
-    Equinox modules, whose structure only their code knows, and for names that are neither strings nor integers.
-
-    >>> layout = Layout.of({"a": jnp.ones(2)})
-    >>> to_json(layout)
-    '{"lux_sciml_layout": 1, "tree": {"dict": [["a", {"array": [2], "dtype": "float32"}]]}}'
-    >>> from_json(to_json(layout)) is layout
-    True
-    """
-    return json.dumps({"lux_sciml_layout": _VERSION, "tree": _encode(layout)})
-
-
-def from_json(text: str | bytes) -> Layout:
-    """The layout of a JSON document.
-
-    No code is imported: modules that define recorded NamedTuples and dataclasses must have been. Raises `ValueError`
-    for other documents and later versions, for classes that are not there, and for documents that contradict
-    themselves: a name twice, items of a list out of order, ties to what is not there or has another shape.
-
-    >>> from_json('{"lux_sciml_layout": 1, "tree": {"array": [2], "dtype": "int32"}}')
-    Traceback (most recent call last):
-    ValueError: the layout contradicts itself: the root has the dtype 'int32', which is no floating-point type
-    """
-    try:
-        document = json.loads(text, object_pairs_hook=_unique)
-        version, tree = document["lux_sciml_layout"], document["tree"]
-        if type(version) is not int:
-            raise TypeError(f"its version is {version!r}, no integer")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"this is no JSON document of a Layout: {text[:80]!r} ({error})") from error
-    if version != _VERSION:
-        raise ValueError(
-            f"the layout was written as version {version}, this lux_sciml reads version {_VERSION}: update it"
-        )
-    try:
-        layout = _decode(tree, ())
-        layout.require_one_kind()
-        if layout.untied.tie(*layout.ties) is not layout:
-            raise ValueError("ties lead to the first array of each group, in declared order")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"the layout contradicts itself: {error}") from error
-    return layout
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(dict(pairs)) < len(pairs):
-        raise ValueError("a name stands twice")
-    return dict(pairs)
-
-
-def _encode(layout: Layout) -> dict[str, Any]:
-    container = layout.container
-    if layout.is_array:
-        tie = {"tied": list(container.owner)} if isinstance(container, Tied) else {}
-        return {"array": list(layout.shape), "dtype": layout.dtype.name, **tie}
-    for key in layout.children:
-        if type(key) not in (str, int):
-            raise TypeError(f"a component named {key!r} has no place in JSON: names are strings or integers")
-    children = [[key, _encode(child)] for key, child in layout.children.items()]
-    if isinstance(container, str):
-        return {container: children}
-    if isinstance(container, type):
-        return {"class": f"{container.__module__}:{container.__qualname__}", "children": children}
-    name = type(container.value).__name__ if isinstance(container, Static) else container_name(container)
-    raise TypeError(
-        f"a layout with a {name} cannot be written as JSON: only its code knows its structure; keep a dict of it"
-    )
-
-
-def _decode(node: Any, path: Path) -> Layout:
-    here = quoted(path)
-    if not isinstance(node, dict):
-        raise ValueError(f"{here} is {node!r}, no part of a layout")
-    if ARRAY in node:
-        return _decode_array(node, here)
-    if set(node) == {"class", "children"}:
-        container, items = _imported(node["class"]), node["children"]
-    elif len(node) == 1 and set(node) <= {DICT, LIST, TUPLE, NONE}:
-        ((container, items),) = node.items()
-    else:
-        raise ValueError(f"{here} has {', '.join(node) or 'nothing'}, which is no kind of container")
-    if not (isinstance(items, list) and all(isinstance(item, list) and len(item) == 2 for item in items)):
-        raise ValueError(f"{here} has components that are no pairs of names and contents")
-    keys = [key for key, _ in items]
-    if not all(type(key) in (str, int) for key in keys):
-        raise ValueError(f"{here} has names that are neither strings nor integers: {keys}")
-    if len(set(keys)) < len(keys):
-        raise ValueError(f"{here} has a component twice, its names are {', '.join(map(str, keys))}")
-    if container != DICT and keys != _keys(container, len(keys)):
-        name = container_name(container)
-        raise ValueError(f"{here} is a {name} of {', '.join(map(str, keys))}, not of {_keys(container, len(keys))}")
-    return Layout(container, {key: _decode(child, (*path, key)) for key, child in items})
-
-
-def _keys(container: str | type, n: int) -> list[Hashable]:
-    """The keys of a container with n items, in order."""
-    if isinstance(container, str):
-        return [] if container == NONE else list(range(n))
-    if dataclasses.is_dataclass(container):
-        return [field.name for field in dataclasses.fields(container)]
-    return list(container._fields)
-
-
-def _decode_array(node: dict[str, Any], here: str) -> Layout:
-    shape, name, tied = node[ARRAY], node.get("dtype"), node.get("tied")
-    if not set(node) <= {ARRAY, "dtype", "tied"}:
-        raise ValueError(f"{here} is an array, and has {', '.join(node)}")
-    if not (isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape)):
-        raise ValueError(f"{here} has the shape {shape}")
-    try:
-        dtype = jnp.dtype(name if isinstance(name, str) else "object")
-    except TypeError:
-        dtype = np.dtype("object")
-    if dtype.name != name or stored_dtype(dtype, True) is None:
-        raise ValueError(f"{here} has the dtype {name!r}, which is no floating-point type")
-    if tied is not None and not (isinstance(tied, list) and all(type(key) in (str, int) for key in tied)):
-        raise ValueError(f"{here} is tied to {tied}, which is no path")
-    return Layout(ARRAY if tied is None else Tied(tuple(tied)), {}, tuple(shape), dtype)
-
-
-def _imported(name: Any) -> type:
-    module, _, qualname = str(name).partition(":")
-    out: Any = sys.modules.get(module)
-    for part in qualname.split("."):
-        out = getattr(out, part, None)
-    if not isinstance(out, type):
-        raise ValueError(f"the layout holds a {qualname}: import it from {module} first")
-    if not (dataclasses.is_dataclass(out) or (issubclass(out, tuple) and hasattr(out, "_fields"))):
-        raise ValueError(f"the layout holds a {qualname}, which is neither a NamedTuple nor a dataclass")
-    return out
-
-
-# --- vectors in files -------------------------------------------------------------------------------------------
-
-
-def save(path: str | os.PathLike[str], vector: Any) -> None:
-    """Write a vector to one file: NumPy's npz with the elements, and the layout as JSON; no pickle.
-
-    The file is written beside `path` and then renamed, so that `path` never holds half a file. It keeps the permissions
-    of the file that it replaces; where `path` is a symbolic link, the file it leads to is replaced. What killed
-    processes left beside it is removed.
-
-    A state holds random keys and modes too, and is no vector: `pickle` writes and reads it.
-
-    Raises `TypeError` for what is no ComponentVector of values, and for layouts that have no JSON: see `to_json`.
+    Raises `TypeError`, with the path, at what is no value: functions, traced arrays; `OSError` where it cannot be
+    written, and what was there is still there.
 
     >>> import os, tempfile
-    >>> path = os.path.join(tempfile.mkdtemp(), "ps.npz")
-    >>> save(path, ComponentVector(a=1, b=[2, 3]))
+    >>> path = os.path.join(tempfile.mkdtemp(), "run.safetensors")
+    >>> save(path, {"ps": ComponentVector(a=1, b=[2, 3]), "step": 7})
     >>> load(path)
-    ComponentVector(a=1, b=[2, 3])
+    {'ps': ComponentVector(a=1, b=[2, 3]), 'step': 7}
     """
-    if not isinstance(vector, ComponentVector):
-        raise TypeError(
-            f"save takes a ComponentVector, got {type(vector).__name__}; see ComponentVector.from_tree, and for "
-            "states `pickle`"
-        )
-    if not isinstance(vector.data, jax.Array | np.ndarray):
-        raise TypeError(f"save takes a ComponentVector of values, this one holds {vector.data}")
-    layout, data = to_json(vector.layout), np.asarray(vector.data)
+    structure, arrays = encode(tree)
     with replacing(path) as file:
-        name = np.asarray(data.dtype.name)
-        np.savez(file, layout=np.asarray(layout), dtype=name, data=data.view(_raw_dtype(data.dtype)))
+        safetensors.write(file, arrays, {_STRUCTURE: structure})
 
 
 @inspect.unwrap  # of the checks of tests: it says itself what is wrong
-def load(path: str | os.PathLike[str]) -> ComponentVector:
-    """The vector in a file, as it was saved, in the precision in force.
+def load(path: str | os.PathLike[str], like: Any = None) -> Any:
+    """The tree in a file, as it was saved, in the precision in force.
+
+    With `like`, a tree of the same structure (its arrays may be `jax.ShapeDtypeStruct`s), the result has the containers
+    of `like`, and what is static in them; structure, layouts, shapes and dtypes are compared first. A file with a class
+    that only its own code can make, such as a TrainState, is loaded in this way alone.
 
     Nothing is read before its size has been compared with that of the file. Raises `ValueError`, with the name of the
-    file, for files that `save` did not write, and `OSError` where there is none to be read.
+    file and the reason, for files that `save` did not write, that were changed, cut off, or written by a later version,
+    and with all that differs from `like`; `OSError` where there is none to be read. The npz files of earlier versions
+    are read too.
 
     >>> import os, tempfile
-    >>> path = os.path.join(tempfile.mkdtemp(), "ps.npz")
+    >>> path = os.path.join(tempfile.mkdtemp(), "ps.safetensors")
     >>> save(path, ComponentVector(a=1, b=[2, 3]))
     >>> load(path).b
     Array([2., 3.], dtype=float32)
+    >>> load(path, like=ComponentVector(a=0, b=[0, 0, 0]))  # doctest: +IGNORE_EXCEPTION_DETAIL
+    Traceback (most recent call last):
+    ValueError: 'ps.safetensors': what is in the file is not like `like`: ...
     """
     if not isinstance(path, str | bytes | os.PathLike):
         raise TypeError(f"load takes the path of a file, got a {type(path).__name__}")
     with open(path, "rb") as file:
         try:
-            length = os.fstat(file.fileno()).st_size
-            with zipfile.ZipFile(file) as archive:
-                layout, name, data = (_read(archive, member, length) for member in ("layout", "dtype", "data"))
-            layout, name = (x.item() if x.shape == () and x.dtype.kind == "U" else None for x in (layout, name))
-            if layout is None or name is None:
-                raise ValueError("its layout and dtype are no texts")
-            dtype = jnp.dtype(name)
-            if stored_dtype(dtype, True) is None or data.dtype != _raw_dtype(dtype):
-                raise ValueError(f"{data.dtype} data are no {name}")
-            return ComponentVector(data.view(dtype), from_json(layout))
+            if file.peek(4)[:4] == b"PK\3\4":
+                return _read_npz(file, like)
+            header = safetensors.read_header(file)
+            if _STRUCTURE not in header.metadata:
+                raise ValueError("it is a safetensors file, but `save` did not write it")
+            return decode(header.metadata[_STRUCTURE], safetensors.read_arrays(file, header), like)
         except Exception as error:  # of whatever kind a broken file brings about
-            raise ValueError(f"{os.fspath(path)!r} holds no ComponentVector: {error}") from error
+            raise ValueError(f"{os.fspath(path)!r} cannot be loaded: {error}") from error
+
+
+def _read_npz(file: BinaryIO, like: Any) -> ComponentVector:
+    """The ComponentVector in a file of an earlier version."""
+    length = os.fstat(file.fileno()).st_size
+    with zipfile.ZipFile(file) as archive:
+        layout, name, data = (_read(archive, member, length) for member in ("layout", "dtype", "data"))
+    layout, name = (x.item() if x.shape == () and x.dtype.kind == "U" else None for x in (layout, name))
+    if layout is None or name is None:
+        raise ValueError("its layout and dtype are no texts")
+    dtype = jnp.dtype(name)
+    if stored_dtype(dtype, True) is None or data.dtype != _raw_dtype(dtype):
+        raise ValueError(f"{data.dtype} data are no {name}")
+    vector = ComponentVector(data.view(dtype), from_json(layout))
+    return vector if like is None else decode(*encode(vector), like)
 
 
 def _raw_dtype(dtype: np.dtype) -> np.dtype:
@@ -262,75 +122,6 @@ def _read(archive: zipfile.ZipFile, name: str, length: int) -> np.ndarray:
         raise ValueError(f"`{name}` claims to be {dtype} of the shape {shape}, {claimed} bytes, and has {there}")
     with archive.open(member) as file:
         return np.lib.format.read_array(file, allow_pickle=False)
-
-
-# A file in the making has a name of its own and is locked, so that another process sees whether its maker is alive.
-_PREFIX = ".lux_sciml-"
-
-
-@contextlib.contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A new file, which takes the place of another one, and its permissions, at the end; of a link's target."""
-    target = FilePath(os.path.realpath(path))
-    old = target.stat() if target.exists() else None
-    if old is not None and not stat.S_ISREG(old.st_mode):
-        raise ValueError(f"{os.fspath(path)!r} is no file that a new one could replace")
-    if not target.parent.is_dir():
-        raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(target.parent))
-    _remove_left_over(target.parent)
-    temporary, file = _new_file(target.parent)
-    try:
-        with file:
-            yield file
-            file.flush()
-            if old is not None:
-                _keep_permissions(target, temporary, old)
-            os.fsync(file.fileno())
-            if fcntl is None:
-                file.close()  # Windows renames no open files
-            os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _new_file(folder: FilePath) -> tuple[FilePath, BinaryIO]:
-    while True:
-        path = folder / f"{_PREFIX}{secrets.token_hex(8)}"
-        file = open(path, "xb")
-        _lock(file, wait=True)
-        if path.exists():  # and was not removed as left over before it was locked
-            return path, file
-        file.close()
-
-
-def _remove_left_over(folder: FilePath) -> None:
-    """Remove what killed processes left in a folder: files with our names that nobody has locked."""
-    paths = []
-    with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        ours = [entry for entry in entries if entry.name.startswith(_PREFIX)]
-        paths = [entry.path for entry in ours if entry.is_file(follow_symlinks=False)]
-    for path in paths:
-        with contextlib.suppress(OSError), open(path, "rb") as file:
-            if _lock(file, wait=False):
-                os.unlink(path)
-
-
-def _lock(file: BinaryIO, wait: bool) -> bool:
-    """Whether a file's lock is ours now, until it is closed or the process ends; never where there are no locks."""
-    if fcntl is None:
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
-
-
-def _keep_permissions(old_path: FilePath, new_path: FilePath, old: os.stat_result) -> None:
-    with contextlib.suppress(OSError, AttributeError):  # another owner: for the superuser only
-        os.chown(new_path, old.st_uid, old.st_gid)
-    shutil.copymode(old_path, new_path)
 
 
 @inspect.unwrap  # of the checks of tests: it says itself what is wrong
@@ -369,17 +160,3 @@ def load_into(like: ComponentVector, source: Any, strict: bool = True) -> tuple[
     values = {leaf.path: x for leaf, x in zip(layout.leaves, layout.collect(source), strict=True)}
     fitting = [leaf.path for leaf in like.layout.leaves if leaf.path not in {*report.missing, *report.reshaped}]
     return updated(like, ((path, values[path]) for path in fitting), agreeing=True), report
-
-
-jax.export.register_pytree_node_serialization(
-    ComponentVector,
-    serialized_name="lux_sciml.ComponentVector",
-    serialize_auxdata=lambda layout: to_json(layout).encode(),
-    deserialize_auxdata=from_json,
-)
-jax.export.register_pytree_node_serialization(
-    ComponentMatrix,
-    serialized_name="lux_sciml.ComponentMatrix",
-    serialize_auxdata=lambda layouts: json.dumps([to_json(layout) for layout in layouts]).encode(),
-    deserialize_auxdata=lambda text: tuple(map(from_json, json.loads(text))),
-)

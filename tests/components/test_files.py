@@ -18,7 +18,8 @@ import pytest
 from hypothesis import given, settings
 
 from lux_sciml import ComponentVector, Layout, load, load_into, save
-from lux_sciml.components.files import from_json, to_json
+from lux_sciml.components import safetensors
+from lux_sciml.components.documents import from_json, to_json
 from tests.components.test_layout import Physics, Point, trees
 
 
@@ -87,11 +88,11 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     path, cv = tmp_path / "ps.npz", ComponentVector(a=1)
     save(path, cv)
 
-    def broken(file, **arrays):
+    def broken(file, *_):
         file.write(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(np, "savez", broken)
+    monkeypatch.setattr(safetensors, "write", broken)
     with pytest.raises(OSError, match="disk full"):
         save(path, cv + 1)
     assert load(path).equals(cv) and len(list(tmp_path.iterdir())) == 1
@@ -106,12 +107,12 @@ def test_what_is_no_file_of_ours(tmp_path):
     (tmp_path / "half").write_bytes((tmp_path / "whole").read_bytes()[:200])
     (tmp_path / "empty").touch()
     for name in ("text", "other.npz", "array.npy", "pickled.npz", "half", "empty"):
-        with pytest.raises(ValueError, match="holds no ComponentVector"):
+        with pytest.raises(ValueError, match="cannot be loaded"):
             load(tmp_path / name)
     with pytest.raises(FileNotFoundError):
         load(tmp_path / "nothing")
-    with pytest.raises(TypeError, match="save takes a ComponentVector, got dict"):
-        save(tmp_path / "a", {"a": 1.0})
+    with pytest.raises(TypeError, match="`a` is of type function: files hold arrays"):
+        save(tmp_path / "a", {"a": save})
 
 
 @pytest.fixture
@@ -215,7 +216,7 @@ def test_documents_that_contradict_themselves_are_refused(tree, message, tmp_pat
     with pytest.raises(ValueError, match=message):
         from_json(text)
     np.savez(tmp_path / "ps", layout=np.asarray(text), dtype=np.asarray("float32"), data=np.ones(2, np.float32))
-    with pytest.raises(ValueError, match=f"ps.npz' holds no ComponentVector: .*{message}"):
+    with pytest.raises(ValueError, match=f"ps.npz' cannot be loaded: .*{message}"):
         load(tmp_path / "ps.npz")
 
 
@@ -269,7 +270,7 @@ def test_files_that_claim_what_is_not_so_are_refused(tmp_path, other, message):
     written(tmp_path / "ps.npz")
     assert load(tmp_path / "ps.npz").a == 1
     written(tmp_path / "ps.npz", **other)
-    with pytest.raises(ValueError, match=rf"ps.npz' holds no ComponentVector: .*{message}"):
+    with pytest.raises(ValueError, match=rf"ps.npz' cannot be loaded: .*{message}"):
         load(tmp_path / "ps.npz")
 
 
@@ -283,13 +284,13 @@ def test_nothing_is_inflated_or_allocated_for_a_claim(tmp_path):
     (tmp_path / "claims.npz").write_bytes(content.replace(size, (2**31 - 4).to_bytes(4, "little")))
     for name in ("deflated", "claims"):
         tracemalloc.start()
-        with pytest.raises(ValueError, match=f"{name}.npz' holds no ComponentVector"):
+        with pytest.raises(ValueError, match=f"{name}.npz' cannot be loaded"):
             load(tmp_path / f"{name}.npz")
         assert tracemalloc.get_traced_memory()[1] < 2**22
         tracemalloc.stop()
 
 
-def test_truncated_and_flipped_files_raise_with_their_name_or_load_as_they_were(tmp_path):
+def test_truncated_and_flipped_files_raise_with_their_name(tmp_path):
     path, cv = tmp_path / "ps.npz", ComponentVector(a=[1, 2, 3], b={"c": 4})
     save(path, cv)
     whole = path.read_bytes()
@@ -297,10 +298,8 @@ def test_truncated_and_flipped_files_raise_with_their_name_or_load_as_they_were(
     broken += [whole[:i] + bytes([whole[i] ^ 1 << i % 8]) + whole[i + 1 :] for i in range(0, len(whole), 3)]
     for content in broken:
         path.write_bytes(content)
-        try:
-            assert load(path).equals(cv)
-        except ValueError as error:
-            assert "ps.npz' holds no ComponentVector" in str(error)
+        with pytest.raises(ValueError, match=r"ps.npz' cannot be loaded"):
+            load(path)
 
 
 def test_differences_from_a_file_name_it(tmp_path):
@@ -362,11 +361,12 @@ def test_names_of_any_length_and_places_that_are_no_files(tmp_path):
 
 def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
     program = """
-        import sys, time, numpy as np
+        import sys, time
         import lux_sciml as lux
-        def savez(file, **arrays):
+        from lux_sciml.components import safetensors
+        def write(file, *_):
             file.write(b"half"); file.flush(); print("writing", flush=True); time.sleep(60)
-        np.savez = savez
+        safetensors.write = write
         lux.save(sys.argv[1], lux.ComponentVector(a=1))
     """
     command = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path / "ps")]
@@ -386,6 +386,6 @@ def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
 
 
 def test_abstract_vectors_are_not_saved(tmp_path):
-    with pytest.raises(TypeError, match="a ComponentVector of values, this one holds ShapeDtypeStruct"):
+    with pytest.raises(TypeError, match="the root has no values"):
         save(tmp_path / "ps", jax.eval_shape(lambda: ComponentVector(a=1)))
     assert not list(tmp_path.iterdir())
