@@ -502,7 +502,7 @@ def used_inputs(closed: ClosedJaxpr) -> list[bool]:
 
         return list(dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[1])
     except (ImportError, TypeError):
-        read = {id(var) for eqn in _needed(jaxpr) for var in eqn.invars} | set(map(id, jaxpr.outvars))
+        read = {id(var) for eqn in needed(jaxpr) for var in eqn.invars} | set(map(id, jaxpr.outvars))
         return [id(var) in read for var in jaxpr.invars]
 
 
@@ -530,12 +530,12 @@ def _jaxpr_key(jaxpr: Any) -> Hashable:
             tuple((name, _value_key(x)) for name, x in sorted(eqn.params.items()) if name not in _RULES),
             tuple(map(bind, eqn.outvars)),
         )
-        for eqn in _needed(jaxpr)
+        for eqn in needed(jaxpr)
     )
     return (len(consts), tuple(map(_value_key, consts)), inputs, eqns, tuple(map(atom, jaxpr.outvars)))
 
 
-def _needed(jaxpr: Any) -> list[Any]:
+def needed(jaxpr: Any) -> list[Any]:
     """The equations without those that nothing depends on: what a library computes once and keeps appears only once."""
     wanted, needed = set(map(id, jaxpr.outvars)), []
     for eqn in reversed(jaxpr.eqns):

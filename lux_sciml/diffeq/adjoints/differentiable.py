@@ -2,6 +2,7 @@
 
 import contextlib
 import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import diffrax
@@ -9,7 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ..._compat import diffeqsolve
+from ..._compat import JitKey, diffeqsolve
 from .backsolve import BacksolveAdjoint
 from .discrete import DiscreteAdjoint
 from .gauss import GaussAdjoint
@@ -26,6 +27,18 @@ _NAMES = {
     ImplicitAdjoint: "implicit",
 }
 _REVERSE = (diffrax.RecursiveCheckpointAdjoint, diffrax.BacksolveAdjoint, GaussAdjoint)
+_other_solve = JitKey()
+
+
+@contextlib.contextmanager
+def solved_by(solve: Callable[..., diffrax.Solution]) -> Iterator[None]:
+    """Equations inside are solved by a function that is called as `diffrax.diffeqsolve`; they are traced anew."""
+    before = _other_solve.value
+    _other_solve.set(solve)
+    try:
+        yield
+    finally:
+        _other_solve.set(before)
 
 
 def differentiable_solve(
@@ -46,6 +59,8 @@ def differentiable_solve(
     Raises `TypeError` where it is differentiated in a mode that the adjoint does not have, and where its derivatives
     would be wrong, by complex states.
     """
+    if _other_solve.value is not None:
+        return _other_solve.value(terms, solver, t0, t1, dt0, y0, args, adjoint=adjoint, max_steps=max_steps, **options)
     name = _NAMES.get(type(adjoint))
     name = f"diffrax.{type(adjoint).__name__}" if name is None else f"adjoint={name!r}"
     inputs = terms, y0, args
