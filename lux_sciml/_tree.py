@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optimistix
 from jax.core import Tracer
 
 
@@ -126,6 +128,28 @@ def squared(x: Any) -> jax.Array:
     Array([25.,  0.], dtype=float32)
     """
     return jnp.square(jnp.real(x)) + jnp.square(jnp.imag(x)) if jnp.iscomplexobj(x) else jnp.square(x)
+
+
+def root(size: Any, dtype: Any) -> Any:
+    """The square root of a number of elements, which is symbolic where `jax.export` lets it open.
+
+    >>> root(4, jnp.float32)
+    2.0
+    """
+    return math.sqrt(size) if isinstance(size, int) else jnp.sqrt(jnp.asarray(size).astype(dtype))
+
+
+def rms_norm(tree: Any) -> jax.Array:
+    """`optimistix.rms_norm`, the root of the mean square, of trees of symbolic sizes too.
+
+    >>> rms_norm({"a": jnp.ones(3), "b": jnp.array(3.0)})
+    Array(1.7320508, dtype=float32)
+    """
+    size = sum(map(jnp.size, jax.tree.leaves(tree)))
+    if isinstance(size, int):
+        return optimistix.rms_norm(tree)
+    norm = optimistix.two_norm(tree)
+    return norm / root(size, norm.dtype)
 
 
 def real_type(x: jax.Array) -> np.dtype:

@@ -346,7 +346,7 @@ def _directions(x: Any) -> jax.Array:
     return jnp.broadcast_to(unit, (n, *x.shape))
 
 
-def _require_batch(x: Any, leading: tuple[int, ...], shape: tuple[int, ...]) -> None:
+def _require_batch(x: Any, leading: tuple[Any, ...], shape: tuple[Any, ...]) -> None:
     if x.ndim == 0 or leading != x.shape[:-1]:
         raise ValueError(
             f"expected a function that keeps the leading axes {x.shape[:-1]} of inputs {x.shape}, this one gives "

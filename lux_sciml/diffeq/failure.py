@@ -4,13 +4,15 @@ import dataclasses
 from typing import Any
 
 import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optimistix
 from jax import lax
 
 from .._compat import unchecked
-from .._tree import all_finite
+from .._tree import all_finite, rms_norm
 
 
 def mark_failure(sol: diffrax.Solution, *, complete: bool) -> diffrax.Solution:
@@ -178,4 +180,15 @@ def guarded(controller: diffrax.AbstractStepSizeController) -> diffrax.AbstractS
     """An adaptive controller with the guard; others, which never shrink their steps, without callbacks."""
     if type(controller) is diffrax.StepTo:
         return _StepTo(controller.ts)
-    return Guarded(controller) if isinstance(controller, diffrax.AbstractAdaptiveStepSizeController) else controller
+    if isinstance(controller, diffrax.AbstractAdaptiveStepSizeController):
+        return Guarded(_of_any_size(controller))
+    return controller
+
+
+def _of_any_size(controller: Any) -> Any:
+    """The controller with a norm that is defined for symbolic sizes too, in place of diffrax's default."""
+    if isinstance(controller, diffrax.PIDController) and controller.norm is optimistix.rms_norm:
+        return dataclasses.replace(controller, norm=rms_norm)
+    if isinstance(controller, diffrax.ClipStepSizeController):
+        return eqx.tree_at(lambda c: c.controller, controller, _of_any_size(controller.controller))
+    return controller

@@ -15,7 +15,7 @@ from equinox import AbstractVar
 from jax import lax
 from jaxtyping import Array, Bool, Float, Inexact, Int
 
-from .._tree import where
+from .._tree import root, where
 from .precision import as_real, from_real, spacing, widest
 from .tolerances import REDUCTION, attainable
 
@@ -158,7 +158,7 @@ class Accelerated(optx.AbstractFixedPointSolver):
 
     def _start(self, y: Inexact[Array, " n"]) -> _Progress:
         m, dtype = self.history_length, y.dtype
-        window, nothing = jnp.zeros((m, len(y)), dtype), jnp.array(jnp.inf, y.real.dtype)
+        window, nothing = jnp.zeros((m, y.size), dtype), jnp.array(jnp.inf, y.real.dtype)
         return _Progress(
             history=History(window, window, jnp.zeros((m, m), dtype), jnp.array(0)),
             base=_Base(y, jnp.zeros_like(y), nothing),
@@ -183,7 +183,7 @@ class Accelerated(optx.AbstractFixedPointSolver):
         """
         g, base, best, limit = f - y, progress.base, progress.best, progress.limit
         rtol, length = attainable(self.rtol, eps), jnp.linalg.norm(f)
-        typical = length / max(len(f), 1) ** 0.5
+        typical = length / root(max(f.size, 1), length.dtype)
         small = jnp.maximum(self.atol + jnp.minimum(rtol * jnp.abs(f), limit), _SMALLEST)
         size = jnp.abs(g)
         error, residual = jax.vmap(self.norm)(jnp.stack([size / small, size]))  # one pass through memory

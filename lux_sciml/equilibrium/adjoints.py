@@ -322,7 +322,7 @@ class FixedPointLinearSolver(lx.AbstractLinearSolver):
         return True
 
 
-def choose_linear_solver(size: int, plain: bool, tolerance: float, max_steps: int = 256) -> lx.AbstractLinearSolver:
+def choose_linear_solver(size: Any, plain: bool, tolerance: float, max_steps: int = 256) -> lx.AbstractLinearSolver:
     """The linear solver for the gradient of a fixed point of `size` elements.
 
     Dense for a few; for more the fixed-point iteration on the adjoint equation, `plain` where the fixed point itself

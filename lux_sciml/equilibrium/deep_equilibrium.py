@@ -245,7 +245,7 @@ STATS = {  # each with what stands for a batch
 _TYPES = {"steps": jnp.int32, "evaluations": jnp.int32, "converged": bool}
 
 
-def no_stats(shape: tuple[int, ...]) -> dict[str, Array]:
+def no_stats(shape: tuple[Any, ...]) -> dict[str, Array]:
     """The statistics before the first solve: NaN, no steps, not converged."""
     return {name: jnp.full(shape, 0 if name in _TYPES else jnp.nan, _TYPES.get(name, float)) for name in STATS}
 
@@ -272,7 +272,7 @@ def zeros_like_input(x: Any, shape: Any) -> Any:
     return zeros_of(leaves[0].shape[:1], shape, dtype)
 
 
-def zeros_of(batch: tuple[int, ...], shape: Any, dtype: Any) -> Any:
+def zeros_of(batch: tuple[Any, ...], shape: Any, dtype: Any) -> Any:
     """Zeros for a batch, from the field `shape`."""
     if isinstance(shape, int):
         return jnp.zeros((*batch, shape), dtype)
@@ -281,7 +281,7 @@ def zeros_of(batch: tuple[int, ...], shape: Any, dtype: Any) -> Any:
     return tuple(zeros_of(batch, part, dtype) for part in shape)
 
 
-def _require_batch(x: Any, batch_shape: tuple[int, ...]) -> None:
+def _require_batch(x: Any, batch_shape: tuple[Any, ...]) -> None:
     """Raise `ValueError` where an input is not of the batch whose last solution is kept."""
     for leaf in jax.tree.leaves(x)[:1]:
         if leaf.shape[: len(batch_shape)] != batch_shape:

@@ -13,7 +13,7 @@ import lineax as lx
 import optimistix as optx
 from jax import Array, lax
 
-from .._tree import all_finite, describe, is_inexact, single
+from .._tree import all_finite, describe, is_inexact, rms_norm, single
 from ..components import ComponentVector, named_like
 from ..core import Constant, Layer, Wrapper, field
 from ..core.container import errors_of
@@ -333,7 +333,7 @@ class EquilibriumLayer(Layer, kw_only=True):
             dt0=None,
             y0=uniform(y0),
             args=args,
-            stepsize_controller=diffrax.PIDController(self.rtol, self.atol),
+            stepsize_controller=diffrax.PIDController(self.rtol, self.atol, norm=rms_norm),
             event=diffrax.Event(diffrax.steady_state_event(self.rtol, self.atol, optx.max_norm)),
             max_steps=max_steps,
             throw=False,

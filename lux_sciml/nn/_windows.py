@@ -90,7 +90,7 @@ class Sliding(Layer, kw_only=True):
             raise ValueError(f"{name} with a kernel of {n} axes got a {option} for {len(values)}: {values}")
         return values
 
-    def batched(self, x: Any, features: int | None = None) -> tuple[jax.Array, tuple[int, ...]]:
+    def batched(self, x: Any, features: int | None = None) -> tuple[jax.Array, tuple[Any, ...]]:
         """`(..., *space, features)` with the first axes as one, and these axes; `ValueError` for other inputs."""
         n = len(self.window.size)
         if x.ndim <= n or features not in (None, x.shape[-1]):

@@ -108,7 +108,7 @@ def scaled_dot_product_attention(
 # --- masks ----------------------------------------------------------------------------------------------------------
 
 
-def visible(mask: Any, is_causal: bool, queries: int, keys: int) -> Array | None:
+def visible(mask: Any, is_causal: bool, queries: Any, keys: Any) -> Array | None:
     """Which query sees which key, `(..., queries, keys)` or a shape that broadcasts to it; `None` where all see all."""
     causal = jnp.tril(jnp.ones((queries, keys), bool)) if is_causal else None
     if mask is None:

@@ -42,7 +42,7 @@ class RecurrentCell(Layer):
     """
 
     @abc.abstractmethod
-    def initial_carry(self, ps: dict[str, Any], batch_shape: tuple[int, ...], dtype: Any) -> Any:
+    def initial_carry(self, ps: dict[str, Any], batch_shape: tuple[Any, ...], dtype: Any) -> Any:
         """The carry before the first step, for inputs of shape `(*batch_shape, features)`."""
 
 
@@ -53,7 +53,7 @@ def cell_of(layer: Any) -> RecurrentCell | None:
     return layer if isinstance(layer, RecurrentCell) else None
 
 
-def initial_carry(layer: Layer, ps: dict[str, Any], st: Any, batch_shape: tuple[int, ...], dtype: Any) -> Any:
+def initial_carry(layer: Layer, ps: dict[str, Any], st: Any, batch_shape: tuple[Any, ...], dtype: Any) -> Any:
     """The carry before the first step of a cell, or of a layer around one that keeps parameters in another form."""
     while isinstance(layer, Wrapper) and not isinstance(layer, RecurrentCell):
         ps, st = layer.to_child(ps, st)

@@ -54,7 +54,8 @@ class StepRecord(eqx.Module):
     def start(cls, state: Any, max_steps: int) -> "StepRecord":
         """An empty record, for steps from diffrax's loop state `state`."""
         size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((state.y, state.solver_state)))
-        slots = max(256 if 256 * size <= _SMALL else 64, 2 ** math.ceil(math.log2(max_steps) / 2))
+        small = isinstance(size, int) and 256 * size <= _SMALL  # `jax.export` has sizes that are no integers
+        slots = max(256 if small else 64, 2 ** math.ceil(math.log2(max_steps) / 2))
         slots = min(slots, max_steps + max_steps % 2)
         return cls(
             ends=jnp.zeros(max_steps, state.tprev.dtype),

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optimistix
 
-from ..._tree import single, squared
+from ..._tree import rms_norm, single, squared
 from ...core import StatefulWrapper, field
 from ...core.converters import checks_itself, short
 from ..equation import Equation, Fields, diffeqsolve
@@ -98,7 +98,8 @@ class WithCosts(StatefulWrapper):
         layer = self.layer
         problem, layer_st = layer.problem(x, ps, st["layer"])
         key, next_key = jax.random.split(st["key"])
-        problem = problem._replace(data=(problem.data, _random_like(key, single(problem.y0))))
+        probe = _random_like(key, single(problem.y0)) if "jacobian" in self.costs else None
+        problem = problem._replace(data=(problem.data, probe))
         out, layer_st = layer.solved(problem, ps, layer_st, self._solve)
         saved: Any = out.ys if isinstance(out, diffrax.Solution) else out
         costs = saved["costs"]
@@ -133,7 +134,7 @@ class WithCosts(StatefulWrapper):
 
 
 def _norm_of_y(scaled_error: Any) -> jax.Array:
-    return optimistix.rms_norm(scaled_error["y"])
+    return rms_norm(scaled_error["y"])
 
 
 def _random_like(key: jax.Array, y0: Any) -> Any:
