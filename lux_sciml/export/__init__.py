@@ -1,5 +1,14 @@
-"""Models out of the notebook: files that other programs load, without lux_sciml."""
+"""Models out of the notebook: files that other programs load, without lux_sciml.
+
+`save` picks the format by the suffix: `stablehlo` (all layers and solves, for JAX on any platform; `load` gives an
+`ExportedFunction`), `saved_model` (for TensorFlow and TensorFlow Serving). What is exported is a `plain_function`, a
+`PlainFunction`; `read_metadata` reads what a file tells of itself.
+"""
 
 from .function import PlainFunction as PlainFunction, plain_function as plain_function
+from .metadata import read_metadata as read_metadata
+from .save import save as save
+from .saved_model import saved_model as saved_model
+from .stablehlo import ExportedFunction as ExportedFunction, load as load, stablehlo as stablehlo
 
 __all__ = []

@@ -23,6 +23,7 @@ from ..components.nodes import Path, close_container, open_container
 from ..core import Layer, Mode
 from ..core.parameters import parameter_layout, parameter_tree
 
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 BATCH = "batch"  # the name of the symbolic size
 _ARRAYS = jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct
 Arrays = dict[str, jax.ShapeDtypeStruct]

@@ -1,0 +1,104 @@
+"""SavedModel: for TensorFlow and TensorFlow Serving."""
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from .function import PLATFORMS, PlainFunction, plain_function
+from .metadata import SAVED_MODEL
+
+
+def saved_model(
+    path: str | os.PathLike[str],
+    model: Any,
+    ps: Any = None,
+    st: Any = None,
+    x: Any = None,
+    *,
+    batch_axis: Any = 0,
+    params: str = "constant",
+    names: Mapping[str, str] | None = None,
+    version: int = 1,
+    gradient: bool = False,
+    platforms: Iterable[str] = PLATFORMS,
+) -> None:
+    """Write a model, a loss, a gradient or a whole solve as a SavedModel, in the layout of TensorFlow Serving.
+
+    The folder is `path/version`. Its signature `serving_default` takes the inputs and gives the outputs by name, and so
+    does `tf.saved_model.load(folder).call`, by position too. The program in it is StableHLO, which TensorFlow compiles
+    by XLA; other readers of SavedModels do not know it. Its metadata is in `assets.extra/lux_sciml.json`.
+
+    * `path`: the folder of the model, which may hold other versions.
+    * `model`, `ps`, `st`, `x`, `batch_axis`, `params`, `names`: see `lux.export.plain_function`.
+    * `version`: a number; TensorFlow Serving serves the highest. One that is there already is replaced, when the new
+      one is complete.
+    * `gradient`: whether `tf.GradientTape` may differentiate the outputs.
+    * `platforms`: of `"cpu"`, `"cuda"`, `"rocm"`, `"tpu"`.
+
+    Raises what `plain_function` raises, `ValueError` for a version that is no number of at least 0, and `ImportError`
+    without TensorFlow, which comes with `pip install lux-sciml[export]`.
+    """
+    if not isinstance(version, int) or isinstance(version, bool) or version < 0:
+        raise ValueError(f"a version of a SavedModel is a number, 0, 1, 2, ..., got {version!r}")
+    function = plain_function(model, ps, st, x, batch_axis=batch_axis, params=params, names=names)
+    try:
+        import tensorflow as tf
+    except ImportError as error:
+        raise ImportError("SavedModels are written by TensorFlow: pip install lux-sciml[export]") from error
+    module, call = tf.Module(), _tensorflow_function(tf, function, gradient, tuple(platforms))
+    setattr(module, "call", call)  # noqa: B010  # a module has whatever attributes it is given
+    with _replacing_folder(Path(path) / str(version)) as folder:
+        tf.saved_model.save(module, str(folder), signatures={"serving_default": call})
+        about = folder / SAVED_MODEL
+        about.parent.mkdir()
+        about.write_text(json.dumps(function.metadata("SavedModel", platforms=list(platforms), gradient=gradient)))
+
+
+def _tensorflow_function(tf: Any, function: PlainFunction, gradient: bool, platforms: tuple[str, ...]) -> Any:
+    """The function in TensorFlow, from the inputs by position or by name to the outputs by name."""
+    from jax.experimental import jax2tf
+
+    function.require_types("SavedModel", _types(tf), "lux.export.stablehlo")
+    converted = jax2tf.convert(
+        function.call,
+        polymorphic_shapes=[str(spec.shape) for spec in function.specs],
+        with_gradient=gradient,
+        native_serialization_platforms=platforms,
+    )
+    signature = [
+        tf.TensorSpec([n if isinstance(n, int) else None for n in spec.shape], spec.dtype, name=name)
+        for name, spec in function.inputs.items()
+    ]
+
+    def call(*arrays: Any) -> dict[str, Any]:
+        return dict(zip(function.outputs, converted(*arrays), strict=True))
+
+    return tf.function(call, autograph=False, input_signature=signature)
+
+
+def _types(tf: Any) -> list[Any]:
+    real = [tf.bfloat16, tf.float16, tf.float32, tf.float64, tf.complex64, tf.complex128]
+    whole = [tf.int8, tf.int16, tf.int32, tf.int64, tf.uint8, tf.uint16, tf.uint32, tf.uint64, tf.bool]
+    return [dtype.as_numpy_dtype for dtype in real + whole]
+
+
+@contextlib.contextmanager
+def _replacing_folder(target: Path) -> Iterator[Path]:
+    """A new folder, which takes the place of another one at the end."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".lux_sciml-", dir=target.parent) as beside:
+        new, old = Path(beside, "new"), Path(beside, "old")
+        new.mkdir()
+        yield new
+        if target.exists():
+            target.rename(old)
+        try:
+            new.rename(target)
+        except BaseException:
+            if old.exists():
+                old.rename(target)
+            raise

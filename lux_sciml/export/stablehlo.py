@@ -1,0 +1,187 @@
+"""StableHLO: every layer and every solve, for `jax.export.deserialize` on any platform, and what loads it checked."""
+
+import functools
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+
+from .._tree import describe
+from ..components import ComponentVector, Layout, from_json
+from ..components.replacing import replacing
+from .function import PLATFORMS, plain_function
+from .metadata import read_metadata
+
+
+def stablehlo(
+    path: str | os.PathLike[str],
+    model: Any,
+    ps: Any = None,
+    st: Any = None,
+    x: Any = None,
+    *,
+    batch_axis: Any = 0,
+    params: str = "constant",
+    names: Mapping[str, str] | None = None,
+    platforms: Iterable[str] = PLATFORMS,
+    derivatives: int = 0,
+) -> None:
+    """Write a model, a loss, a gradient or a whole solve as StableHLO, in the file format of `jax.export`.
+
+    All layers and solves can be written; one file serves all `platforms`. `lux.export.load` gives a function that
+    checks its inputs. Where there is JAX alone, without lux_sciml, Equinox and diffrax,
+    `jax.export.deserialize(bytearray(open(path, "rb").read())).call(x)` calls it, with the inputs in their order, and
+    gives the tuple of the outputs. The metadata stand as JSON behind the program, which JAX does not look at.
+
+    * `path`: the file, which is written whole or not at all.
+    * `model`, `ps`, `st`, `x`, `batch_axis`, `params`, `names`: see `lux.export.plain_function`.
+    * `platforms`: of `"cpu"`, `"cuda"`, `"rocm"`, `"tpu"`.
+    * `derivatives`: how often the loaded function can be differentiated in reverse mode.
+
+    Raises what `plain_function` raises, and `ImportError` without the package flatbuffers.
+
+    >>> import os, tempfile, lux_sciml as lux
+    >>> layer = lux.Dense(2, 3)
+    >>> ps, st = lux.setup(jax.random.key(0), layer)
+    >>> path = os.path.join(tempfile.mkdtemp(), "dense.stablehlo")
+    >>> stablehlo(path, layer, ps, lux.testmode(st), jnp.ones((1, 2)))
+    >>> load(path)(jnp.ones((8, 2))).shape
+    (8, 3)
+    """
+    function = plain_function(model, ps, st, x, batch_axis=batch_axis, params=params, names=names)
+    exported = jax.export.export(function.call, platforms=tuple(platforms))(*function.specs)
+    program = exported.serialize(vjp_order=derivatives)
+    about = function.metadata("StableHLO", platforms=list(platforms), derivatives=derivatives)
+    with replacing(path) as file:
+        file.write(program)
+        file.write(json.dumps(about).encode())
+
+
+class ExportedFunction:
+    """A function from a file, as `lux.export.load` gives it: called with its inputs in their order, or by name.
+
+    It returns the array, where there is one output, and a dict of arrays by name elsewhere. It is compiled for each
+    size of its batch. Under `jax.jit` it may be part of another program, and under `jax.grad` where it was exported
+    with `derivatives`.
+
+    * `metadata`: what the file tells of itself;
+    * `inputs`, `outputs`: by name, the shapes, with names for open sizes, and the types;
+    * `layout`: that of the parameters, or `None`.
+
+    Calls raise `TypeError` for inputs that are missing, unknown or of another type, and `ValueError` for shapes outside
+    of those that it was exported for, and for parameters of another layout.
+    """
+
+    def __init__(self, exported: jax.export.Exported, metadata: dict[str, Any]):
+        self.metadata = metadata
+        self._call = jax.jit(exported.call)
+
+    @property
+    def inputs(self) -> dict[str, tuple[tuple[int | str, ...], np.dtype]]:
+        return _arrays(self.metadata["inputs"])
+
+    @property
+    def outputs(self) -> dict[str, tuple[tuple[int | str, ...], np.dtype]]:
+        return _arrays(self.metadata["outputs"])
+
+    @functools.cached_property
+    def layout(self) -> Layout | None:
+        layout = self.metadata["parameters"].get("layout")
+        return None if layout is None else from_json(json.dumps(layout))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        given = self._by_name(args, kwargs)
+        sizes: dict[str, int] = {}
+        arrays = [self._checked(name, given[name], *spec, sizes) for name, spec in self.inputs.items()]
+        outputs = self._call(*arrays)
+        return outputs[0] if len(outputs) == 1 else dict(zip(self.outputs, outputs, strict=True))
+
+    def __repr__(self) -> str:
+        def text(arrays: Any) -> str:
+            return ", ".join(f"{name}: {dtype}{list(shape)}" for name, (shape, dtype) in arrays.items())
+
+        return f"<exported {self.metadata['model']}: ({text(self.inputs)}) -> ({text(self.outputs)})>".replace("'", "")
+
+    def _by_name(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        names = list(self.inputs)
+        given = dict(zip(names, args, strict=False)) | kwargs
+        if len(args) > len(names) or len(given) < len(args) + len(kwargs) or given.keys() != set(names):
+            got = [f"{len(args)} by position"] * bool(args) + list(kwargs)
+            raise TypeError(f"this function takes {', '.join(names)}; got {', '.join(got) or 'nothing'}")
+        return given
+
+    def _checked(self, name: str, x: Any, shape: tuple[int | str, ...], dtype: np.dtype, sizes: dict[str, int]) -> Any:
+        if isinstance(x, ComponentVector):
+            if name == "params" and self.layout is not None:
+                self.layout.require_same(x.layout)
+            x = x.data
+        try:
+            x = x if isinstance(x, jax.Array) else np.asarray(x)
+            converts = _converts(x.dtype, dtype)
+        except (TypeError, ValueError):  # random keys, texts, ragged lists
+            converts = False
+        if not converts:
+            raise TypeError(f"the input {name!r} is an array of {dtype}, got {describe(x)}")
+        _require_shape(name, x.shape, shape, sizes)
+        return x.astype(dtype)
+
+
+def load(path: str | os.PathLike[str]) -> ExportedFunction:
+    """The function in a file that `lux.export.stablehlo` wrote: see `ExportedFunction`, whose calls check their inputs.
+
+    Only load files that you trust: a program may call what jaxlib has to be called. Raises `ValueError` for other
+    files, broken ones among them, and for one in double precision where JAX has no 64-bit types.
+    """
+    metadata = read_metadata(path)
+    if metadata.get("format") != "StableHLO":
+        raise ValueError(
+            f"{os.fspath(path)!r} is {metadata.get('format')}, which its own runtime loads; `lux.export.load` is for "
+            "the files of `lux.export.stablehlo`"
+        )
+    try:
+        exported = jax.export.deserialize(bytearray(Path(path).read_bytes()))
+    except Exception as error:  # of whatever kind a broken file brings about
+        raise ValueError(
+            f"{os.fspath(path)!r} holds no program that this JAX {jax.__version__} reads: {error}"
+        ) from error
+    function = ExportedFunction(exported, metadata)
+    for name, (_, dtype) in {**function.inputs, **function.outputs}.items():
+        if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+            raise ValueError(
+                f"{name!r} is {dtype}, and JAX has no 64-bit types here: "
+                'call `jax.config.update("jax_enable_x64", True)` first'
+            )
+    return function
+
+
+def _converts(dtype: Any, to: np.dtype) -> bool:
+    """Whether elements may stand for those of another type: never for one of fewer kinds."""
+    if np.dtype(dtype) == to:
+        return True
+    kinds = (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
+    (given,), (wanted,) = ([i for i, kind in enumerate(kinds) if jnp.issubdtype(d, kind)] for d in (dtype, to))
+    return np.can_cast(dtype, to, "same_kind") if wanted == 1 else given <= wanted
+
+
+def _require_shape(name: str, got: tuple[int, ...], expected: tuple[int | str, ...], sizes: dict[str, int]) -> None:
+    def fits(m: int, n: int | str) -> bool:
+        if isinstance(n, int):
+            return n == m
+        return m > 0 and (not n.isidentifier() or sizes.setdefault(n, m) == m)  # jax.export checks `2*batch`
+
+    if len(got) != len(expected) or not all(map(fits, got, expected)):
+        known = "".join(f", here {n} = {m}" for n, m in sizes.items() if n in expected and m not in got)
+        raise ValueError(
+            f"the input {name!r} has the shape ({', '.join(map(str, expected))}), where a name stands for any size "
+            f"above zero{known}; got {got}"
+        )
+
+
+def _arrays(described: list[dict[str, Any]]) -> dict[str, tuple[tuple[int | str, ...], np.dtype]]:
+    return {one["name"]: (tuple(one["shape"]), jnp.dtype(one["dtype"])) for one in described}

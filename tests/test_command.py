@@ -1,0 +1,95 @@
+"""The command `lux-sciml`: what files hold, and parameters from a file exported with their model."""
+
+import json
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import lux_sciml as lux
+from lux_sciml.command import main
+
+NETS = """
+import jax.numpy as jnp
+import lux_sciml as lux
+
+net = lux.Chain(lux.Dense(2, 3, jnp.tanh), lux.BatchNorm(3))
+plain = lux.Dense(2, 3, jnp.tanh)
+two = lux.Parallel(jnp.add, lux.Dense(2, 3), lux.Dense(4, 3))
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    (tmp_path / "some_nets.py").write_text(NETS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "some_nets", raising=False)
+    return tmp_path
+
+
+def told(capsys, *arguments):
+    code = main(arguments)
+    out = capsys.readouterr()
+    return code, out.out.strip(), out.err.strip()
+
+
+def test_parameters_are_exported_with_the_state_of_their_file(folder, capsys, key):
+    sys.path.insert(0, str(folder))
+    from some_nets import net
+
+    sys.path.pop(0)
+    ps, st = lux.setup(key, net, dtype="float32")
+    x = np.random.default_rng(0).normal(size=(8, 2)).astype(np.float32)
+    _, st = net(x, ps, st)  # running statistics of one batch
+    lux.save("run.safetensors", {"ps": ps, "st": st})
+    lux.save("ps.safetensors", ps)
+    command = ["export", "run.safetensors", "--model", "some_nets:net", "--to", "stablehlo", "--input", "batch,2"]
+    assert told(capsys, *command) == (0, "run.stablehlo", "")
+    expected = net(x, ps, lux.testmode(st))[0]
+    np.testing.assert_allclose(lux.export.load("run.stablehlo")(x), expected, rtol=1e-6)
+
+    code, out, _ = told(capsys, "info", "run.stablehlo")
+    lines = [line.split(maxsplit=1) for line in out.splitlines()]
+    assert code == 0 and ["inputs", "x float32[batch, 2]"] in lines and ["parameters", "constant, 15"] in lines
+    assert f"jax {jax.__version__}" in out and "sha256" in out and ["format", "StableHLO"] in lines
+    code, out, _ = told(capsys, "info", "run.safetensors", "--json")
+    about = json.loads(out)
+    assert about["elements"]["float32"] == 21 and {"name": "ps", "shape": [15], "dtype": "float32"} in about["arrays"]
+
+    command[1] = "ps.safetensors"
+    code, _, err = told(capsys, *command)
+    assert code == 1 and "the state of some_nets:net has arrays, such as running statistics" in err
+
+
+def test_several_inputs_and_open_parameters(folder, capsys, key):
+    lux.save("two.safetensors", lux.setup(key, lux.Parallel(None, lux.Dense(2, 3), lux.Dense(4, 3)))[0])
+    inputs = ["--input", "n,2", "--input", "n,4", "--dtype", "float64", "--parameters", "input"]
+    command = ["export", "two.safetensors", "--model", "some_nets:two", "--to", "stablehlo", *inputs]
+    assert told(capsys, *command, "--output", "other.stablehlo") == (0, "other.stablehlo", "")
+    assert lux.export.load("other.stablehlo").inputs["x_1"] == (("n", 4), np.float64)
+
+
+def test_what_is_wrong_is_one_sentence(folder, capsys, key):
+    lux.save("ps.safetensors", lux.setup(key, lux.Dense(2, 3))[0])
+    lux.save("list.safetensors", [np.ones(2)])
+    (folder / "text.npz").write_text("PK and no more")
+    changed = bytearray((folder / "ps.safetensors").read_bytes())
+    changed[-1] ^= 1
+    (folder / "changed.safetensors").write_bytes(changed)
+    export = ["--to", "stablehlo", "--input", "batch,2", "--model"]
+    for command, sentence in [
+        (["info", "none"], "No such file"),
+        (["info", "some_nets.py"], "is no file that was exported by lux_sciml"),
+        (["info", "."], "is no SavedModel that was exported"),
+        (["info", "text.npz"], "cannot be loaded"),
+        (["info", "changed.safetensors"], "sha256"),
+        (["export", "list.safetensors", *export, "some_nets:plain"], "neither a ComponentVector nor a dict"),
+        (["export", "ps.safetensors", *export, "some_nets:none"], "expected the name of a layer, module:name"),
+        (["export", "ps.safetensors", *export, "no_such_nets:net"], "No module named 'no_such_nets'"),
+        (["export", "ps.safetensors", *export, "some_nets:two"], "these are not the parameters"),
+        (["export", "ps.safetensors", *export, "some_nets:plain", "--input", "3"], "array"),
+    ]:
+        code, out, err = told(capsys, *command)
+        assert code == 1 and out == "" and sentence in err and "\n" not in err, (command, err)
+    assert {path.suffix for path in folder.iterdir()} >= {".safetensors"} and not list(folder.glob("*.stablehlo"))
