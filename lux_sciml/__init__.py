@@ -12,8 +12,8 @@ What there is, by subject; `help(lux.NeuralODE)` and so on tell more.
   `check_finite`, `StatefulLayer`; `lux.testing.check_layer`.
 * Parameters: `ComponentVector`, `ComponentMatrix`, `concat`, `save`, `load`, `load_into`; `Frozen`, `WeightNorm`,
   `SpectralNorm`; `lux.parameters`, `lux.constraints`, `lux.initializers`.
-* Fitting: `minimize`; `lux.losses`; `hessian`, `jacobian`, `hvp` and `lux.derivatives`; `lux.inference` for errors of
-  parameters; `lux.plot`.
+* Fitting: `minimize`, `least_squares`; `lux.losses`; `hessian`, `jacobian`, `hvp` and `lux.derivatives`;
+  `lux.inference` for errors of parameters; `lux.plot`.
 """
 
 from . import (

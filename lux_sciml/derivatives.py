@@ -139,7 +139,7 @@ def jacobian(f: Callable[..., Any], *, mode: str | None = None, has_aux: bool = 
             (rows,), _ = jax.eval_shape(lambda flat: ((flat_f(flat)[0],), None), flat)
             chosen = "forward" if columns.size <= rows.size else "reverse"
         transform = jax.jacfwd if chosen == "forward" else jax.jacrev
-        with _mode(chosen), _explained():
+        with _mode(chosen), explained():
             matrix, (rows, aux) = transform(flat_f, has_aux=True)(flat)
         named = ComponentMatrix(matrix, rows.value, columns)
         return (named, aux) if has_aux else named
@@ -160,7 +160,7 @@ def hessian(f: Callable[..., Any], *, has_aux: bool = False) -> Callable[..., An
 
     def value(x, *args):
         flat, layout = _flat(x)
-        with _mode("both"), _explained(second_order=True):
+        with _mode("both"), explained(second_order=True):
             gradient = jax.grad(_scalar_function(f, x, args, has_aux), has_aux=True)
             matrix, aux = jax.jacfwd(gradient, has_aux=True)(flat)
         named = ComponentMatrix(matrix, layout, layout)
@@ -182,7 +182,7 @@ def hvp(f: Callable[..., Any]) -> Callable[..., Any]:
     def value(x, v, *args):
         flat, layout = _flat(x)
         direction = (layout.ravel(v) if layout_of(x) is None else layout.check(v)).astype(flat.dtype)
-        with _mode("both"), _explained(second_order=True):
+        with _mode("both"), explained(second_order=True):
             gradient = jax.grad(_scalar_function(f, x, args, False), has_aux=True)
             return _like(x, jax.jvp(lambda flat: gradient(flat)[0], (flat,), (direction,))[1], layout)
 
@@ -256,7 +256,7 @@ _EXPLAINED = {  # what JAX and diffrax say of a mode that a function lacks: why,
 
 
 @contextlib.contextmanager
-def _explained(second_order: bool = False) -> Iterator[None]:
+def explained(second_order: bool = False) -> Iterator[None]:
     """Turns errors about a mode that a function does not have into what to do about it."""
     try:
         yield

@@ -1,15 +1,21 @@
-"""Optimization of flat parameters: one call over SciPy, optimistix and optax.
+"""Optimization of flat parameters: one call over SciPy, optimistix and optax; least squares.
 
 In this order, each file using those before it: `reads` (what a loss reads besides its arguments), `part` (the
-components that are fitted), `problem` (a loss and its parameters), `programs` (what is traced and compiled of it),
-`progress`, `chunks` and `convergence` (how a run goes and ends), the three backends, `minimize`; and
-`optax_transforms`.
+components that are fitted), `fitted_parameters`, `problem` (a loss and its parameters), `residual_problem` (residuals,
+as a whole or of samples), `programs` (what is traced and compiled of them), `progress`, `chunks` and `convergence` (how
+a run goes and ends), the backends, `minimize`, `least_squares`; and `optax_transforms`. `levenberg_marquardt`, with
+`damped_systems` and `robust_losses`, is a solver in the sense of optimistix.
 """
 
+from .least_squares import LeastSquaresResult, least_squares
+from .levenberg_marquardt import LevenbergMarquardt
 from .minimize import MinimizeResult, minimize
 from .optax_transforms import per_array as per_array
 
 __all__ = [
+    "LeastSquaresResult",
+    "LevenbergMarquardt",
     "MinimizeResult",
+    "least_squares",
     "minimize",
 ]

@@ -1,6 +1,7 @@
 """minimize: one call over SciPy, optimistix and optax."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, Generic, TypeVar
@@ -16,7 +17,7 @@ from ..core.converters import checks_itself, count, flag, number, optional
 from . import optax_backend, optimistix_backend, scipy_backend
 from .problem import Evaluation, Inputs, Problem, not_finite
 from .programs import Programs
-from .progress import NOT_FINITE_AT_START, Finished, Progress
+from .progress import NOT_FINITE_AT_START, Progress, to_its_end
 
 P = TypeVar("P")
 
@@ -158,11 +159,11 @@ def minimize(
 
     References: Nocedal & Wright, *Numerical Optimization* (2006); Kingma & Ba, *Adam* (2015).
     """
-    max_steps = _converted("max_steps", count, int(max_steps) if _is_whole(max_steps) else max_steps)
-    callback_every = _converted("callback_every", optional(count), callback_every)
-    tol = _converted("tol", optional(number), tol)
+    max_steps = converted("max_steps", count, int(max_steps) if is_whole(max_steps) else max_steps)
+    callback_every = converted("callback_every", optional(count), callback_every)
+    tol = converted("tol", optional(number), tol)
     for name, value in (("progress", progress), ("has_aux", has_aux), ("keep_best", keep_best)):
-        _converted(name, flag, value)
+        converted(name, flag, value)
     if tol is not None and not tol >= 0:
         raise ValueError(f"tol: expected a number of at least 0, got {tol:g}")
     if callback is not None and not callable(callback):
@@ -177,14 +178,8 @@ def minimize(
         _refuse_updates(programs, params, inputs, method if isinstance(method, str) else type(method).__name__)
     evaluate = programs(_evaluate, params, inputs) if has_aux else None
     record = Progress(lambda: problem.join(params, inputs), inputs.state, max_steps, callback, callback_every, progress)
-    try:
-        success, message = backend.run(problem, params, inputs, record, programs, keep_best=keep_best, **given)
-    except Finished as finished:
-        success, message = finished.success, finished.message
-    except KeyboardInterrupt:
-        success, message = False, f"interrupted after {record.steps} steps"
-    finally:
-        record.close()
+    run = functools.partial(backend.run, problem, params, inputs, record, programs, keep_best=keep_best, **given)
+    success, message = to_its_end(run, record)
     if message == NOT_FINITE_AT_START:
         message += not_finite(ps=ps, args=args, state=state)
     found = record.params()
@@ -201,14 +196,14 @@ def minimize(
     )
 
 
-def _converted(name: str, converter: Callable[[Any], Any], value: Any) -> Any:
+def converted(name: str, converter: Callable[[Any], Any], value: Any) -> Any:
     try:
         return converter(value)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{name}: {error}") from None
 
 
-def _is_whole(value: Any) -> bool:
+def is_whole(value: Any) -> bool:
     """Whether it is a float such as 1e4."""
     return isinstance(value, float) and value.is_integer()
 

@@ -11,9 +11,12 @@ import optimistix as optx
 from .._tree import where
 from . import convergence
 from .chunks import LONGEST, in_chunks, strong
-from .problem import Inputs, Problem
+from .problem import Problem
 from .programs import Programs
 from .progress import NOT_FINITE_AT_START, Progress
+from .residual_problem import ResidualProblem
+
+AnyProblem = Problem | ResidualProblem
 
 
 class _Seen(NamedTuple):
@@ -34,13 +37,13 @@ class _Carry(NamedTuple):
 
 
 def run(
-    problem: Problem,
+    problem: AnyProblem,
     params: Any,
-    inputs: Inputs,
+    inputs: Any,
     progress: Progress,
     programs: Programs,
     *,
-    method: optx.AbstractMinimiser,
+    method: optx.AbstractMinimiser | optx.AbstractLeastSquaresSolver,
     arrays: Any,
     keep_best: bool,
 ) -> tuple[bool, str]:
@@ -116,25 +119,26 @@ def run(
     return True, "converged: the solver's rtol and atol are met"
 
 
-def _value(problem: Problem, solver: Any, flat: jax.Array, inputs: Inputs) -> tuple[jax.Array, tuple[()]]:
-    return problem(problem.unravel(flat), inputs).value, ()
+def _value(problem: AnyProblem, solver: Any, flat: jax.Array, inputs: Any) -> tuple[jax.Array, tuple[()]]:
+    return problem.seen(flat, inputs)[1], ()
 
 
-def _value_and_gradient(problem: Problem, solver: Any, flat: jax.Array, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
-    return jax.value_and_grad(lambda flat: problem(problem.unravel(flat), inputs).value)(flat)
+def _value_and_gradient(problem: AnyProblem, solver: Any, flat: jax.Array, inputs: Any) -> tuple[jax.Array, jax.Array]:
+    return problem.value_and_gradient(flat, inputs)
 
 
 class _Solver:
     """The solver's methods with the arguments that never change, for one trace."""
 
-    def __init__(self, problem: Problem, others: Any, arrays: Any, y: jax.Array, inputs: Inputs):
+    def __init__(self, problem: AnyProblem, others: Any, arrays: Any, y: jax.Array, inputs: Any):
         solver, options = eqx.combine(arrays, others)
         seen = jax.eval_shape(lambda: _Seen(jnp.array(True), jnp.zeros((), y.dtype), y))
+        out = jax.ShapeDtypeStruct(problem.seen_shape(y, inputs), y.dtype)
 
         def function(y, inputs):
             return _see(problem, y, inputs)
 
-        self.init = lambda: solver.init(function, y, inputs, options, seen.value, seen, frozenset())
+        self.init = lambda: solver.init(function, y, inputs, options, out, seen, frozenset())
         self.step = lambda y, state: solver.step(function, y, inputs, options, state, frozenset())
         self.terminate = lambda y, state: solver.terminate(function, y, inputs, options, state, frozenset())
         self.postprocess = lambda y, seen, state, result: solver.postprocess(
@@ -142,14 +146,16 @@ class _Solver:
         )
 
 
-def _see(problem: Problem, y: jax.Array, inputs: Inputs) -> tuple[jax.Array, _Seen]:
-    """The loss, inf where it is not finite (solvers reject inf, but not all reject NaN), and what was evaluated."""
-    value = problem(problem.unravel(y), inputs).value.astype(y.dtype)
-    value = jnp.where(jnp.isfinite(value), value, jnp.inf)
-    return value, _Seen(jnp.array(True), jax.lax.stop_gradient(value), y)
+def _see(problem: AnyProblem, y: jax.Array, inputs: Any) -> tuple[jax.Array, _Seen]:
+    """The loss or residuals, inf where not finite (solvers reject inf, but not all NaN), and what was evaluated."""
+    out, value = problem.seen(y, inputs)
+    finite = jnp.isfinite(value)
+    value = jnp.where(finite, value, jnp.inf).astype(y.dtype)
+    out = jnp.where(finite, out, jnp.inf).astype(y.dtype)
+    return out, _Seen(jnp.array(True), jax.lax.stop_gradient(value), y)
 
 
-def _start(problem: Problem, others: Any, arrays: Any, y: jax.Array, inputs: Inputs, value: Any) -> _Carry:
+def _start(problem: AnyProblem, others: Any, arrays: Any, y: jax.Array, inputs: Any, value: Any) -> _Carry:
     with jax.numpy_dtype_promotion("standard"):
         state = _Solver(problem, others, arrays, y, inputs).init()
     seen = _Seen(jnp.array(True), jnp.asarray(value, y.dtype), y)
@@ -158,7 +164,7 @@ def _start(problem: Problem, others: Any, arrays: Any, y: jax.Array, inputs: Inp
 
 
 def _advance(
-    problem: Problem, others: Any, arrays: Any, carry: _Carry, inputs: Inputs, limit: Any
+    problem: AnyProblem, others: Any, arrays: Any, carry: _Carry, inputs: Any, limit: Any
 ) -> tuple[_Carry, Any, jax.Array]:
     """At most `limit` steps; how many; and the loss where each began."""
     solver = _Solver(problem, others, arrays, carry.y, inputs)
@@ -183,7 +189,7 @@ def _advance(
     return strong(carry), count, values
 
 
-def _finish(problem: Problem, others: Any, arrays: Any, carry: _Carry, inputs: Inputs) -> jax.Array:
+def _finish(problem: AnyProblem, others: Any, arrays: Any, carry: _Carry, inputs: Any) -> jax.Array:
     """The solver's own choice of the point to return."""
     with jax.numpy_dtype_promotion("standard"):
         solver = _Solver(problem, others, arrays, carry.y, inputs)

@@ -1,5 +1,6 @@
 """Compiled programs, found by what they compute: what a loss reads is read anew, and only compiling is saved."""
 
+import contextlib
 import dataclasses
 import functools
 import threading
@@ -10,10 +11,12 @@ from typing import Any
 
 import jax
 
+from .. import derivatives
 from .._compat import ClosedJaxpr, JitKey, parametrized, program_key, random_switches, run_jaxpr, trace_context
 from ..core.frozen import updated_entries
 from .problem import Inputs, Problem
 from .reads import reads, together
+from .residual_problem import ResidualProblem
 
 KEPT = 64  # traces that are kept, each with the arrays that it closes over
 _read_inside = JitKey()
@@ -31,14 +34,22 @@ class Programs:
       those that differ in them alone, or not at all, are found again;
     * other programs compile.
 
-    Under `jax.disable_jit` functions run as they are.
+    Under `jax.disable_jit` functions run as they are. All is traced, or run, in the `mode` of derivatives.
     """
 
-    def __init__(self, problem: Problem, params: Any, inputs: Inputs, *static: Any):
+    def __init__(
+        self,
+        problem: Problem | ResidualProblem,
+        params: Any,
+        inputs: Any,
+        *static: Any,
+        mode: str | None = None,
+    ):
+        self._mode = mode
         self._eager = jax.config.jax_disable_jit  # pyright: ignore[reportAttributeAccessIssue]  # made at run time
-        self._found = reads(problem.loss, *problem.facts())
+        self._found = reads(problem.function, *problem.facts())
         if not self._eager:
-            trace = self.once("loss", lambda: _traced(problem, params, inputs)[0], params, inputs)
+            trace = self.once("loss", lambda: problem.traced(_traced, params, inputs), params, inputs)
             problem = dataclasses.replace(problem, trace=trace)
         self._static = (problem, *static)
         self._found = together(self._found, reads(None, *static))
@@ -46,20 +57,33 @@ class Programs:
     def __call__(self, function: Callable, *arguments: Any) -> Callable:
         whole = functools.partial(function, *self._static)
         if self._eager:
-            return whole
+            return self._in_mode(whole)
         return self.once(function, lambda: _compiled(whole, *arguments), *arguments)
+
+    def _in_mode(self, function: Callable) -> Callable:
+        def inside(*arguments):
+            with contextlib.nullcontext() if self._mode is None else derivatives.mode(self._mode):
+                return function(*arguments)
+
+        return inside
+
+    @property
+    def problem(self) -> Any:
+        """The problem, as it was traced."""
+        return self._static[0]
 
     def updates(self, params: Any, inputs: Inputs) -> list[str]:
         """The entries of the state that the loss changes."""
-        problem = self._static[0]
-        find = functools.partial(updated_entries, lambda state: problem(params, inputs._replace(state=state)).state)
+        find = functools.partial(
+            updated_entries, lambda state: self.problem(params, inputs._replace(state=state)).state
+        )
         return self.once("updates", lambda: find(inputs.state), params, inputs)
 
     def once(self, what: Hashable, make: Callable[[], Any], *arguments: Any) -> Any:
         """`make()`, which depends on the loss and the shapes of the arguments, once for what is known and unchanged."""
         leaves, treedef = jax.tree.flatten(arguments)
         found = together(self._found, reads(None, treedef))
-        key = (what, found, tuple(map(jax.typeof, leaves)), trace_context())
+        key = (what, self._mode, found, tuple(map(jax.typeof, leaves)), trace_context())
         with _lock:
             if key in _kept:
                 _kept.move_to_end(key)
@@ -67,7 +91,7 @@ class Programs:
         before = _read_inside.value
         _read_inside.set(_context(found.inner, random_switches()) if found.known else object())
         try:
-            made = make()
+            made = self._in_mode(make)()
         finally:
             _read_inside.set(before)
         if found.known:

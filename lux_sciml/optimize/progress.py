@@ -35,6 +35,7 @@ class Progress:
         callback: Callable | None,
         every: int | None,
         show: bool,
+        name: str = "minimize",
     ):
         self.params, self.value, self.state = params, np.inf, state
         self.steps, self.evaluations = 0, 0
@@ -42,7 +43,7 @@ class Progress:
         self.max_steps = max_steps
         self.every = every if callback is not None else None  # steps between two calls of the callback
         self._callback = callback
-        self._display = _display(max_steps) if show else None
+        self._display = _display(max_steps, name) if show else None
 
     def report(self, steps: int, params: Callable[[], Any], value: float) -> None:
         """Show and tell the user where the run is. Raises `Finished` where the callback returns True."""
@@ -61,6 +62,18 @@ class Progress:
             self._display.close()
 
 
+def to_its_end(run: Callable[[], tuple[bool, str]], progress: Progress) -> tuple[bool, str]:
+    """Success and message of a run, however it ends."""
+    try:
+        return run()
+    except Finished as finished:
+        return finished.success, finished.message
+    except KeyboardInterrupt:
+        return False, f"interrupted after {progress.steps} steps"
+    finally:
+        progress.close()
+
+
 def _is_true(answer: Any) -> bool:
     """What a callback answered. Raises `TypeError` for what is no truth value."""
     if answer is None or isinstance(answer, bool):
@@ -71,20 +84,20 @@ def _is_true(answer: Any) -> bool:
     raise TypeError(f"the callback must return True, to stop, or False or None, to go on, got {what}")
 
 
-def _display(max_steps: int) -> Any:
+def _display(max_steps: int, name: str) -> Any:
     """A progress bar in a terminal or a notebook; lines elsewhere, as in a log."""
     if sys.stderr.isatty() or "ipykernel" in sys.modules:
         from tqdm import tqdm
 
-        return tqdm(total=max_steps, desc="minimize", unit="step")
-    return _Lines(max_steps)
+        return tqdm(total=max_steps, desc=name, unit="step")
+    return _Lines(max_steps, name)
 
 
 class _Lines:
     """What `Progress` uses of tqdm's bar, as a line from time to time, and one at the end."""
 
-    def __init__(self, total: int):
-        self.total, self.n, self.postfix = total, 0, ""
+    def __init__(self, total: int, name: str):
+        self.total, self.name, self.n, self.postfix = total, name, 0, ""
         self.start = self.last = time.monotonic()
 
     def set_postfix(self, refresh: bool, **numbers: str) -> None:
@@ -98,7 +111,8 @@ class _Lines:
     def write(self) -> None:
         self.last = time.monotonic()
         seconds = self.last - self.start
-        print(f"minimize: step {self.n} of {self.total}, {seconds:.0f} s{self.postfix}", file=sys.stderr, flush=True)
+        line = f"{self.name}: step {self.n} of {self.total}, {seconds:.0f} s{self.postfix}"
+        print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         self.write()

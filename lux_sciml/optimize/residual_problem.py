@@ -1,0 +1,303 @@
+"""ResidualProblem: residuals of the parameters of a fit, as a whole or of one sample; their weights and Jacobian."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from .._tree import describe, is_inexact
+from ..components import ComponentVector
+from .fitted_parameters import FittedParameters, kind_of, text_of
+from .levenberg_marquardt import Residuals, forward_jacobian, prefers_forward, reverse_jacobian
+from .problem import as_jax, called, facts_of, parts_of_args
+from .robust_losses import Robust
+
+WHOLE = ""  # the name of the group where there is one
+
+
+class Data(NamedTuple):
+    """The arrays that residuals are given beside what a method varies."""
+
+    args: Any = None
+    fixed: ComponentVector | None = None  # all parameters, where some of them are fitted
+    samples: Any = None  # of each group, with a leading axis
+    weights: Any = None  # (m,), of the residuals in order; None where all are 1
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class ResidualProblem(FittedParameters):
+    """Residuals of parameters of one kind: of the whole, or of one sample of each of some groups."""
+
+    function: Any  # the residual, or a dict of residuals by group
+    groups: tuple[str, ...]
+    has_samples: bool
+    has_args: bool
+    other_args: Any  # what in the args is neither array nor number
+    loss: Robust
+    jacobian: str | None = None  # "forward" or "reverse"
+    trace: Any = None  # of the residuals, in place of them
+
+    @classmethod
+    def of(
+        cls, residual: Any, ps: Any, samples: Any, args: Any, trainable: Any, loss: Robust, jacobian: str | None
+    ) -> "tuple[ResidualProblem, Data]":
+        """Raises `TypeError` and `ValueError` for what are no residuals, samples or parameters."""
+        kind = kind_of("least_squares", ps, trainable, samples, args)
+        by_name = isinstance(residual, Mapping)
+        groups = tuple(residual) if by_name else (WHOLE,)
+        for name in groups:
+            function = residual[name] if by_name else residual
+            if not callable(function):
+                raise TypeError(
+                    f"the residual{_of_group(name)} must be a function of the parameters, got {describe(function)}"
+                )
+        if samples is not None:
+            samples = {name: _samples(name, x) for name, x in by_group("samples", samples, groups).items()}
+        elif by_name:
+            raise TypeError(
+                "residuals by group are of one sample each: pass `samples=` with the same keys; without samples, let "
+                "one residual return a dict of arrays"
+            )
+        arrays, others = parts_of_args(args)
+        problem = cls(
+            function=dict(residual) if by_name else residual,
+            groups=groups,
+            has_samples=samples is not None,
+            has_args=args is not None,
+            other_args=others,
+            loss=loss,
+            jacobian=jacobian,
+            **kind,
+        )
+        return problem, Data(arrays, None if problem.part is None else ps, samples)
+
+    def facts(self) -> tuple[Any, ...]:
+        """All but the residuals: what a trace of them depends on."""
+        return facts_of(self)
+
+    def traced(self, trace: Callable, params: Any, data: Data) -> dict[str, Callable]:
+        """The residual of each group, traced by a function of it and its arguments."""
+        plain = data._replace(samples=None, weights=None)
+        ones = {name: self._first(name, data) for name in self.groups}
+        return {name: trace(functools.partial(self.one, name), params, plain, ones[name])[0] for name in self.groups}
+
+    # --- residuals --------------------------------------------------------------------------------------------
+
+    def one(self, name: str, params: Any, data: Data, sample: Any) -> jax.Array:
+        """The residuals of one sample of a group, or without samples of all, `(k,)`, not weighted."""
+        if self.trace is not None:
+            return self.trace[name](params, data._replace(samples=None, weights=None), sample)
+        return ravel_pytree(self._returned(name, params, data, sample))[0]
+
+    def _returned(self, name: str, params: Any, data: Data, sample: Any) -> Any:
+        """What the user's function returns, checked to be floating-point arrays."""
+        given = [self.join(params, data)]
+        given += [sample] if self.has_samples else []
+        given += [eqx.combine(data.args, self.other_args)] if self.has_args else []
+        names = [("ps", True), ("sample", self.has_samples), ("args", self.has_args)]
+        function = self.function[name] if isinstance(self.function, dict) else self.function
+        out = called(f"residual{_of_group(name)}", function, [name for name, has in names if has], *given)
+        leaves = jax.tree.leaves(out)
+        if not all(isinstance(x, float) or (is_inexact(x) and not jnp.iscomplexobj(x)) for x in leaves):
+            raise TypeError(
+                f"the residual{_of_group(name)} must return real floating-point numbers, got {text_of(out)}; of "
+                "complex ones, return the real and the imaginary parts"
+            )
+        if not leaves or sum(np.size(x) for x in leaves) == 0:
+            raise ValueError(f"the residual{_of_group(name)} returned no numbers: there is nothing to fit")
+        return jax.tree.map(jnp.asarray, out)
+
+    def returned(self, params: Any, data: Data) -> Any:
+        """What the user's functions return, for all samples."""
+
+        def of(name: str) -> Any:
+            if not self.has_samples:
+                return self._returned(name, params, data, None)
+            return jax.vmap(lambda sample: self._returned(name, params, data, sample))(data.samples[name])
+
+        found = jax.jit(lambda: {name: of(name) for name in self.groups})()
+        return found[WHOLE] if self.groups == (WHOLE,) else {name: found[name] for name in self.groups}
+
+    def sizes(self, params: Any, data: Data) -> dict[str, tuple[int, int]]:
+        """For each group, how many samples there are, and how many residuals each has."""
+        found = {}
+        for name in self.groups:
+            k = jax.eval_shape(functools.partial(self.one, name), params, data, self._first(name, data)).size
+            found[name] = (number_of(data.samples[name]) if self.has_samples else 1, k)
+        return found
+
+    def _first(self, name: str, data: Data) -> Any:
+        return jax.tree.map(lambda x: x[0], data.samples[name]) if self.has_samples else None
+
+    def weights(self, weights: Any, sizes: Mapping[str, tuple[int, int]]) -> jax.Array | None:
+        """The weights of all residuals, `(m,)`. Raises `ValueError` for other shapes and what is negative or NaN."""
+        if weights is None:
+            return None
+        given = by_group("weights", weights, self.groups, everywhere=True)
+        return jnp.concatenate([self._weights(name, given[name], *sizes[name]) for name in self.groups])
+
+    def _weights(self, name: str, weights: Any, count: int, k: int) -> jax.Array:
+        w = np.asarray(ravel_pytree(weights)[0] if not hasattr(weights, "shape") else weights, np.float64)
+        if not (np.isfinite(w).all() and (w >= 0).all()):
+            raise ValueError(f"weights{_of_group(name)} multiply residuals and are finite and not negative")
+        shape = (count, k)
+        if self.has_samples and w.ndim and w.shape[0] == count and w.size in (count, count * k):
+            w = w.reshape(count, -1)
+        elif not self.has_samples and w.size == k:
+            w = w.reshape(1, k)
+        elif w.size != 1:
+            what = f"({count},), one for each sample" if self.has_samples else f"{k} elements, one for each residual"
+            raise ValueError(f"weights{_of_group(name)} are a number or have {what}, got shape {w.shape}")
+        return jnp.asarray(np.broadcast_to(w, shape).ravel(), self.flat_dtype)
+
+    @property
+    def flat_dtype(self) -> np.dtype:
+        """In which steps are computed: at least float32."""
+        return np.promote_types(self.dtype, np.float32) if self.dtype.itemsize >= 4 else np.dtype(np.float32)
+
+    def at(self, data: Data) -> "Fit":
+        """The residuals of these data, of a flat vector."""
+        return Fit(self, data)
+
+    def seen(self, flat: jax.Array, data: Data) -> tuple[jax.Array, jax.Array]:
+        """The residuals, as a solver differentiates them, by rows; and the loss."""
+        fit = self.at(data)
+
+        @jax.custom_jvp
+        def residuals(x):
+            return fit.values(x)[0]
+
+        @residuals.defjvp
+        def by_rows(xs, tangents):
+            r, jacobian, _ = fit.with_jacobian(*xs)
+            return r, jacobian @ tangents[0]
+
+        r = residuals(flat)
+        return r, self.loss.value(jax.lax.stop_gradient(r))
+
+    def seen_shape(self, flat: jax.Array, data: Data) -> tuple[int, ...]:
+        return jax.eval_shape(self.at(data).values, flat)[0].shape
+
+    def value_and_gradient(self, flat: jax.Array, data: Data) -> tuple[jax.Array, jax.Array]:
+        r, jacobian, _ = self.at(data).with_jacobian(flat.astype(self.flat_dtype))
+        return self.loss.value(r), r @ jacobian
+
+
+class Fit(Residuals):
+    """A ResidualProblem with its data, as residuals of a flat vector."""
+
+    def __init__(self, problem: ResidualProblem, data: Data):
+        self.problem, self.data, self.loss = problem, data, problem.loss
+
+    def _group(self, name: str, x: jax.Array, sample: Any) -> tuple[jax.Array, None]:
+        return self.problem.one(name, self.problem.unravel(x), self.data, sample).astype(x.dtype), None
+
+    def values(self, x: jax.Array) -> tuple[jax.Array, None]:
+        parts = []
+        for name in self.problem.groups:
+            if self.problem.has_samples:
+                of_all = jax.vmap(lambda sample, name=name: self._group(name, x, sample)[0])
+                parts.append(of_all(self.data.samples[name]).ravel())
+            else:
+                parts.append(self._group(name, x, None)[0])
+        r = jnp.concatenate(parts)
+        return (r if self.data.weights is None else self.data.weights * r), None
+
+    def with_jacobian(self, x: jax.Array) -> tuple[jax.Array, jax.Array, None]:
+        """Row by row of the samples: the derivative of one, under `vmap`."""
+        parts = []
+        for name in self.problem.groups:
+            if self.problem.has_samples:
+                of_all = jax.vmap(functools.partial(self._rows, name, x))
+                r, rows = of_all(self.data.samples[name])
+                parts.append((r.ravel(), rows.reshape(-1, x.size)))
+            else:
+                parts.append(self._rows(name, x, None))
+        r, jacobian = (jnp.concatenate(part) for part in zip(*parts, strict=True))
+        if self.data.weights is not None:
+            r, jacobian = self.data.weights * r, self.data.weights[:, None] * jacobian
+        return r, jacobian, None
+
+    def _rows(self, name: str, x: jax.Array, sample: Any) -> tuple[jax.Array, jax.Array]:
+        f = functools.partial(self._group, name, sample=sample)
+        direction = self.problem.jacobian
+        if direction is None:  # of samples: reverse, unless one has many residuals
+            k = jax.eval_shape(f, x)[0].size
+            direction = "forward" if k > 1 and prefers_forward(k, x.size) else "reverse"
+        r, rows, _ = (forward_jacobian if direction == "forward" else reverse_jacobian)(f, x)
+        return r, rows
+
+
+def by_group(what: str, given: Any, groups: tuple[str, ...], everywhere: bool = False) -> dict[str, Any]:
+    """What is given for each group. Raises `ValueError`, naming the groups, where they do not match."""
+    if groups == (WHOLE,):
+        return {WHOLE: given}
+    if everywhere and np.ndim(given) == 0 and not isinstance(given, Mapping):
+        return dict.fromkeys(groups, given)
+    if not isinstance(given, Mapping) or set(given) != set(groups):
+        have = ", ".join(map(repr, given)) if isinstance(given, Mapping) else describe(given)
+        raise ValueError(
+            f"{what} are a dict with the groups of the residuals, {', '.join(map(repr, groups))}, got {have}"
+        )
+    return {name: given[name] for name in groups}
+
+
+def number_of(samples: Any) -> int:
+    """How many samples there are."""
+    return jax.tree.leaves(samples)[0].shape[0]
+
+
+def same_samples(name: str, new: Any, old: Any) -> Any:
+    """New samples of a group, checked to be of the kind of the old ones."""
+    new = _samples(name, new)
+    if describe(new) != describe(old):
+        raise ValueError(
+            f"resample must return samples{_of_group(name)} of the same structure, shapes and dtypes, {describe(old)}, "
+            f"got {describe(new)}"
+        )
+    return new
+
+
+def not_finite(problem: ResidualProblem, params: Any, data: Data) -> str:
+    """Which residual is not finite, by group and sample, as the end of a sentence."""
+    x = jnp.asarray(problem.ravel(params), problem.flat_dtype)
+    for name in problem.groups:
+        if not problem.has_samples:
+            r = np.asarray(problem.one(name, problem.unravel(x), data, None))
+            wrong = np.flatnonzero(~np.isfinite(r))
+            if wrong.size:
+                return f" ({wrong.size} of {r.size} residuals are not finite, the first of them at index {wrong[0]})"
+            continue
+        one = functools.partial(problem.one, name, problem.unravel(x), data)
+        r = np.asarray(jax.vmap(one)(data.samples[name]))
+        wrong = np.flatnonzero(~np.isfinite(r).all(1))
+        if wrong.size:
+            i = int(wrong[0])
+            holds = [leaf[i] for leaf in jax.tree.leaves(data.samples[name]) if is_inexact(leaf)]
+            itself = "" if all(np.isfinite(x).all() for x in holds) else ", which itself holds NaN or inf"
+            many = f"; {wrong.size} of {len(r)} are so" if wrong.size > 1 else ""
+            return f" (the residual{_of_group(name)} of sample {i}{itself}, is not finite{many})"
+    return ""
+
+
+def _samples(name: str, samples: Any) -> Any:
+    """A pytree of arrays with the same leading axis."""
+    samples = jax.tree.map(lambda x: as_jax(np.asarray(x) if isinstance(x, float | int | bool) else x), samples)
+    leaves = jax.tree.leaves(samples)
+    if not leaves or not all(hasattr(x, "shape") and hasattr(x, "dtype") for x in leaves):
+        raise TypeError(f"samples{_of_group(name)} are a pytree of arrays with a leading axis, got {describe(samples)}")
+    if len({x.shape[:1] for x in leaves}) != 1 or not leaves[0].shape:
+        raise ValueError(f"samples{_of_group(name)} have one leading axis, of one length, got {describe(samples)}")
+    if leaves[0].shape[0] == 0:
+        raise ValueError(f"there are no samples{_of_group(name)}: {describe(samples)}")
+    return samples
+
+
+def _of_group(name: str) -> str:
+    return f" of group {name!r}" if name != WHOLE else ""
