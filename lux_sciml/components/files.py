@@ -78,7 +78,8 @@ def load(path: str | os.PathLike[str], like: Any = None) -> Any:
             header = safetensors.read_header(file)
             if _STRUCTURE not in header.metadata:
                 raise ValueError("it is a safetensors file, but `save` did not write it")
-            return decode(header.metadata[_STRUCTURE], safetensors.read_arrays(file, header), like)
+            with safetensors.reading(file, header) as arrays:
+                return decode(header.metadata[_STRUCTURE], arrays, like)
         except Exception as error:  # of whatever kind a broken file brings about
             raise ValueError(f"{os.fspath(path)!r} cannot be loaded: {error}") from error
 

@@ -6,11 +6,12 @@ the whole file behind its first eight bytes, with 64 zeros in its own place.
 """
 
 import concurrent.futures
+import contextlib
 import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO, NamedTuple
 
 import jax.numpy as jnp
@@ -89,8 +90,12 @@ def read_header(file: BinaryIO) -> Header:
     return Header(metadata, entries, text)
 
 
-def read_arrays(file: BinaryIO, header: Header) -> dict[str, np.ndarray]:
-    """The arrays behind a header that was just read. Raises `ValueError` where the checksum is another one."""
+@contextlib.contextmanager
+def reading(file: BinaryIO, header: Header) -> Iterator[dict[str, np.ndarray]]:
+    """The arrays behind a header that was just read, to be used inside: the checksum is found meanwhile.
+
+    Raises `ValueError` at the end, whatever else was raised, where the checksum is another one.
+    """
     expected = header.metadata.get("sha256", "")
     checksum = hashlib.sha256(header.text.replace(expected.encode(), _ZEROS.encode(), 1) if expected else header.text)
     data = np.empty(max((entry[3] for entry in header.entries.values()), default=0), np.uint8)
@@ -101,11 +106,15 @@ def read_arrays(file: BinaryIO, header: Header) -> dict[str, np.ndarray]:
             if file.readinto(chunk) != len(chunk):  # pyright: ignore[reportAttributeAccessIssue]  # of buffered files
                 raise ValueError("it is cut off")
             pool.submit(checksum.update, chunk)
-    if checksum.hexdigest() != expected:
-        raise ValueError("its sha256 is another one than it says: bytes of it were changed")
-    return {
-        name: data[begin:end].view(dtype).reshape(shape) for name, (dtype, shape, begin, end) in header.entries.items()
-    }
+        try:
+            yield {
+                name: data[begin:end].view(dtype).reshape(shape)
+                for name, (dtype, shape, begin, end) in header.entries.items()
+            }
+        finally:
+            pool.shutdown()
+            if checksum.hexdigest() != expected:
+                raise ValueError("its sha256 is another one than it says: bytes of it were changed")
 
 
 def is_raw(dtype: Any) -> bool:
