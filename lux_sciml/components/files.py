@@ -1,6 +1,7 @@
 """Trees in files: ComponentVectors, states, the memory of optimizers, whole training runs."""
 
 import inspect
+import json
 import math
 import os
 import zipfile
@@ -14,7 +15,7 @@ from .difference import Differences, differences
 from .documents import from_json
 from .layout import Layout, stored_dtype
 from .replacing import replacing
-from .trees import decode, encode
+from .trees import VERSION, decode, encode
 from .updates import updated
 from .vector import ComponentVector
 
@@ -82,6 +83,13 @@ def load(path: str | os.PathLike[str], like: Any = None) -> Any:
                 return decode(header.metadata[_STRUCTURE], arrays, like)
         except Exception as error:  # of whatever kind a broken file brings about
             raise ValueError(f"{os.fspath(path)!r} cannot be loaded: {error}") from error
+
+
+def read_entry(path: str | os.PathLike[str], name: str) -> Any:
+    """A number or text at the root of a saved dict, of which only the header is read."""
+    with open(path, "rb") as file:
+        tree = json.loads(safetensors.read_header(file).metadata[_STRUCTURE])["tree"]
+    return decode(json.dumps({"lux_sciml_tree": VERSION, "tree": dict(tree["dict"])[name]}), {})
 
 
 def _read_npz(file: BinaryIO, like: Any) -> ComponentVector:

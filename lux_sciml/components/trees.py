@@ -24,6 +24,7 @@ from .safetensors import is_raw
 from .vector import ComponentVector
 
 VERSION = 1
+ANYTHING = object()  # in a tree to load into: what is there comes as it was saved
 _NUMBERS = {"bool": bool, "int": int, "text": str}
 _MOST = 20  # differences that are told
 
@@ -173,6 +174,8 @@ class _Decoder:
 
     def filled(self, node: Any, like: Any, path: Path) -> Any:
         """The tree of a node, in the containers of `like`; what differs is noted, and stays as in `like`."""
+        if like is ANYTHING:
+            return self.made(node, path)
         one_level = None if _is_leaf(like) else open_container(like)
         if one_level is None:
             return self.filled_leaf(node, like, path)

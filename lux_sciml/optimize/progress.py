@@ -43,7 +43,7 @@ class Progress:
         self.max_steps = max_steps
         self.every = every if callback is not None else None  # steps between two calls of the callback
         self._callback = callback
-        self._display = _display(max_steps, name) if show else None
+        self._display = display(name, max_steps) if show else None
 
     def report(self, steps: int, params: Callable[[], Any], value: float) -> None:
         """Show and tell the user where the run is. Raises `Finished` where the callback returns True."""
@@ -54,7 +54,7 @@ class Progress:
         if self._callback is None or (self.every is not None and steps % self.every):
             return
         answer = called("callback", self._callback, ("step", "ps", "value"), steps, params(), value)
-        if _is_true(answer):
+        if is_true(answer):
             raise Finished(True, f"stopped by the callback after {steps} steps")
 
     def close(self) -> None:
@@ -74,7 +74,7 @@ def to_its_end(run: Callable[[], tuple[bool, str]], progress: Progress) -> tuple
         progress.close()
 
 
-def _is_true(answer: Any) -> bool:
+def is_true(answer: Any) -> bool:
     """What a callback answered. Raises `TypeError` for what is no truth value."""
     if answer is None or isinstance(answer, bool):
         return bool(answer)
@@ -84,20 +84,21 @@ def _is_true(answer: Any) -> bool:
     raise TypeError(f"the callback must return True, to stop, or False or None, to go on, got {what}")
 
 
-def _display(max_steps: int, name: str) -> Any:
+def display(name: str, max_steps: int | None) -> Any:
     """A progress bar in a terminal or a notebook; lines elsewhere, as in a log."""
     if sys.stderr.isatty() or "ipykernel" in sys.modules:
         from tqdm import tqdm
 
         return tqdm(total=max_steps, desc=name, unit="step")
-    return _Lines(max_steps, name)
+    return _Lines(name, max_steps)
 
 
 class _Lines:
     """What `Progress` uses of tqdm's bar, as a line from time to time, and one at the end."""
 
-    def __init__(self, total: int, name: str):
-        self.total, self.name, self.n, self.postfix = total, name, 0, ""
+    def __init__(self, name: str, total: int | None):
+        self.name, self.n, self.postfix = name, 0, ""
+        self.total = "" if total is None else f" of {total}"
         self.start = self.last = time.monotonic()
 
     def set_postfix(self, refresh: bool, **numbers: str) -> None:
@@ -111,8 +112,7 @@ class _Lines:
     def write(self) -> None:
         self.last = time.monotonic()
         seconds = self.last - self.start
-        line = f"{self.name}: step {self.n} of {self.total}, {seconds:.0f} s{self.postfix}"
-        print(line, file=sys.stderr, flush=True)
+        print(f"{self.name}: step {self.n}{self.total}, {seconds:.0f} s{self.postfix}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         self.write()

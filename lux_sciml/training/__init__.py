@@ -1,9 +1,17 @@
 """Training on minibatches: a state, a step, and the loop around them.
 
-In this order, each file using those before it: `state` (what a run carries) and `step` (the gradient and the update).
+In this order, each file using those before it: `state` (what a run carries), `step` (the gradient and the update),
+`batches`, `advance` (the programs of a run), `validation`, `stopping` (early, and the best so far), `checkpoints`,
+`logs`, `interrupts` (Ctrl-C), `result`, `run` (the loop) and `fit`.
 """
 
+from .batches import Padded as Padded
+from .checkpoints import Checkpoints as Checkpoints
+from .fit import fit
+from .logs import CSVLog as CSVLog, TensorBoardLog as TensorBoardLog
+from .result import FitError as FitError, FitResult, Report as Report
 from .state import LossScale as LossScale, TrainState
 from .step import apply_gradients, compute_gradients, train_step
+from .stopping import EarlyStopping as EarlyStopping
 
-__all__ = ["TrainState", "apply_gradients", "compute_gradients", "train_step"]
+__all__ = ["FitResult", "TrainState", "apply_gradients", "compute_gradients", "fit", "train_step"]

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from .._tree import describe, is_inexact, is_random_key
@@ -129,7 +130,7 @@ class TrainState:
         arrays = (params, state, memory, none, key, average, jnp.array(1.0, jnp.float32), none, loss_scale)
         optimizer = optax.with_extra_args_support(optimizer)
         static = (model, optimizer, part, ema, None if dtype is None else jnp.dtype(dtype))
-        entries: dict[str, Any] = dict(zip((*ARRAYS, *STATIC), (*_copied(arrays), *static), strict=True))
+        entries: dict[str, Any] = dict(zip((*ARRAYS, *STATIC), (*copied(_on_device(arrays)), *static), strict=True))
         return TrainState(**entries)
 
     def replace(self, **changes: Any) -> "TrainState":
@@ -184,15 +185,21 @@ ARRAYS = tuple(field.name for field in dataclasses.fields(TrainState) if field.n
 jax.tree_util.register_dataclass(TrainState, ARRAYS, STATIC)
 
 
-def _copied(tree: Any) -> Any:
-    """A tree in memory of its own, each leaf apart: donated memory is used again."""
+def _on_device(tree: Any) -> Any:
+    return jax.tree.map(lambda x: x if is_random_key(x) else jnp.asarray(x), tree)
 
-    def copied(x: Any) -> Any:
+
+def copied(tree: Any) -> Any:
+    """A tree in memory of its own, each leaf apart: what is donated is used again."""
+
+    def copy(x: Any) -> Any:
         if is_random_key(x):
-            return jax.random.wrap_key_data(copied(jax.random.key_data(x)), impl=jax.random.key_impl(x))
-        return jnp.array(x, copy=True)
+            return jax.random.wrap_key_data(copy(jax.random.key_data(x)), impl=jax.random.key_impl(x))
+        if isinstance(x, bool | int | float | str | np.ndarray):
+            return x
+        return jnp.array(x, jnp.asarray(x).dtype, copy=True)  # with the dtype: nothing is weakly typed
 
-    return jax.tree.map(copied, tree)
+    return jax.tree.map(copy, tree)
 
 
 def _only_testing(st: Any) -> bool:

@@ -195,10 +195,7 @@ def _traced(objective: Objective, state: TrainState, trained: Any, batch: Any) -
     def outcome(trained: Any, others: Any) -> Any:
         ps, st, batch = others
         ps = trained if state.part is None else state.part.join(trained, ps)
-        if state.dtype is not None:
-            ps, batch = _cast(ps, state.dtype), _cast(batch, state.dtype)
-        out = called("objective", objective, ("model", "ps", "st", "batch"), state.model, ps, st, batch)
-        return _outcome(out, st, state.dtype is not None)
+        return objective_of(objective, state.replace(ps=ps, st=st), batch)[-1]
 
     closed, shapes = jax.make_jaxpr(outcome, return_shape=True)(trained, others)
     structure = jax.tree.structure(shapes)
@@ -218,6 +215,15 @@ def _traced(objective: Objective, state: TrainState, trained: Any, batch: Any) -
         return jax.tree.unflatten(structure, run_jaxpr(closed, *leaves))
 
     return evaluate
+
+
+def objective_of(objective: Any, state: TrainState, batch: Any) -> tuple[Any, Any, Any, Any, Any]:
+    """What the objective is given, in the precision to compute in, and `(loss, st, stats)` of what it returns."""
+    ps, st = state.ps, state.st
+    if state.dtype is not None:
+        ps, batch = _cast(ps, state.dtype), _cast(batch, state.dtype)
+    out = called("objective", objective, ("model", "ps", "st", "batch"), state.model, ps, st, batch)
+    return state.model, ps, st, batch, _outcome(out, st, state.dtype is not None)
 
 
 def _outcome(out: Any, given: Any, mixed: bool) -> tuple[jax.Array, Any, Stats]:

@@ -1,0 +1,63 @@
+"""What a run tells: to callbacks where it is, and at the end what came out."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import numpy as np
+
+from .state import TrainState, copied
+from .stopping import Best
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class FitResult:
+    """What `fit` returns.
+
+    * `state`: the training state after the last step;
+    * `best`: where a validation was made, the parameters and the state with the best value, `best.ps` and `best.st`,
+      the value and its step; else `None`;
+    * `history`: arrays by name. Of every step: `loss`, the objective's stats, and `finite`; of every validation:
+      `validation_step`, `validation_loss`, and the metrics and stats with `validation_` before their names. The members
+      of an ensemble are a second axis;
+    * `success`: whether the run ended as it was asked to;
+    * `message`: why it ended, and how many steps were left out;
+    * `steps`: how many steps the state has made, those before a resume included.
+    """
+
+    state: TrainState
+    best: Best | None
+    history: dict[str, np.ndarray]
+    success: bool
+    message: str
+    steps: int
+
+    def __repr__(self) -> str:
+        loss = self.history["loss"][-1] if self.steps and "loss" in self.history else np.nan
+        return f"FitResult(steps={self.steps}, loss={loss}, success={self.success}, message={self.message!r})"
+
+
+class FitError(RuntimeError):
+    """What data or a callback of a run raised; `result` is the `FitResult` so far."""
+
+    def __init__(self, message: str, result: FitResult):
+        super().__init__(message)
+        self.result = result
+
+
+class Report:
+    """Where a run is: what callbacks are given.
+
+    * `step`, `epoch`: how many were made; `steps` is how many are asked for, where that is known;
+    * `stats`: the last step's loss and stats, arrays by name;
+    * `validation`: the newest validation's values, `None` before the first;
+    * `state`: a copy of the training state, made where it is asked for.
+    """
+
+    def __init__(self, step: int, epoch: int, steps: int | None, stats: Any, validation: Any, state: TrainState):
+        self.step, self.epoch, self.steps, self.stats, self.validation = step, epoch, steps, stats, validation
+        self._state = state
+
+    @functools.cached_property
+    def state(self) -> TrainState:
+        return copied(self._state)

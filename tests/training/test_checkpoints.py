@@ -1,0 +1,191 @@
+"""Checkpoints: what is kept, and runs that were broken off, resumed to the same bits."""
+
+import os
+import random
+import subprocess
+import sys
+import textwrap
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import lux_sciml as lux
+from lux_sciml.training import Checkpoints, EarlyStopping, FitError
+
+MODEL = lux.Chain(lux.Dense(2, 4, jnp.tanh), lux.BatchNorm(4), lux.Dropout(0.5), lux.Dense(4, 1))
+X = np.random.default_rng(0).normal(size=(22, 2)).astype(np.float32)
+Y = X.sum(1, keepdims=True)
+
+
+@pytest.fixture(autouse=True)
+def single():
+    with jax.enable_x64(False):
+        yield
+
+
+def objective(model, ps, st, batch):
+    y, st = model(batch[0], ps, st)
+    return jnp.mean((y - batch[1]) ** 2), st
+
+
+def bits(tree):
+    leaves = jax.tree.leaves(tree)
+    return [np.asarray(jax.random.key_data(x) if "key" in str(x.dtype) else x).tobytes() for x in leaves]
+
+
+def test_what_is_kept(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "a", keep_last=2, keep_best=2, asynchronous=True)
+    with pytest.raises(FileNotFoundError, match="there are no checkpoints in"):
+        checkpoints.load()
+    x = jnp.arange(3.0)
+    with checkpoints.writing():
+        for step, metric in enumerate([3.0, 1.0, 2.0, 5.0, 4.0, None]):
+            checkpoints.save(step, {"x": x, "n": step}, metric)
+            checkpoints.wait() if step == 0 else None
+        x.delete()  # the copy is what is written
+        other = Checkpoints(tmp_path / "a")
+        with pytest.raises(RuntimeError, match="another run writes checkpoints to"), other.writing():
+            pass
+    assert checkpoints.steps() == [1, 2, 4, 5] and checkpoints.load(1)["n"] == 1
+    assert checkpoints.load(like={"x": jnp.zeros(3), "n": 0})["x"].tolist() == [0, 1, 2]
+    checkpoints.path(5).write_bytes(checkpoints.path(5).read_bytes()[:-1])
+    with pytest.warns(UserWarning, match=r"step_000000000005.* cannot be loaded: it is cut off.*the checkpoint before"):
+        assert checkpoints.load()["n"] == 4
+    with pytest.raises(ValueError, match="is not like `like`"):
+        checkpoints.load(4, like={"x": jnp.zeros(2), "n": 0})
+    checkpoints.folder = tmp_path / "a" / ".lock"  # no folder: what the other thread raises comes out
+    with pytest.raises(OSError):
+        checkpoints.save(6, {})
+        checkpoints.wait()
+
+
+class Batches:
+    def __iter__(self):
+        return iter([(X[i : i + 4], Y[i : i + 4]) for i in range(0, 20, 4)])
+
+
+class WithState:
+    """An iterator as Grain's are."""
+
+    def __init__(self):
+        self.i = 0
+
+    def __iter__(self):
+        return WithState()
+
+    def __next__(self):
+        if self.i == 5:
+            raise StopIteration
+        self.i += 1
+        return X[4 * self.i - 4 : 4 * self.i], Y[4 * self.i - 4 : 4 * self.i]
+
+    def get_state(self):
+        return {"i": self.i}
+
+    def set_state(self, state):
+        assert state["i"] <= 5
+        self.i = state["i"]
+
+
+@pytest.mark.parametrize("data", [(X, Y), Batches(), WithState()], ids=["arrays", "iterable", "with state"])
+def test_a_run_that_is_broken_off_goes_on_to_the_same_bits(data, tmp_path):
+    batch_size = 4 if isinstance(data, tuple) else None
+
+    def run(folder, at=(), **options):
+        state = lux.TrainState.create(MODEL, optax.adam(0.05), key=jax.random.key(3), ema=0.9)
+
+        def callback(report):
+            if report.step in at:
+                raise KeyboardInterrupt
+
+        return lux.fit(
+            *(objective, state, data),
+            **dict(batch_size=batch_size, epochs=6, validation=(X, Y), early_stopping=EarlyStopping(3, min_delta=0.01)),
+            **dict(
+                checkpoints=Checkpoints(tmp_path / folder, every=3), callbacks=callback, callback_every=1, **options
+            ),
+        )
+
+    whole = run("whole")
+    assert whole.success and whole.steps > 15
+    parts = [run("parts", at=(at,), resume=True) for at in (4, 5, 11)]
+    assert [part.message for part in parts] == [f"interrupted after {at} steps" for at in (4, 5, 11)]
+    with pytest.raises(ValueError, match="has checkpoints of a run, up to step 11: resume=True goes on"):
+        run("parts")
+    end = run("parts", resume=True)
+    assert end.message == whole.message
+    for a, b in ((end.state, whole.state), (end.best, whole.best), (end.history, whole.history)):
+        assert bits(a) == bits(b)
+    again = run("parts", resume=True)
+    assert bits(again.state) == bits(end.state) and again.steps == end.steps
+    if batch_size:
+        with pytest.raises(ValueError, match=r"the run that is resumed had data of .*'batch_size': 4"):
+            batch_size = 5
+            run("parts", resume=True)
+
+
+def test_what_a_run_raises_is_behind_a_checkpoint(tmp_path):
+    def data():
+        yield from list(Batches())[:3]
+        raise OSError("no such file")
+
+    state = lux.TrainState.create(MODEL, optax.adam(0.05), key=jax.random.key(3))
+    with pytest.raises(FitError, match="the data raised OSError"):
+        lux.fit(objective, state, data(), checkpoints=tmp_path)
+    assert Checkpoints(tmp_path).steps() == [3]
+    result = lux.fit(objective, state, (batch for batch in Batches()), checkpoints=tmp_path, resume=True)
+    assert result.steps == 5
+    other = lux.TrainState.create(MODEL, optax.sgd(0.05), key=jax.random.key(3))
+    with pytest.raises(ValueError, match=r"`tree.state.opt_state.0` should be"):
+        lux.fit(objective, other, iter(Batches()), checkpoints=tmp_path, resume=True)
+
+
+RUN = """
+    import sys, tempfile, jax, jax.numpy as jnp, numpy as np, optax
+    import lux_sciml as lux
+    from lux_sciml.training import Checkpoints
+    jax.config.update("jax_disable_most_optimizations", True)  # which would take longer than the run
+    model = lux.Chain(lux.Dense(2, 4), lux.Dropout(0.5), lux.Dense(4, 1))
+    x = np.random.default_rng(0).normal(size=(64, 2)).astype(np.float32)
+    def objective(model, ps, st, batch):
+        y, st = model(batch, ps, st)
+        return jnp.mean((y - 1) ** 2), st
+    def callback(report):
+        print("step", report.step, flush=True)
+    def run(folder):
+        state = lux.TrainState.create(model, optax.adam(0.05), key=jax.random.key(0))
+        checkpoints = Checkpoints(folder, every=20, asynchronous=sys.argv[2] == "asynchronous")
+        options = dict(batch_size=8, steps=1000, callbacks=callback, callback_every=10)
+        result = lux.fit(objective, state, x, checkpoints=checkpoints, resume=True, **options)
+        return np.asarray(result.state.ps).tobytes() + result.history["loss"].tobytes()
+    resumed = run(sys.argv[1])
+    print("end", resumed == run(tempfile.mkdtemp()), flush=True)
+"""
+
+
+def kill_and_resume(folder, kills, seed):
+    """Whether a run that is killed at random moments, and resumed, ends with the bits of one that is not."""
+    wait = random.Random(seed)
+    for i in range(kills + 1):
+        how = "asynchronous" if i % 2 else "at once"
+        command = [sys.executable, "-c", textwrap.dedent(RUN), str(folder), how]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            for line in process.stdout:
+                if i < kills and line.startswith("step"):
+                    time.sleep(wait.uniform(0, 0.3))
+                    process.kill()
+                    break
+                if line.startswith("end"):
+                    return line == "end True\n"
+    raise AssertionError("no run came to its end")
+
+
+def test_kill_9_at_random_moments(tmp_path):
+    """benchmarks/kill_runs.py kills fifty times."""
+    assert kill_and_resume(tmp_path, 2, 1)
+    names = sorted(os.listdir(tmp_path))
+    assert names == [".lock", "step_000000000980.safetensors", "step_000000001000.safetensors"]
