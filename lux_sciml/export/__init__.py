@@ -1,10 +1,11 @@
 """Models out of the notebook: files that other programs load, without lux_sciml.
 
 `save` picks the format by the suffix: `stablehlo` (all layers and solves, for JAX on any platform; `load` gives an
-`ExportedFunction`), `saved_model` (for TensorFlow and TensorFlow Serving). What is exported is a `plain_function`, a
-`PlainFunction`; `read_metadata` reads what a file tells of itself.
+`ExportedFunction`), `saved_model` (for TensorFlow and TensorFlow Serving), `c_source` (for codes in C, C++ and
+Fortran). What is exported is a `plain_function`, a `PlainFunction`; `read_metadata` reads what a file tells of itself.
 """
 
+from .c_source import c_source as c_source
 from .function import PlainFunction as PlainFunction, plain_function as plain_function
 from .metadata import read_metadata as read_metadata
 from .save import save as save

@@ -5,12 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .c_source import c_source
 from .saved_model import saved_model
 from .stablehlo import stablehlo
 
 WRITERS: dict[str, Callable[..., None]] = {
     ".stablehlo": stablehlo,
     "": saved_model,
+    ".c": c_source,
 }
 
 
@@ -19,7 +21,8 @@ def save(
 ) -> None:
     """Write a model, a loss, a gradient or a whole solve in the format that the suffix of the path says.
 
-    `.stablehlo` is `lux.export.stablehlo`; no suffix, a folder, is `lux.export.saved_model`. The arguments are those of
+    `.stablehlo` is `lux.export.stablehlo`; no suffix, a folder, is `lux.export.saved_model`; `.c` is
+    `lux.export.c_source`. The arguments are those of
     these functions: see `lux.export.plain_function`.
 
     Raises `ValueError` for another suffix, and what they raise.

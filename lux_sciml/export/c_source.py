@@ -1,0 +1,488 @@
+"""Models as C99 source that needs nothing but libm, for simulation codes in C, C++ and Fortran."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..components import ComponentVector
+from ..components.replacing import replacing
+from .c_loops import SUPPORTED, TYPES, Constants, Loops, Place, varying
+from .function import PlainFunction, plain_function
+from .lowering import Block, Value, lower
+from .plain_solves import plain_solves
+
+_MOST_STACK = 65536  # bytes of arrays on the stack
+_LANES = {4: 16, 8: 8}  # samples side by side, by the bytes of a number
+
+
+def c_source(
+    path: str | os.PathLike[str],
+    model: Any,
+    ps: Any = None,
+    st: Any = None,
+    x: Any = None,
+    *,
+    batch_axis: Any = 0,
+    params: str = "constant",
+    names: Mapping[str, str] | None = None,
+    jvp: bool = False,
+    vjp: bool = False,
+    dtype: Any = None,
+    name: str | None = None,
+    fortran: bool = True,
+) -> None:
+    r"""Write a layer or a function as C99 source: `path`, which ends in `.c`, a header and a Fortran module beside it.
+
+    * `model`, `ps`, `st`, `x`, `batch_axis`, `params`, `names`: see `lux.export.plain_function`. With
+      `params="input"` their flat vector is an argument of each function.
+    * `jvp`, `vjp`: whether there are also functions of products of the Jacobian J with vectors.
+    * `dtype`: `jnp.float32` or `jnp.float64`, to which floating-point parameters and inputs are converted.
+    * `name`: what the names of the functions begin with (default: the name of the file).
+    * `fortran`: whether the module `name.f90` is written, with the interfaces by `iso_c_binding`.
+
+    There are, with `n` samples in each array, one after the other, whatever axis of `x` is the batch's:
+
+    * `void name_forward(int n, const float *x, float *y)`: :math:`y_i = f(x_i)`;
+    * `name_jvp(n, x, x_dot, y, y_dot)`: also :math:`\dot y_i = J(x_i) \dot x_i`;
+    * `name_vjp(n, x, y_bar, x_bar)`: :math:`\bar x_i = J(x_i)^T \bar y_i`; for inputs that all samples share, as
+      the parameters are, the sum over the samples. Outputs that all samples share are left out.
+
+    Each sample is computed by itself: an adaptive solve takes the steps of a solve of that sample alone. The functions
+    share no memory, so that threads may call them at the same time. Arrays of up to 64 kB are on the stack; beyond, a
+    function takes memory as its last argument, `void *work`, of `NAME_FORWARD_WORK` bytes. The arrays of a call must
+    not overlap. Equal models give equal files.
+
+    Raises what `plain_function` raises, and `ValueError` for operations that have no translation, for a model
+    whose output for one sample depends on the others, and with `vjp` for loops of any length, which solves are.
+
+    >>> import jax, jax.numpy as jnp, pathlib, tempfile, lux_sciml as lux
+    >>> from lux_sciml.export.c_source import c_source
+    >>> net = lux.Dense(2, 3, jnp.tanh)
+    >>> ps, st = lux.setup(jax.random.key(0), net)
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> c_source(folder / "net.c", net, ps, lux.testmode(st), jnp.ones((1, 2)))
+    >>> sorted(file.name for file in folder.iterdir())
+    ['net.c', 'net.f90', 'net.h']
+    """
+    path = Path(path)
+    name = _identifier(path, name)
+    with _precision(dtype), plain_solves():
+        converted = [_converted(tree, dtype) for tree in (ps, st, x)]
+        function = plain_function(model, *converted, batch_axis=batch_axis, params=params, names=names, portable=True)
+        function.require_types("C source", [t for t in TYPES if t != "bool"], "StableHLO (.stablehlo)")
+        routines = _routines(function, jvp, vjp)
+        _require_independence(function)
+    metadata = function.metadata("C source")
+    files = {path: _source(path, name, routines, metadata), path.with_suffix(".h"): _header(name, routines, function)}
+    if fortran:
+        files[path.with_suffix(".f90")] = _module(name, routines)
+    for file, text in files.items():
+        with replacing(file) as out:
+            out.write(text.encode())
+
+
+def _identifier(path: Path, name: str | None) -> str:
+    if path.suffix != ".c":
+        raise ValueError(f"the path of C source ends in .c, got {str(path)!r}")
+    found = re.sub(r"\W", "_", path.stem) if name is None else name
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,40}", found):
+        raise ValueError(f"{found!r} is no name that functions in C and Fortran can begin with: pass name='model'")
+    return found
+
+
+def _precision(dtype: Any) -> Any:
+    if dtype is None:
+        return contextlib.nullcontext()
+    if np.dtype(dtype) not in (np.float32, np.float64):
+        raise ValueError(f"C source is written in float32 or float64, got dtype={np.dtype(dtype).name}")
+    return jax.enable_x64(True) if np.dtype(dtype) == np.float64 else contextlib.nullcontext()
+
+
+def _converted(tree: Any, dtype: Any) -> Any:
+    def convert(x: Any) -> Any:
+        if isinstance(x, ComponentVector):
+            return x.astype(dtype)
+        if not hasattr(x, "dtype") or not jnp.issubdtype(x.dtype, jnp.floating):
+            return x
+        return jax.ShapeDtypeStruct(x.shape, dtype) if isinstance(x, jax.ShapeDtypeStruct) else jnp.asarray(x, dtype)
+
+    return tree if dtype is None else jax.tree.map(convert, tree, is_leaf=lambda x: isinstance(x, ComponentVector))
+
+
+# --- what is computed -----------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class _Argument:
+    """An array of a routine: its shape of one sample, whether samples share it, what it is in a block."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    shared: bool
+    output: bool
+    summed: bool = False
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def type(self) -> str:
+        return TYPES[self.dtype.name]
+
+
+@dataclasses.dataclass
+class _Routine:
+    """A function of the file: what it computes for one sample, from its inputs to its outputs."""
+
+    name: str
+    arguments: list[_Argument]
+    block: Block
+    says: str
+    work: int = 0
+
+    @property
+    def inputs(self) -> list[_Argument]:
+        return [argument for argument in self.arguments if not argument.output]
+
+    @property
+    def outputs(self) -> list[_Argument]:
+        return [argument for argument in self.arguments if argument.output]
+
+
+def _routines(function: PlainFunction, jvp: bool, vjp: bool) -> list[_Routine]:
+    one = function.fixed(**{symbol: 1 for symbol in function.symbols}) if function.symbols else function
+    inputs = [_argument(name, spec, False) for name, spec in function.inputs.items()]
+    outputs = [_argument(name, spec, True) for name, spec in function.outputs.items()]
+    smooth = [k for k, x in enumerate(inputs) if x.dtype.kind == "f"]
+    results = [k for k, y in enumerate(outputs) if y.dtype.kind == "f"]
+
+    owned = [k for k in results if not (function.symbols and outputs[k].shared)]
+
+    def of_sample(*arrays):
+        batched = [jnp.reshape(x, spec.shape) for x, spec in zip(arrays, one.specs, strict=True)]
+        return [jnp.reshape(y, out.shape) for y, out in zip(one.call(*batched), outputs, strict=True)]
+
+    def of_floats(arrays, results):
+        def f(*floats):
+            every = list(arrays)
+            for k, x in zip(smooth, floats, strict=True):
+                every[k] = x
+            found = of_sample(*every)
+            return [found[k] for k in results]
+
+        return f, [arrays[k] for k in smooth]
+
+    def tangent(*arrays):
+        f, floats = of_floats(arrays[: len(inputs)], results)
+        y, y_dot = jax.jvp(f, floats, list(arrays[len(inputs) :]))
+        return [*y, *y_dot]
+
+    def cotangent(*arrays):
+        f, floats = of_floats(arrays[: len(inputs)], owned)
+        return jax.vjp(f, *floats)[1](list(arrays[len(inputs) :]))
+
+    def routine(name, call, arguments, says):
+        specs = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arguments if not x.output]
+        block = lower(call, *specs, supported=SUPPORTED, to="C source")
+        block.outputs = [_before_reshapes(block, value) for value in block.outputs]
+        return _Routine(name, arguments, block, says)
+
+    def renamed(k, arguments, suffix, output, **more):
+        old = arguments[k]
+        return dataclasses.replace(old, name=old.name + suffix, output=output, **more)
+
+    x, y = [a.name for a in inputs], [a.name for a in outputs]
+    routines = [routine("forward", of_sample, [*inputs, *outputs], f"{', '.join(y)} = f({', '.join(x)})")]
+    for wanted, what in ((jvp, "jvp"), (vjp, "vjp")):
+        if wanted and not (smooth and owned):
+            raise ValueError(f"{what}=True is for functions of floating-point arrays, and {function.name} has none")
+    if jvp:
+        dots = [renamed(k, inputs, "_dot", False) for k in smooth]
+        found = [outputs[k] for k in results] + [renamed(k, outputs, "_dot", True) for k in results]
+        says = "the outputs, and their derivatives in the direction of the _dot inputs"
+        routines.append(routine("jvp", tangent, [*inputs, *dots, *found], says))
+    if vjp:
+        bars = [renamed(k, outputs, "_bar", False) for k in owned]
+        found = [renamed(k, inputs, "_bar", True, summed=inputs[k].shared) for k in smooth]
+        says = "the gradient of the sum of _bar inputs times outputs"
+        try:
+            routines.append(routine("vjp", cotangent, [*inputs, *bars, *found], says))
+        except ValueError as error:
+            if "Reverse-mode differentiation does not work" not in str(error):
+                raise
+            raise ValueError(
+                f"{function.name} has a loop of any length, as solves are written, which has no derivative in reverse "
+                "mode: take jvp=True"
+            ) from error
+    for each in routines:
+        _require_samples(function, each)
+    return routines
+
+
+def _before_reshapes(block: Block, value: Value) -> Value:
+    """What an output is before its last reshapes: the same memory."""
+    makers = {out: op for op in block.operations for out in op.outputs}
+    while value in makers and makers[value].name == "reshape":
+        (value,) = makers[value].inputs
+    return value
+
+
+def _argument(name: str, spec: jax.ShapeDtypeStruct, output: bool) -> _Argument:
+    """An array by its shape of one sample: the one symbolic size is that of the batch."""
+    symbolic = [k for k, n in enumerate(spec.shape) if not isinstance(n, int)]
+    if len(symbolic) > 1 or any(not re.fullmatch(r"[A-Za-z_]\w*", str(spec.shape[k])) for k in symbolic):
+        raise ValueError(
+            f"C source has one size that is known at run time, the number of samples, and {name!r} is of shape "
+            f"{spec.shape}: fix the other sizes"
+        )
+    shape = tuple(int(n) for k, n in enumerate(spec.shape) if k not in symbolic)
+    return _Argument(name, shape, np.dtype(spec.dtype), not symbolic, output)
+
+
+def _require_samples(function: PlainFunction, routine: _Routine) -> None:
+    """Raise `ValueError` for an output of the whole batch."""
+    if not function.symbols:
+        return
+    owned = [v for v, x in zip(routine.block.inputs, routine.inputs, strict=True) if not x.shared]
+    found = varying(routine.block, owned)
+    for value, y in zip(routine.block.outputs, routine.outputs, strict=True):
+        if y.shared and not y.summed and value in found:
+            raise ValueError(
+                f"{y.name!r}, an output of {function.name}, has no batch axis and depends on the samples, and C source "
+                "computes one sample after the other: with batch_axis=None it is exported for a fixed batch"
+            )
+
+
+def _require_independence(function: PlainFunction) -> None:
+    """Raise `ValueError` where the output of one sample changes with the others by more than a solver's tolerance."""
+    if len(function.symbols) != 1:
+        return
+    rng = np.random.default_rng(0)
+    two = function.fixed(**{function.symbols[0]: 2})
+    batched = [[k for k, n in enumerate(spec.shape) if not isinstance(n, int)] for spec in function.specs]
+    values = [_sampled(rng, spec) for spec in two.specs]
+    if function.params == "input":
+        values[0] = function.values
+    others = [
+        np.concatenate([np.take(x, [0], axis[0]), _sampled(rng, spec).take([1], axis[0])], axis[0]) if axis else x
+        for x, spec, axis in zip(values, two.specs, batched, strict=True)
+    ]
+    for (name, spec), a, b in zip(function.outputs.items(), two.call(*values), two.call(*others), strict=True):
+        for axis in (k for k, n in enumerate(spec.shape) if not isinstance(n, int)):
+            a, b = (np.take(np.asarray(y), 0, axis) for y in (a, b))
+            scale = np.max(np.abs(a), initial=0.0, where=np.isfinite(a)) if a.dtype.kind == "f" else 0
+            if not np.allclose(a, b, rtol=0, atol=1e-2 * scale, equal_nan=True):
+                raise ValueError(
+                    f"{name!r}, an output of {function.name}, for one sample depends on the others of the batch, and C "
+                    "source computes each by itself: with batch_axis=None it is exported for a fixed batch"
+                )
+
+
+def _sampled(rng: np.random.Generator, spec: jax.ShapeDtypeStruct) -> np.ndarray:
+    numbers = rng.normal(size=spec.shape) if np.dtype(spec.dtype).kind == "f" else rng.integers(0, 2, spec.shape)
+    return numbers.astype(spec.dtype)
+
+
+# --- C --------------------------------------------------------------------------------------------------------------
+
+_ALIGNED = """#if defined(__GNUC__)
+#define ALIGNED __attribute__((aligned(64)))
+#elif defined(_MSC_VER)
+#define ALIGNED __declspec(align(64))
+#else
+#define ALIGNED
+#endif"""
+
+
+def _source(path: Path, name: str, routines: list[_Routine], metadata: dict[str, Any]) -> str:
+    constants = Constants()
+    functions = [text for routine in routines for text in _functions(name, routine, constants)]
+    about = ",\n".join(f" {json.dumps(key)}: {json.dumps(value)}" for key, value in metadata.items())
+    about = about.replace("*/", "*\\/")
+    return (
+        "\n\n".join(
+            [
+                f"/* {metadata['model']} as C99, written by lux_sciml {metadata['versions']['lux-sciml']}.\n"
+                "   Fast: cc -O3 -march=native -ffast-math; without the last where NaN says that a solve failed.\n\n"
+                f"{{\n{about}\n}} */",
+                f'#include "{path.with_suffix(".h").name}"\n\n#include <math.h>\n#include <stddef.h>',
+                _ALIGNED,
+                constants.text(),
+                *functions,
+            ]
+        ).replace("\n\n\n", "\n\n")
+        + "\n"
+    )
+
+
+def _functions(name: str, routine: _Routine, constants: Constants) -> list[str]:
+    """The function for one sample, that for several side by side where there is one, and that for `n` of them."""
+    full = f"{name}_{routine.name}"
+    batched = any(not argument.shared for argument in routine.arguments)
+    one = _body(routine, Loops(constants))
+    if one.bytes > _MOST_STACK:
+        one = _body(routine, Loops(constants, workspace=True))
+        routine.work = one.bytes
+    functions = [_defined(f"{routine.name}_one", routine, one)]
+    lanes = _LANES[max([argument.dtype.itemsize for argument in routine.arguments], default=4)]
+    several = None
+    if batched and not routine.work and not any(op.name in ("while", "cond") for op in routine.block.all()):
+        several = _side_by_side(routine, Loops(constants, lanes))
+        if several.bytes > _MOST_STACK:
+            several = None
+        else:
+            functions.append(_defined(f"{routine.name}_{lanes}", routine, several))
+    lines = [f"{_signature(full, routine, batched)} {{"]
+    lines += [f"    for (int i = 0; i < {y.size}; i++) {y.name}[i] = 0;" for y in routine.outputs if y.summed]
+    work = ", work" if routine.work else ""
+
+    def call(kind: str) -> str:
+        given = ", ".join(a.name + ("" if a.shared else f" + (size_t)i*{a.size}") for a in routine.arguments)
+        return f"{routine.name}_{kind}({given}{work});"
+
+    if not batched:
+        lines.append("    " + call("one"))
+    else:
+        lines.append("    int i = 0;")
+        if several is not None:
+            lines.append(f"    for (; i + {lanes} <= n; i += {lanes}) {call(str(lanes))}")
+        lines.append(f"    for (; i < n; i++) {call('one')}")
+    return [*functions, "\n".join([*lines, "}"])]
+
+
+def _signature(name: str, routine: _Routine, batched: bool, qualifier: str = "*restrict ") -> str:
+    pointers = [f"{'' if a.output else 'const '}{a.type} {qualifier}{a.name}" for a in routine.arguments]
+    work = [f"void {qualifier}work"] if routine.work else []
+    return f"void {name}({', '.join([*['int n'] * batched, *pointers, *work])})"
+
+
+def _defined(name: str, routine: _Routine, loops: Loops) -> str:
+    return "\n".join([f"static {_signature(name, routine, False)} {{", *loops.lines, "}"])
+
+
+def _body(routine: _Routine, loops: Loops) -> Loops:
+    """The statements for one sample: inputs are read, and outputs computed, where they are."""
+    block = routine.block
+    made = {value for op in block.operations for value in op.outputs}
+    read = {value for op in block.operations for value in op.reads()} | set(block.outputs)
+    for value, argument in zip(block.inputs, routine.inputs, strict=True):
+        loops.places[value] = Place(argument.name, value.shape)
+        if value not in read:
+            loops.line(f"(void){argument.name};")
+    pairs = list(zip(block.outputs, routine.outputs, strict=True))
+    for value, argument in pairs:
+        if value in made and value.known is None and not argument.summed:
+            loops.given.setdefault(value, Place(argument.name, value.shape))
+    loops.run(block)
+    for value, argument in pairs:
+        place = Place(argument.name, value.shape)
+        if argument.summed:
+            with loops.loop(value.shape) as index:
+                loops.line(f"{place.at(index)} += {loops.scalar(value, index)};")
+        elif loops.given.get(value) != place:
+            loops.copy(value, place)
+    return loops
+
+
+def _side_by_side(routine: _Routine, loops: Loops) -> Loops:
+    """The statements for several samples, whose arrays have the samples as their last axis."""
+    block, lanes = routine.block, loops.lanes
+    owned = [v for v, x in zip(block.inputs, routine.inputs, strict=True) if not x.shared]
+    loops.varying = varying(block, owned)
+    read = {value for op in block.operations for value in op.reads()} | set(block.outputs)
+    for value, argument in zip(block.inputs, routine.inputs, strict=True):
+        if value not in read:
+            loops.line(f"(void){argument.name};")
+            continue
+        if argument.shared:
+            loops.places[value] = Place(argument.name, value.shape)
+            continue
+        place = loops.declare(value)
+        with loops.loop([argument.size], lanes=True) as (i,):
+            source = Place(argument.name, (lanes, argument.size)).at(["l", i])
+            loops.line(f"{dataclasses.replace(place, shape=(argument.size,)).at([i])} = {source};")
+    loops.run(block)
+    for value, argument in zip(block.outputs, routine.outputs, strict=True):
+        if argument.summed:
+            with loops.loop(value.shape, lanes=True) as index:
+                loops.line(f"{Place(argument.name, value.shape).at(index)} += {loops.scalar(value, index)};")
+        elif argument.shared:
+            loops.copy(value, Place(argument.name, value.shape))
+        else:
+            to = Place(argument.name, (lanes, *value.shape))
+            with loops.loop(value.shape) as index, loops.lane():
+                loops.line(f"{to.at(['l', *index])} = {loops.scalar(value, index)};")
+    return loops
+
+
+def _header(name: str, routines: list[_Routine], function: PlainFunction) -> str:
+    guard = f"{name.upper()}_H"
+    lines = [f"/* {function.name}: arrays of n samples, one after the other; they must not overlap. */"]
+    lines += [f"#ifndef {guard}", f"#define {guard}", "", "#include <stdint.h>", ""]
+    lines += ["#ifdef __cplusplus", 'extern "C" {', "#endif", ""]
+    for routine in routines:
+        arrays = [f"   {a.name}: {_shape(a)}{_kind(a)}" for a in routine.arguments]
+        lines += [f"/* {routine.says}.", *arrays]
+        if routine.work:
+            lines += [f"   work: {routine.work} bytes, of each thread its own"]
+        lines[-1] += " */"
+        if routine.work:
+            lines.append(f"#define {name.upper()}_{routine.name.upper()}_WORK {routine.work}")
+        batched = any(not a.shared for a in routine.arguments)
+        lines += [_signature(f"{name}_{routine.name}", routine, batched, "*") + ";", ""]
+    lines += ["#ifdef __cplusplus", "}", "#endif", "", "#endif"]
+    return "\n".join(lines) + "\n"
+
+
+def _shape(argument: _Argument) -> str:
+    return f"({', '.join(map(str, argument.shape if argument.shared else ('n', *argument.shape)))})"
+
+
+def _kind(argument: _Argument) -> str:
+    if argument.summed:
+        return ", the sum over the samples"
+    return ", shared by the samples" if argument.shared and argument.size else ""
+
+
+# --- Fortran --------------------------------------------------------------------------------------------------------
+
+_FORTRAN = {"float32": "real(c_float)", "float64": "real(c_double)"}
+_FORTRAN |= {f"int{bits}": f"integer(c_int{bits}_t)" for bits in (8, 16, 32, 64)}
+
+
+def _module(name: str, routines: list[_Routine]) -> str:
+    """A module of interfaces; the axes of arrays are in the opposite order, the samples last."""
+    types = {_fortran(a) for routine in routines for a in routine.arguments}
+    kinds = sorted({re.findall(r"\((\w+)\)", text)[0] for text in types} | {"c_int"})
+    pointers = any(routine.work for routine in routines)
+    used = ", ".join([*kinds, *["c_ptr"] * pointers])
+    lines = [f"module {name}", f"  use, intrinsic :: iso_c_binding, only: {used}", "  implicit none", "", "  interface"]
+    for routine in routines:
+        full, batched = f"{name}_{routine.name}", any(not a.shared for a in routine.arguments)
+        given = [*["n"] * batched, *(a.name for a in routine.arguments), *["work"] * bool(routine.work)]
+        arguments = ", &\n        ".join(given)
+        lines += [f"    subroutine {full}({arguments}) &", f'        bind(c, name="{full}")']
+        lines += [f"      import :: {used}"] + ["      integer(c_int), value :: n"] * batched
+        for a in routine.arguments:
+            sizes = [*map(str, reversed(a.shape)), *["*"] * (not a.shared)]
+            shape = f"({', '.join(sizes)})" if sizes else ""
+            lines.append(f"      {_fortran(a)}, intent({'out' if a.output else 'in'}) :: {a.name}{shape}")
+        lines += ["      type(c_ptr), value :: work"] * bool(routine.work)
+        lines.append(f"    end subroutine {full}")
+    return "\n".join([*lines, "  end interface", "", f"end module {name}"]) + "\n"
+
+
+def _fortran(argument: _Argument) -> str:
+    return _FORTRAN[argument.dtype.name.removeprefix("u")]

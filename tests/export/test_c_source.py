@@ -1,0 +1,328 @@
+"""C source against JAX: compiled by the system's compiler and called from Python, C, C++ and Fortran."""
+
+import ctypes
+import re
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lux_sciml as lux
+from lux_sciml.export import c_source
+
+STRICT = ("-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror", "-O1")
+CC = shutil.which("cc")
+pytestmark = pytest.mark.skipif(CC is None, reason="needs a C compiler")
+
+NET = lux.Chain(lux.Dense(4, 33, jnp.tanh), lux.Dense(33, 7, jax.nn.gelu), lux.Dense(7, 3))
+
+
+@pytest.fixture
+def net(key):
+    ps, st = lux.setup(key, NET, dtype="float32")
+    return ps, lux.testmode(st)
+
+
+def compiled(path):
+    """The library of a file, under a new name: one that is loaded is not loaded again."""
+    library = path.with_name(f"{len(list(path.parent.glob('*.so')))}.so")
+    subprocess.run([CC, *STRICT, "-shared", "-fPIC", path, "-o", library, "-lm"], check=True)
+    return ctypes.CDLL(str(library))
+
+
+def call(function, *arguments):
+    """Calls a C function with numbers and arrays."""
+    function(*(ctypes.c_int(x) if isinstance(x, int) else x.ctypes.data_as(ctypes.c_void_p) for x in arguments))
+
+
+def check(folder, f, arrays, *, batch_axis=0, rtol=1e-6, jvp=True, vjp=True, **options):
+    """Compares the functions of the C file of `f(*arrays)` with JAX; returns the library."""
+    c_source(folder / "f.c", lambda xs: f(*xs), x=arrays, jvp=jvp, vjp=vjp, batch_axis=batch_axis, **options)
+    library, rng = compiled(folder / "f.c"), np.random.default_rng(0)
+    n = [] if batch_axis is None else [len(arrays[0])]
+
+    def tangents(values):
+        return [rng.normal(size=np.shape(x)).astype(x.dtype) for x in values]
+
+    def close(expected, *arguments, of):
+        outputs = [np.full(y.shape, 7, y.dtype) for y in expected]
+        call(getattr(library, f"f_{of}"), *n, *arguments, *outputs)
+        for y, found in zip(expected, outputs, strict=True):
+            scale = np.max(np.abs(y), initial=0.0, where=np.isfinite(y))
+            np.testing.assert_allclose(found, y, rtol=rtol, atol=rtol * scale, err_msg=of)
+
+    ys = jax.tree.leaves(jax.jit(f)(*arrays))
+    close(ys, *arrays, of="forward")
+    if jvp:
+        dots = tangents(arrays)
+        y, y_dot = jax.jit(lambda x, dx: jax.jvp(lambda *x: jax.tree.leaves(f(*x)), x, dx))(arrays, tuple(dots))
+        close([*y, *y_dot], *arrays, *dots, of="jvp")
+    if vjp:
+        bars = tangents(ys)
+        x_bar = jax.jit(lambda x, dy: jax.vjp(lambda *x: jax.tree.leaves(f(*x)), *x)[1](dy))(arrays, bars)
+        close(x_bar, *arrays, *bars, of="vjp")
+    return library
+
+
+def samples(n, *shape, dtype=np.float32):
+    return np.random.default_rng(n).normal(size=(n, *shape)).astype(dtype)
+
+
+def test_a_net_its_derivatives_and_its_files(net, tmp_path):
+    ps, st = net
+    library = check(tmp_path, lambda x: NET(x, ps, st)[0], (samples(19, 4),))
+    text, x, y = (tmp_path / "f.c").read_text(), samples(40, 4), np.zeros((40, 3), np.float32)
+    call(library.f_forward, 0, x, y)
+    assert not y.any()
+    with ThreadPoolExecutor(4) as threads:  # there is no memory that calls share
+        outs = [np.zeros((40, 3), np.float32) for _ in range(16)]
+        list(threads.map(lambda out: call(library.f_forward, 40, x, out), outs))
+    np.testing.assert_allclose(outs, [NET(x, ps, st)[0]] * 16, rtol=1e-5, atol=1e-6)
+    c_source(tmp_path / "net.c", NET, ps, st, x, name="f")
+    first = {file.name: file.read_bytes() for file in tmp_path.glob("net.*")}
+    assert sorted(first) == ["net.c", "net.f90", "net.h"]
+    c_source(tmp_path / "net.c", NET, ps, st, x[:1], name="f")
+    assert first == {file.name: file.read_bytes() for file in tmp_path.glob("net.*")}
+    assert '"count": ' in first["net.c"].decode() and not re.search(r"^static (?!const|inline|void)", text, re.M)
+    assert "malloc" not in text and set(re.findall("#include <(.*)>", text)) == {"math.h", "stddef.h"}
+
+
+def test_parameters_as_an_input_in_double_precision(net, tmp_path):
+    ps, st = net
+    c_source(tmp_path / "net.c", NET, ps, st, samples(1, 4), params="input", vjp=True, dtype=jnp.float64)
+    library, x = compiled(tmp_path / "net.c"), samples(21, 4, dtype=np.float64)
+    p, y_bar = np.asarray(ps.data, np.float64), samples(21, 3, dtype=np.float64)
+    y, p_bar, x_bar = np.zeros((21, 3)), np.full_like(p, 7.0), np.zeros_like(x)
+    call(library.net_forward, 21, p, x, y)
+    call(library.net_vjp, 21, p, x, y_bar, p_bar, x_bar)
+
+    def f(p, x):
+        return NET(x, lux.ComponentVector(p, ps.astype("float64").layout), st)[0]
+
+    expected, pull = jax.vjp(f, p, x)
+    for found, wanted in zip((y, p_bar, x_bar), (expected, *pull(jnp.asarray(y_bar))), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-12, atol=1e-13)
+
+
+def test_operations(tmp_path):
+    def elementwise(x):
+        bounded, positive = jnp.clip(x, -0.5, 0.9), jnp.abs(x) + 0.5
+        yield jnp.exp(bounded) + jnp.expm1(bounded) - jnp.log(positive) * jnp.log1p(positive) + jnp.exp2(x)
+        yield jnp.sin(x) * jnp.cos(x) / (1 + jnp.tan(bounded) ** 2) + jnp.arctan2(x, positive) - jnp.arctan(x)
+        yield jnp.sinh(bounded) - jnp.cosh(bounded) + jnp.arcsinh(x) + jnp.arccosh(1 + positive)
+        yield jnp.arcsin(bounded * 0.9) + jnp.arccos(bounded * 0.9) + jnp.arctanh(bounded)
+        yield jnp.sqrt(positive) + jax.lax.rsqrt(positive) + jnp.cbrt(positive) + positive**1.3 + x**5 + positive**-3
+        yield jax.lax.erf(x) + jax.lax.erfc(x) + jax.nn.sigmoid(x) + jax.nn.softplus(x) + jax.nn.elu(x)
+        yield jnp.maximum(x, 0.1) - jnp.minimum(x, -x) + jnp.sign(x) + jnp.floor(x) + jnp.ceil(x) + jnp.round(x)
+        chosen = jnp.where((x > 0.3) | ~(x >= -0.2) & (x != 0), x, -2 * x)
+        yield chosen + jnp.mod(x, 0.7) + jnp.isfinite(x).astype(x.dtype)
+
+    def moving(x):
+        yield jax.nn.softmax(x, -1) * jax.nn.logsumexp(x, -1, keepdims=True)
+        yield x.max(-1) + x.min(-1) + x.prod(-1) + jnp.var(x, -1)
+        yield jnp.where((x > 0).all(-1) | (x > 1).any(-1), x[:, 0], 0), jnp.argmax(x, -1).astype(x.dtype)
+        yield jnp.cumsum(x, -1) + jax.lax.cummax(x, 1, reverse=True)
+        yield jnp.pad(x, ((0, 0), (1, 2)), constant_values=2.0)[:, ::2], jnp.concatenate([x[:, :1], 2 * x[:, ::-1]], 1)
+        yield jnp.tile(x, (1, 2)), jnp.stack(jnp.unstack(x, axis=1)[::2], axis=1), jnp.repeat(x, 2, 1)
+        yield jnp.einsum("bi,bj->bij", x, x), jnp.einsum("bij,bkj->bik", x[:, None] * x[..., None], x[..., None] - 1)
+        yield x.reshape(-1, 5, 1).transpose(0, 2, 1).reshape(-1, 5) @ jnp.arange(15.0, dtype="float32").reshape(3, 5).T
+        yield jnp.take(x, jnp.array([4, 1, 1]), axis=1), x.at[:, 1].set(0.5).at[:, jnp.array([0, 2])].add(x[:, 3:])
+        index = (x[:, 0] > 0).astype("int32") + 1
+        yield (
+            jnp.take_along_axis(x, index[:, None], 1),
+            jax.vmap(lambda x, i: jax.lax.dynamic_slice(x, (i,), (3,)))(x, index),
+        )
+
+    check(tmp_path, lambda x: [*elementwise(x), *moving(x)], (samples(18, 5),), rtol=3e-6)
+
+
+def test_loops_and_branches(key, tmp_path):
+    cell = lux.Recurrence(lux.LSTMCell(3, 4), return_sequence=True)
+    ps, st = lux.setup(key, cell, dtype="float32")
+
+    def swapping(x):
+        def step(carry, i):
+            a, b = carry
+            return (b, jnp.sin(a) + i), a * b
+
+        (a, b), c = jax.lax.scan(step, (x, 2 * x), jnp.arange(4, dtype="float32"), reverse=True)
+        return a, b, c.swapaxes(0, 1)
+
+    check(tmp_path, lambda x: [cell(x, ps, lux.testmode(st))[0], *swapping(x[:, 0])], (samples(18, 5, 3),))
+
+    def of_any_length(x):
+        y, steps = jax.lax.while_loop(
+            lambda c: (jnp.sum(c[0] ** 2) < 20) & (c[1] < 9), lambda c: (1.2 * c[0] + jnp.tanh(x), c[1] + 1), (x, 0)
+        )
+        branches = [jnp.sin, jnp.cos, lambda x: 3 * x]
+        return jax.lax.switch(steps // 3, branches, y) + jax.lax.cond(y[0] > 0, lambda: x, lambda: -x)
+
+    check(tmp_path, jax.vmap(of_any_length), (samples(1, 3),), vjp=False)
+    check(tmp_path, of_any_length, (samples(1, 3)[0],), batch_axis=None, vjp=False)
+    with pytest.raises(ValueError, match="no derivative in reverse mode"):
+        c_source(tmp_path / "f.c", of_any_length, x=samples(1, 3)[0], batch_axis=None, vjp=True)
+
+
+def test_solves(key, tmp_path):
+    net = lux.Chain(lux.Dense(3, 6, jnp.tanh), lux.Dense(6, 3))
+    cell = lux.Parallel(lambda a, b: jnp.tanh(a + b), lux.Dense(3, 3, use_bias=False), lux.Dense(3, 3))
+    ts = jnp.linspace(0.0, 1.0, 4)
+    model = lux.BranchLayer(
+        lux.NeuralODE(net, ts=ts, stepsize_controller=diffrax.ConstantStepSize(), dt0=0.1, output="ys"),
+        lux.NeuralODE(net, ts=ts, output="final"),
+        lux.DeepEquilibrium(cell, shape=3),
+    )
+    ps, st = lux.setup(key, model, dtype="float64")
+    x, x_dot = samples(2, 3, dtype=np.float64), samples(2, 3, dtype=np.float64)[::-1].copy()
+    c_source(tmp_path / "f.c", model, ps, lux.testmode(st), x, jvp=True)
+    library = compiled(tmp_path / "f.c")
+
+    def outputs():
+        return [np.zeros(shape) for shape in ((2, 4, 3), (2, 3), (2, 3))]
+
+    def forward(x):
+        ys = outputs()
+        call(library.f_forward, 2, x, *ys)
+        return ys
+
+    jitted = jax.jit(lambda x: model(x, ps, lux.testmode(st))[0])
+    for i in range(2):  # each sample as alone
+        for found, y, tolerance in zip(forward(x), jitted(x[i : i + 1]), (1e-13, 1e-10, 1e-6), strict=True):
+            np.testing.assert_allclose(found[i], jnp.squeeze(y), rtol=tolerance, atol=tolerance)
+    ys, dots = outputs(), outputs()
+    call(library.f_jvp, 2, x, x_dot, *ys, *dots)
+    for found, after, before in zip(dots, forward(x + 1e-4 * x_dot), forward(x - 1e-4 * x_dot), strict=True):
+        np.testing.assert_allclose(found, (after - before) / 2e-4, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="no derivative in reverse mode"):
+        c_source(tmp_path / "f.c", model, ps, lux.testmode(st), x, vjp=True)
+
+
+def test_images_shared_inputs_other_axes_and_a_workspace(key, tmp_path):
+    model = lux.Chain(
+        lux.Conv(2, 4, (3, 3), activation=jax.nn.relu, groups=2),
+        lux.BatchNorm(4),
+        lux.MaxPool((2, 2)),
+        lux.Conv(4, 3, (3, 2), stride=2),
+    )
+    ps, st = lux.setup(key, model, dtype="float32")
+    check(tmp_path, lambda x: model(x, ps, lux.testmode(st))[0], (samples(17, 9, 8, 2),), jvp=False, vjp=False)
+    x, t, w = samples(18, 3), np.float32(0.3), samples(3, 3)
+    shared = {"batch_axis": (0, None, None)}
+    check(tmp_path, lambda x, t, w: jnp.tanh(t * x @ w), (x, np.asarray(t), w), **shared)
+    check(tmp_path, lambda x, t, w: (jnp.tanh(t * x @ w), t * w), (x, np.asarray(t), w), **shared, vjp=False)
+    check(tmp_path, lambda x: jnp.sum(x, 0), (samples(4, 3),), batch_axis=None)
+    c_source(tmp_path / "f.c", lambda x: jnp.cumsum(x, 0), x=samples(5, 2), batch_axis=1)  # in C the samples are first
+    y = np.zeros((20, 5), np.float32)
+    call(compiled(tmp_path / "f.c").f_forward, 20, samples(20, 5), y)
+    np.testing.assert_allclose(y, np.cumsum(samples(20, 5), 1), rtol=1e-6, atol=1e-6)
+
+    def large(x):
+        outer = jnp.sin(x[:, :, None] * x[:, None])
+        return jnp.einsum("bij,bkj->bik", outer, outer)[:, 0]
+
+    c_source(tmp_path / "g.c", large, x=samples(1, 200), fortran=False)
+    assert not (tmp_path / "g.f90").exists()
+    (size,) = re.findall(r"#define G_FORWARD_WORK (\d+)", (tmp_path / "g.h").read_text())
+    y, x = np.zeros((3, 200), np.float32), samples(3, 200)
+    call(compiled(tmp_path / "g.c").g_forward, 3, x, y, np.zeros(int(size), np.uint8))
+    np.testing.assert_allclose(y, large(x), rtol=1e-5, atol=1e-5)
+
+
+def test_refusals(net, tmp_path):
+    ps, st = net
+    x, path = samples(2, 4), tmp_path / "net.c"
+    for f, message in (
+        (lambda x: x - jnp.mean(x, 0), "depends on the others of the batch"),
+        (lambda x: jnp.mean(x), "has no batch axis and depends on the samples"),
+        (lambda x: jnp.sort(x), r"C source has no translation of 'sort'.*StableHLO"),
+        (lambda x: (x.astype(jnp.bfloat16) * 2).astype(x.dtype), "computes with bfloat16"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            c_source(path, f, x=x)
+    with pytest.raises(ValueError, match=r"ends in \.c"):
+        c_source(tmp_path / "net.cc", NET, ps, st, x)
+    with pytest.raises(ValueError, match="no name that functions"):
+        c_source(path, NET, ps, st, x, name="2nd")
+    with pytest.raises(ValueError, match="float32 or float64"):
+        c_source(path, NET, ps, st, x, dtype=jnp.float16)
+    with pytest.raises(TypeError, match="bool, which C source lacks"):
+        c_source(path, lambda x: x > 0, x=x)
+    assert not list(tmp_path.iterdir())
+
+
+C_MAIN = """
+#include <stdio.h>
+#include "field.h"
+
+/* Runge-Kutta's classical method for dx/dt = f(x). */
+int main(void) {
+    float x[6] = {1.0f, 0.5f, -0.5f, 0.0f, 0.25f, 1.0f}, k[4][6], z[6];
+    const float h = 0.05f;
+    for (int step = 0; step < 20; step++) {
+        field_forward(2, x, k[0]);
+        for (int s = 1; s < 4; s++) {
+            for (int i = 0; i < 6; i++) z[i] = x[i] + (s < 3 ? 0.5f : 1.0f)*h*k[s - 1][i];
+            field_forward(2, z, k[s]);
+        }
+        for (int i = 0; i < 6; i++) x[i] += h/6*(k[0][i] + 2*k[1][i] + 2*k[2][i] + k[3][i]);
+    }
+    for (int i = 0; i < 6; i++) printf("%.9g\\n", x[i]);
+    return 0;
+}
+"""
+FORTRAN_MAIN = """
+program main
+  use, intrinsic :: iso_c_binding
+  use field
+  implicit none
+  real(c_float) :: x(3, 2), k(3, 2, 4), z(3, 2), h
+  integer :: step
+  x = reshape([1.0, 0.5, -0.5, 0.0, 0.25, 1.0], [3, 2])
+  h = 0.05
+  do step = 1, 20
+    call field_forward(2, x, k(:, :, 1))
+    z = x + 0.5*h*k(:, :, 1)
+    call field_forward(2, z, k(:, :, 2))
+    z = x + 0.5*h*k(:, :, 2)
+    call field_forward(2, z, k(:, :, 3))
+    z = x + h*k(:, :, 3)
+    call field_forward(2, z, k(:, :, 4))
+    x = x + h/6*(k(:, :, 1) + 2*k(:, :, 2) + 2*k(:, :, 3) + k(:, :, 4))
+  end do
+  print '(es16.8)', x
+end program main
+"""
+
+
+def test_inside_integrators_in_c_cpp_and_fortran(key, tmp_path):
+    model = lux.Chain(lux.Dense(3, 8, jnp.tanh), lux.Dense(8, 3))
+    ps, st = lux.setup(key, model, dtype="float32")
+    c_source(tmp_path / "field.c", model, ps, lux.testmode(st), samples(1, 3), jvp=True, vjp=True)
+
+    def f(x):
+        return model(x, ps, st)[0]
+
+    def step(x, _):
+        h, a = 0.05, f(x)
+        b = f(x + h / 2 * a)
+        c = f(x + h / 2 * b)
+        return x + h / 6 * (a + 2 * b + 2 * c + f(x + h * c)), None
+
+    start = jnp.array([[1.0, 0.5, -0.5], [0.0, 0.25, 1.0]], "float32")
+    expected = jax.lax.scan(step, start, length=20)[0].ravel()
+    (tmp_path / "main.c").write_text(C_MAIN)
+    (tmp_path / "main.cpp").write_text(C_MAIN)
+    (tmp_path / "main.f90").write_text(FORTRAN_MAIN)
+    subprocess.run([CC, *STRICT, "-c", "field.c"], cwd=tmp_path, check=True)
+    builds = [[CC, *STRICT, "main.c"], ["g++", "-Wall", "-Wextra", "-Werror", "main.cpp"]]
+    builds += [["gfortran", "-std=f2003", "-Wall", "-Werror", "field.f90", "main.f90"]]
+    for compiler, *flags in builds:
+        if shutil.which(compiler):
+            subprocess.run([compiler, *flags, "field.o", "-o", "main", "-lm"], cwd=tmp_path, check=True)
+            out = subprocess.run([tmp_path / "main"], check=True, capture_output=True, text=True).stdout
+            np.testing.assert_allclose(np.array(out.split(), float), expected, rtol=1e-5, atol=1e-6)
