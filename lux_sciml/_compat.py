@@ -11,6 +11,7 @@ what                                              versions            where it i
 jaxprs, their equations, contexts and constants   jax 0.10 to 0.12    `minimize` compiles anew for other constants
 `jax._src.dtypes.canonicalize_value`              jax 0.10 to 0.12    NumPy arrays that a loss reads clear JAX's caches
 `jax.experimental.xla_metadata`                   jax 0.10 to 0.12    vectors are cut by one `lax.split`
+equations of a jaxpr, run one by one              jax 0.10 to 0.12    Laplacians take one direction after the other
 parameters of equations in a jaxpr                jax 0.10 to 0.12    what a traced call returns counts as updated
 `jax.interpreters.partial_eval.dce_jaxpr`         jax 0.10 to 0.12    a key that is only handed on counts as used; no
                                                                       word of parameters that a loss ignores
@@ -482,6 +483,29 @@ def run_jaxpr(closed: ClosedJaxpr, *arguments: Any) -> list[Any]:
     except ImportError:
         from jax._src.core import jaxpr_as_fun
     return jaxpr_as_fun(closed)(*arguments)
+
+
+@functools.cache
+def runs_equations() -> bool:
+    """Whether the equations of a jaxpr can be run one by one."""
+    try:
+        (eqn,) = jax.make_jaxpr(jnp.sin)(1.0).eqns
+        run_equation(eqn, [1.0])
+    except (AttributeError, TypeError, ValueError):
+        return False
+    return True
+
+
+def run_equation(eqn: Any, inputs: list[Any]) -> list[Any]:
+    """The outputs of one equation of a jaxpr."""
+    with eqn.ctx.manager:
+        out = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
+    return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def inner_program(eqn: Any) -> "ClosedJaxpr | None":
+    """What an equation runs as it is: the program of a jitted function."""
+    return eqn.params["jaxpr"] if eqn.primitive.name in ("jit", "pjit") else None
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:

@@ -140,6 +140,7 @@ LAYERS = [
     (lux.Siren(2, 3, 1, omega=2.0, first_omega=2.0), PAIRS, {}),
     (lux.PositiveDefinite(lux.MLP(2, 3, 2), [1.0, 2.0]), PAIRS, {}),
     (lux.Pinned(lux.Dense(2, 3, jnp.tanh), [1.0, 2.0]), PAIRS, {}),
+    (lux.HardConstraint(lux.Dense(2, 3), lambda x: x[..., :1], lambda x: x[..., 1:]), PAIRS, {}),
     (lux.ConvexMLP(2, 3, 1), PAIRS, {}),
     (lux.MonotoneMLP(2, 3, 1, signs=(1, -1)), PAIRS, {}),
     # what is done to parameters

@@ -16,6 +16,7 @@ from .dropout import AlphaDropout, Dropout, RReLU, VariationalHiddenDropout
 from .embeddings import Embedding
 from .fno import FNO, FourierBlock, SpectralConv
 from .fourier_features import FourierFeatures, PeriodicEmbedding
+from .hard_constraint import HardConstraint
 from .kan import KANLayer
 from .linear import Bilinear, Dense, Scale
 from .lyapunov import Pinned, PositiveDefinite
@@ -82,6 +83,7 @@ __all__ = [
     "GlobalMaxPool",
     "GlobalMeanPool",
     "GroupNorm",
+    "HardConstraint",
     "InstanceNorm",
     "KANLayer",
     "LPPool",

@@ -3,7 +3,8 @@
 In this order, each file using those before it: `reads` (what a loss reads besides its arguments), `part` (the
 components that are fitted), `fitted_parameters`, `problem` (a loss and its parameters), `residual_problem` (residuals,
 as a whole or of samples), `programs` (what is traced and compiled of them), `progress`, `chunks` and `convergence` (how
-a run goes and ends), the backends, `minimize`, `least_squares`; and `optax_transforms`. `levenberg_marquardt`, with
+a run goes and ends), the backends, `minimize`, `least_squares`; `optax_transforms` and
+`samples`. `levenberg_marquardt`, with
 `damped_systems` and `robust_losses`, is a solver in the sense of optimistix.
 """
 
@@ -11,11 +12,14 @@ from .least_squares import LeastSquaresResult, least_squares
 from .levenberg_marquardt import LevenbergMarquardt
 from .minimize import MinimizeResult, minimize
 from .optax_transforms import per_array as per_array
+from .samples import adaptive_samples, sobol_samples
 
 __all__ = [
     "LeastSquaresResult",
     "LevenbergMarquardt",
     "MinimizeResult",
+    "adaptive_samples",
     "least_squares",
     "minimize",
+    "sobol_samples",
 ]
