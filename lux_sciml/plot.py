@@ -1,20 +1,30 @@
-"""Plots with names: `lux.plot.plot(solution)`."""
+"""Plots with names: solutions, losses, phase portraits, equilibria, vectors and matrices, fits with their bands.
 
+Each function draws into `ax`, matplotlib axes, or makes new ones, and returns them.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import diffrax
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ._tree import describe
-from .components import ComponentVector
+from .components import ComponentMatrix, ComponentVector
+from .core.converters import checks_itself
 
 
-def plot(solution: Any, *paths: str, ax: Any = None, **options: Any) -> Any:
+@checks_itself
+def plot(solution: diffrax.Solution, *paths: str, data: Any = None, ax: Any = None, **options: Any) -> Any:
     """Draw the components of a solution over time, one line each, with their names as the legend.
 
     `solution` is a `diffrax.Solution` of a solve that started from a ComponentVector; `paths` choose components (all by
-    default); `options` go to matplotlib's `Axes.plot`. Returns the axes, `ax` or new ones. Raises `TypeError` where the
-    states have no names, `ImportError` without matplotlib: `pip install lux-sciml[plot]`.
+    default); `options` go to matplotlib's `Axes.plot`. `data`, a pair of times and measured values, adds points: the
+    values are a ComponentVector of some of the components, `(n, k)`, or an array `(n, size)` of all; those that are NaN
+    are left out. Raises `TypeError` where the states have no names, `ImportError` without matplotlib:
+    `pip install lux-sciml[plot]`.
 
     >>> import lux_sciml as lux
     >>> node = lux.NeuralODE(lux.Lambda(lambda y: -y), ts=[0.0, 0.5, 1.0])
@@ -22,20 +32,224 @@ def plot(solution: Any, *paths: str, ax: Any = None, **options: Any) -> Any:
     >>> [line.get_label() for line in plot(sol).lines]
     ['foxes', 'hares']
     """
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise ImportError("plots need matplotlib: pip install lux-sciml[plot]") from error
     if not isinstance(solution, diffrax.Solution):
         raise TypeError(f"plot draws the diffrax.Solution of a layer with output='solution', got {describe(solution)}")
     if not isinstance(solution.ys, ComponentVector):
         raise TypeError("the states of this solution have no names: start the solve from a ComponentVector")
-    ax = plt.subplots()[1] if ax is None else ax
+    ax = _axes(ax)
     layout, ys = solution.ys.layout, np.asarray(solution.ys.data)
     indices = np.concatenate([np.ravel(layout.index(path)) for path in paths]) if paths else np.arange(layout.size)
-    labels = layout.labels()
+    labels, colors = layout.labels(), {}
     for i in indices:
-        ax.plot(np.asarray(solution.ts), ys[:, i], label=labels[i], **options)
+        (line,) = ax.plot(np.asarray(solution.ts), ys[:, i], label=labels[i], **options)
+        colors[labels[i]] = line.get_color()
+    if data is not None:
+        times, values = data
+        named = isinstance(values, ComponentVector)
+        for j, label in enumerate(values.labels() if named else labels):
+            if label in colors:
+                points = np.asarray(values.data if named else values)[:, j]
+                ax.plot(np.asarray(times), points, "o", color=colors[label], label=f"{label}, data", markersize=4)
     ax.set_xlabel("time")
     ax.legend()
     return ax
+
+
+def losses(runs: Any, *names: str, ax: Any = None) -> Any:
+    """Draw the losses of a run over its steps, on a logarithmic axis where all are positive.
+
+    `runs` is the result of `lux.fit` or `lux.minimize`, an array of losses, or a sequence of these, the stages of one
+    run: they follow one another, and a dashed line marks where each begins. `names` are entries of `fit`'s history to
+    draw, by default `loss` and `validation_loss`.
+
+    >>> [len(line.get_xdata()) for line in losses([np.array([3.0, 2.0]), np.array([1.5, 1.0, 0.5])]).lines]
+    [2, 2, 3]
+    """
+    ax, first, positive, colors = _axes(ax), 0, True, {}
+    several = isinstance(runs, list | tuple) and not all(np.isscalar(run) for run in runs)
+    stages = list(runs) if several else [runs]
+    for i, run in enumerate(stages):
+        if i:
+            ax.axvline(first, color="0.6", linestyle="--", linewidth=1, zorder=0)
+        length = 0
+        for name, steps, values in _curves(run, names):
+            label = name if name not in colors else None
+            lines = ax.plot(first + steps, values, label=label, color=colors.get(name))
+            colors.setdefault(name, lines[0].get_color())
+            length = max(length, int(steps[-1])) if len(steps) else length
+            positive &= bool((values[np.isfinite(values)] > 0).all())
+        first += length
+    if positive:
+        ax.set_yscale("log")
+    ax.set_xlabel("step")
+    ax.set_ylabel("loss")
+    if len(colors) > 1:
+        ax.legend()
+    return ax
+
+
+def _curves(run: Any, names: Sequence[str]) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """Name, steps and values of each line of a run."""
+    history = getattr(run, "history", run)
+    if not isinstance(history, Mapping):
+        values = np.asarray(history, float)
+        first = 0 if history is not run else 1  # minimize's history has the loss at the start
+        return [("loss", np.arange(first, first + len(values)), values)]
+    chosen = names or [name for name in ("loss", "validation_loss") if name in history]
+    if missing := [name for name in chosen if name not in history]:
+        raise ValueError(f"the history has no {missing[0]!r}; there is {', '.join(map(repr, history))}")
+    out = []
+    for name in chosen:
+        values = np.asarray(history[name], float)
+        steps = history["validation_step"] if name.startswith("validation_") else 1 + np.arange(len(values))
+        out.append((name, np.asarray(steps), values))
+    return out
+
+
+@checks_itself
+def phase_portrait(
+    field: Callable[..., Any],
+    bounds: Sequence[tuple[float, float]],
+    *trajectories: Any,
+    points: int = 24,
+    ax: Any = None,
+    **options: Any,
+) -> Any:
+    """Draw the field of a system of two variables as stream lines, and trajectories on it.
+
+    `field` is the right side: a function `u -> du/dt` of one state `(2,)`, such as a learned
+    `lambda u: model(u, ps, st)[0]`; it is called under `jax.vmap`. `bounds` are `((x0, x1), (y0, y1))`, `points` how
+    many of the grid are on a side; `trajectories` are arrays `(n, 2)`, or ComponentVectors of them, whose names are
+    those of the axes. `options` go to matplotlib's `Axes.streamplot`.
+
+    >>> ax = phase_portrait(lambda u: jnp.stack([u[1], -u[0]]), ((-1, 1), (-1, 1)), np.ones((3, 2)))
+    >>> len(ax.lines)
+    1
+    """
+    ax = _axes(ax)
+    x, y = (np.linspace(low, high, points) for low, high in bounds)
+    grid = jnp.asarray(np.stack(np.meshgrid(x, y), -1).reshape(-1, 2), float)
+    flow = np.asarray(jax.vmap(field)(grid))
+    if flow.shape != grid.shape:
+        raise ValueError(f"the field of a phase portrait maps (2,) to (2,), got {flow.shape[1:]}")
+    u, v = np.moveaxis(flow.reshape(points, points, 2), -1, 0)
+    ax.streamplot(x, y, u, v, **{"color": "0.7", "linewidth": 0.8, "arrowsize": 0.8, **options})
+    for trajectory in trajectories:
+        named = isinstance(trajectory, ComponentVector)
+        values = np.asarray(trajectory.data if named else trajectory)
+        ax.plot(*values.T)
+        if named:
+            ax.set_xlabel(trajectory.labels()[0])
+            ax.set_ylabel(trajectory.labels()[1])
+    ax.set_xlim(*bounds[0])
+    ax.set_ylim(*bounds[1])
+    return ax
+
+
+def equilibrium(stats: Mapping[str, Any], ax: Any = None) -> Any:
+    """Draw how an equilibrium is found: the residuals, on a logarithmic axis, and the spectral radius beside them.
+
+    `stats` is a dict of arrays along steps: that of a solve (`residuals`, of each step of `lux.Anderson(trace=...)`,
+    one line for each sample of `(batch, steps)`), or the history of a run whose objective returns `residual` and
+    `spectral_radius` of the state's `stats`. The radius is drawn on an axis of its own, right, with a line at 1, from
+    where on a fixed-point iteration diverges. Raises `ValueError` where there are no residuals.
+
+    >>> ax = equilibrium({"residual": np.array([1.0, 0.1, 0.01]), "spectral_radius": np.array([0.5, 0.7, 0.8])})
+    >>> ax.get_yscale(), len(ax.figure.axes)
+    ('log', 2)
+    """
+    name = next((name for name in ("residuals", "residual") if name in stats), None)
+    if name is None:
+        raise ValueError(f"the stats of an equilibrium have `residual` or `residuals`; there is {', '.join(stats)}")
+    ax = _axes(ax)
+    values = np.atleast_2d(np.asarray(stats[name], float))
+    for i, row in enumerate(values):
+        row = np.where(np.isfinite(row) & (row > 0), row, np.nan)
+        ax.plot(
+            np.arange(1, len(row) + 1), row, color="C0", alpha=1 if len(values) == 1 else 0.4, label=None if i else name
+        )
+    ax.set_yscale("log")
+    ax.set_xlabel("step")
+    ax.set_ylabel("residual")
+    if "spectral_radius" in stats:
+        radius = np.ravel(np.asarray(stats["spectral_radius"], float))
+        right = ax.twinx()
+        right.plot(np.arange(1, len(radius) + 1), radius, color="C1", label="spectral radius")
+        right.axhline(1.0, color="C1", linestyle=":", linewidth=1)
+        right.set_ylabel("spectral radius")
+    return ax
+
+
+def named(values: Any, *paths: str, ax: Any = None, **options: Any) -> Any:
+    """Draw a ComponentVector as bars, or a ComponentMatrix as a heat map, with the names of the elements.
+
+    `paths` choose components, of a matrix in rows and columns alike. `options` go to matplotlib's `Axes.barh` or
+    `Axes.imshow`; the colors of a matrix are centered at zero. Raises `TypeError` for what has no names.
+
+    >>> import lux_sciml as lux
+    >>> ax = named(lux.ComponentVector(a=1.0, b=[2.0, 3.0]))
+    >>> [text.get_text() for text in ax.get_yticklabels()]
+    ['a', 'b[0]', 'b[1]']
+    """
+    if isinstance(values, ComponentVector):
+        ax, layout, data = _axes(ax), values.layout, np.asarray(values.data)
+        if data.ndim != 1:
+            raise ValueError(f"bars are of one vector, got a batch of shape {data.shape}")
+        here = _indices(layout, paths)
+        ax.barh(np.arange(len(here)), data[here], **options)
+        ax.set_yticks(np.arange(len(here)), [layout.label(int(i)) for i in here])
+        ax.invert_yaxis()
+        return ax
+    if not isinstance(values, ComponentMatrix):
+        raise TypeError(f"named draws a ComponentVector or a ComponentMatrix, got {describe(values)}")
+    ax, data = _axes(ax), np.asarray(values.data)
+    rows, columns = (_indices(layout, paths) for layout in (values.rows, values.columns))
+    data = data[np.ix_(rows, columns)]
+    most = float(np.nanmax(np.abs(data), initial=0.0)) or 1.0
+    image = ax.imshow(data, **{"cmap": "RdBu_r", "vmin": -most, "vmax": most, "aspect": "auto", **options})
+    ax.set_yticks(np.arange(len(rows)), [values.rows.label(int(i)) for i in rows])
+    ax.set_xticks(np.arange(len(columns)), [values.columns.label(int(i)) for i in columns], rotation=90)
+    ax.figure.colorbar(image, ax=ax)
+    return ax
+
+
+def band(
+    x: Any, mean: Any, error: Any, *, data: Any = None, width: float = 1.96, label: str | None = None, ax: Any = None
+) -> Any:
+    """Draw a fit with its confidence band: `mean` over `x`, shaded from `mean - width error` to `mean + width error`.
+
+    `error` is the standard deviation at each `x`, and a width of 1.96 is a band of 95% of a normal distribution; or the
+    pair `(lower, upper)` of the band's edges. `data` is a pair `(x, y)` of what was measured.
+
+    >>> ax = band(np.arange(3), np.ones(3), np.full(3, 0.5), data=([0, 2], [1.2, 0.9]), width=2.0)
+    >>> len(ax.lines), float(ax.collections[0].get_paths()[0].get_extents().ymax)
+    (2, 2.0)
+    """
+    ax, x, mean = _axes(ax), np.asarray(x), np.asarray(mean)
+    if isinstance(error, tuple):
+        lower, upper = map(np.asarray, error)
+    else:
+        lower, upper = mean - width * np.asarray(error), mean + width * np.asarray(error)
+    (line,) = ax.plot(x, mean, label=label)
+    ax.fill_between(x, lower, upper, color=line.get_color(), alpha=0.25, linewidth=0)
+    if data is not None:
+        ax.plot(*map(np.asarray, data), "o", color="0.2", markersize=4, label="data")
+    if label is not None or data is not None:
+        ax.legend()
+    return ax
+
+
+def _indices(layout: Any, paths: Sequence[str]) -> np.ndarray:
+    if not paths:
+        return np.arange(layout.size)
+    return np.concatenate([np.ravel(layout.index(path)) for path in paths])
+
+
+def _axes(ax: Any) -> Any:
+    if ax is not None:
+        return ax
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise ImportError("plots need matplotlib: pip install lux-sciml[plot]") from error
+    return plt.subplots()[1]
