@@ -370,7 +370,7 @@ class Equation(Layer, kw_only=True):
                 )
             raise
 
-    def _require_samples(self, problem: Problem) -> list[tuple[int, ...]]:
+    def _require_samples(self, problem: Problem) -> list[tuple[Any, ...]]:
         """The shapes of the initial value; `ValueError` unless all inputs have the same number of samples."""
         arrays = eqx.filter((problem.y0, problem.control, problem.data), eqx.is_array)
         shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(arrays)]

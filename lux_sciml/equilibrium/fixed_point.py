@@ -23,7 +23,7 @@ from ..core.static import holds_arrays
 from .accelerated import Accelerated
 from .adjoints import CheckedImplicitAdjoint, PointAdjoint, found_by, nan_unless
 from .cells import EquilibriumCell
-from .loop import fixed_point
+from .loop import fixed_point, root_find
 from .precision import as_real, from_real, has_half, on_reals, rounded, spacing, uniform, widest
 from .tolerances import Tolerances, require_tolerances
 
@@ -308,7 +308,7 @@ class EquilibriumLayer(Layer, kw_only=True):
             found = self._pseudo_transient(f, solver, y0, args, max_steps)
         elif self.is_root:
             options = {"max_steps": max_steps, "adjoint": adjoint or optx.ImplicitAdjoint(), "throw": False}
-            found = _found(optx.root_find(f, solver, y0, args, **options))
+            found = _found(root_find(f, solver, y0, args, **options))
         elif adjoint is None:
             found = _found(fixed_point(f, solver, y0, args, max_steps))
         else:

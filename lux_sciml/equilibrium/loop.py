@@ -1,7 +1,8 @@
-"""The loop of fixed-point solvers, for inputs without derivatives."""
+"""The loop of fixed-point solvers, for inputs without derivatives, and what may stand for that of root finders."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -10,12 +11,31 @@ import jax.numpy as jnp
 import optimistix as optx
 from jax import Array, lax
 
+from .._compat import JitKey
 from .._tree import is_traced, single
 from .accelerated import Accelerated
 from .precision import has_half, in_single, rounded, spacing
 from .tolerances import Tolerances, attainable
 
 _SHORT = 0.05  # `rtol` times the steps: with less, equal steps never look small beside the way that they make
+
+_other_root_find = JitKey()
+
+
+@contextlib.contextmanager
+def roots_found_by(find: Callable[..., optx.Solution]) -> Iterator[None]:
+    """Roots inside are found by a function that is called as `optimistix.root_find`; layers are traced anew."""
+    before = _other_root_find.value
+    _other_root_find.set(find)
+    try:
+        yield
+    finally:
+        _other_root_find.set(before)
+
+
+def root_find(f: Callable[[Any, Any], Any], solver: Any, y0: Any, args: Any, **options: Any) -> optx.Solution:
+    """`optimistix.root_find`, or what stands for it."""
+    return (_other_root_find.value or optx.root_find)(f, solver, y0, args, **options)
 
 
 def fixed_point(

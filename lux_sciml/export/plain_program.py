@@ -1,7 +1,9 @@
 """Programs in few kinds of operations: calls inlined, constants computed, what a format lacks written otherwise."""
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -43,6 +45,21 @@ def operations(closed: Any) -> dict[str, Any]:
 
     visit(closed.jaxpr)
     return found
+
+
+@contextlib.contextmanager
+def translated(name: str, file_format: str, missing: str, instead: str) -> Iterator[None]:
+    """Errors of a translation inside become a `ValueError` that says why there is none, and where the model can go.
+
+    `missing` is the pattern of an error that names an operation without translation, as its first group.
+    """
+    try:
+        yield
+    except Exception as error:
+        text = str(error)
+        found = re.search(missing, text)
+        cause = f"of its operation `{found[1]}`" if found else f"({type(error).__name__}: {text.splitlines()[0]})"
+        raise ValueError(f"{name} has no form in {file_format} because {cause}: export it by {instead}") from error
 
 
 _MOST_FOLDED = 2**14  # elements of a constant that is made of smaller ones
@@ -112,13 +129,10 @@ def _while(eqn: Any, values: list[Any], rules: Rules) -> list[Any]:
         goes = goes_on(carry)
         if goes.ndim == 0:
             return new
-        return [lax.select(_broadcast(goes, x), x, old) for x, old in zip(new, carry, strict=True)]
+        goes = [lax.broadcast_in_dim(goes, x.shape, tuple(range(goes.ndim))) for x in new]
+        return [_select(go, x, old) for go, x, old in zip(goes, new, carry, strict=True)]
 
     return lax.while_loop(all_end, step, list(map(_typed, values[n + m :], eqn.invars[n + m :])))
-
-
-def _broadcast(goes: Any, x: Any) -> Any:
-    return lax.broadcast_in_dim(goes, x.shape, tuple(range(goes.ndim)))
 
 
 def _scan(eqn: Any, values: list[Any], rules: Rules) -> list[Any]:
@@ -156,6 +170,20 @@ def _typed(x: Any, atom: Any) -> Any:
 
 
 # --- operations written otherwise ---------------------------------------------------------------------------------
+
+
+def _select(which: Any, if_true: Any, if_false: Any) -> Any:
+    """`lax.select`; booleans by logic, for onnxruntime selects none."""
+    if if_true.dtype != bool:
+        return lax.select(which, if_true, if_false)
+    return lax.bitwise_or(lax.bitwise_and(which, if_true), lax.bitwise_and(lax.bitwise_not(which), if_false))
+
+
+def _select_n(which: Any, *cases: Any) -> Any:
+    if len(cases) != 2 or cases[0].dtype != bool:
+        return None
+    which = which if jnp.shape(which) == cases[0].shape else lax.broadcast(which, cases[0].shape)
+    return _select(which, cases[1], cases[0])
 
 
 def _next_after(x: Any, y: Any) -> Any:
@@ -252,6 +280,7 @@ _RULES: Rules = {
     "dynamic_slice": _dynamic_slice,
     "dynamic_update_slice": _dynamic_update_slice,
     "nextafter": _next_after,
+    "select_n": _select_n,
     "optimization_barrier": lambda *xs: xs,
     "stop_gradient": lambda x: x,
     "copy": lambda x: x,

@@ -7,23 +7,40 @@ from typing import Any, NamedTuple
 import diffrax
 import jax
 import jax.numpy as jnp
+import optimistix as optx
 from jax import lax
+from jax.flatten_util import ravel_pytree
 
 from .._tree import where
 from ..diffeq.adjoints.differentiable import solved_by
 from ..diffeq.failure import Guarded
+from ..equilibrium.loop import roots_found_by
 
 
 @contextlib.contextmanager
 def plain_solves() -> Iterator[None]:
-    """Equations that are traced inside are solved by the loop of this file in place of that of diffrax.
+    """Equations and roots that are traced inside are solved by the loops of this file, for ONNX and TFLite.
 
-    It takes the same steps: those of the solver's own tableau, with the sizes that the layer's controller gives, and
-    saves by the solver's own interpolation. It has no derivatives in reverse mode. `ValueError`, by name, for what it
-    does not take: implicit solvers, noise, events, controllers that jump, and `saveat` of steps.
+    They take the steps that diffrax and optimistix take: those of the solver's own tableau, with the sizes that the
+    layer's controller gives, saved by the solver's own interpolation; and Newton's. `ValueError`, by name, for what
+    they do not take: implicit solvers, noise, events, controllers that jump, `saveat` of steps, other root finders, and
+    differentiation in reverse mode.
     """
-    with solved_by(_solve):
-        yield
+    with solved_by(_solve), roots_found_by(_find_root):
+        try:
+            yield
+        except ValueError as error:
+            if "Reverse-mode differentiation does not work" in str(error):
+                raise _refusal("the reverse mode of a solve") from error
+            raise
+
+
+def _refusal(what: str) -> ValueError:
+    return ValueError(
+        "ONNX and TFLite hold solves by explicit solvers, with fixed or PID-controlled steps, saved at times, and "
+        f"roots by Newton's method, but not {what}: export it by lux.export.stablehlo or lux.export.saved_model, "
+        "which hold every solve"
+    )
 
 
 class _Progress(NamedTuple):
@@ -178,10 +195,7 @@ def _require_plain(terms: Any, solver: Any, controller: Any, saveat: diffrax.Sav
         (not simple or saveat.controller_state or saveat.made_jump, "a `saveat` of steps, dense output or states"),
     ):
         if refused:
-            raise ValueError(
-                f"ONNX and TFLite hold explicit solves by fixed or PID-controlled steps, saved at times, not {what}: "
-                "export to StableHLO (.stablehlo) or a SavedModel, which hold every solve"
-            )
+            raise _refusal(what)
 
 
 _CONTROLLERS = (diffrax.ConstantStepSize, diffrax.StepTo, diffrax.PIDController)
@@ -189,3 +203,59 @@ _CONTROLLERS = (diffrax.ConstantStepSize, diffrax.StepTo, diffrax.PIDController)
 
 def _all_ordinary(terms: Any) -> bool:
     return all(isinstance(term, diffrax.ODETerm) for term in jax.tree.leaves(terms, is_leaf=_is_term))
+
+
+# --- roots --------------------------------------------------------------------------------------------------------
+
+
+def _find_root(f: Any, solver: Any, y0: Any, args: Any, *, max_steps: int, **options: Any) -> optx.Solution:
+    """What `optimistix.root_find` returns for its Newton method."""
+    if type(solver) is not optx.Newton or not solver.cauchy_termination:
+        raise _refusal(f"the root finder {type(solver).__name__}")
+    start, unravel = ravel_pytree(y0)
+    if not isinstance(start.size, int):
+        raise ValueError(
+            "a root of a batch of any size has a Jacobian of any size, which ONNX and TFLite do not hold: solve for "
+            'each sample, with batching="vmap", or export for one batch, with batch_axis=None'
+        )
+
+    def residual(y: Any) -> Any:
+        return ravel_pytree(f(unravel(y), args))[0]
+
+    def goes_on(progress: Any) -> Any:
+        _, steps, end, _ = progress
+        return ~end & (steps < max_steps)
+
+    def step(progress: Any) -> Any:
+        y, steps, *_ = progress
+        g = residual(y)
+        way = _solution(jax.jacfwd(residual)(y), g)
+        y = y - way
+        small = solver.norm(way / (solver.atol + solver.rtol * jnp.abs(y))) < 1
+        end, finite = small & (solver.norm(g / solver.atol) < 1), jnp.all(jnp.isfinite(y))
+        return y, steps + 1, end | ~finite, end & finite
+
+    init = (start, jnp.int32(0), jnp.array(False), jnp.array(False))
+    y, steps, _, okay = lax.while_loop(goes_on, step, init)
+    result = optx.RESULTS.where(okay, optx.RESULTS.successful, optx.RESULTS.nonlinear_max_steps_reached)
+    return optx.Solution(value=unravel(y), result=result, aux=None, stats={"num_steps": steps}, state=None)
+
+
+def _solution(matrix: Any, rhs: Any) -> Any:
+    """The solution of a linear system, by Gauss and Jordan, with partial pivoting, without indices."""
+    n = len(rhs)
+    rows = jnp.arange(n, dtype=jnp.int32)
+
+    def eliminate(k: Any, system: Any) -> Any:
+        column = jnp.sum(jnp.where(jnp.arange(n + 1, dtype=jnp.int32) == k, system, 0), axis=1)
+        size = jnp.where(rows >= k, jnp.abs(column), -1)
+        pivot = jnp.min(jnp.where(size == jnp.max(size), rows, n))
+        here, there = (rows == k)[:, None], (rows == pivot)[:, None]
+        row_k, row_p = (jnp.sum(jnp.where(at, system, 0), axis=0) for at in (here, there))
+        scaled = row_p / jnp.sum(jnp.where(rows == pivot, column, 0))
+        swapped = jnp.where(there, row_k, system)
+        factor = jnp.where(rows == pivot, jnp.sum(jnp.where(rows == k, column, 0)), column)
+        return jnp.where(here, scaled, swapped - factor[:, None] * scaled)
+
+    system = lax.fori_loop(0, n, eliminate, jnp.concatenate([matrix, rhs[:, None]], axis=1))
+    return system[:, n]

@@ -8,9 +8,11 @@ from typing import Any
 from .c_source import c_source
 from .saved_model import saved_model
 from .stablehlo import stablehlo
+from .tflite import tflite
 
 WRITERS: dict[str, Callable[..., None]] = {
     ".stablehlo": stablehlo,
+    ".tflite": tflite,
     "": saved_model,
     ".c": c_source,
 }
@@ -21,9 +23,8 @@ def save(
 ) -> None:
     """Write a model, a loss, a gradient or a whole solve in the format that the suffix of the path says.
 
-    `.stablehlo` is `lux.export.stablehlo`; no suffix, a folder, is `lux.export.saved_model`; `.c` is
-    `lux.export.c_source`. The arguments are those of
-    these functions: see `lux.export.plain_function`.
+    `.stablehlo` is `lux.export.stablehlo`, `.tflite` is `lux.export.tflite`, `.c` is `lux.export.c_source`; no suffix,
+    a folder, is `lux.export.saved_model`. The arguments are those of these functions: see `lux.export.plain_function`.
 
     Raises `ValueError` for another suffix, and what they raise.
 

@@ -86,8 +86,33 @@ def test_failed_solves_are_nan():
 def test_other_solves_are_refused_by_name(options, name):
     layer = lux.NeuralODE(net, ts=times, **options)
     ps, st = lux.setup(jax.random.key(0), layer)
-    with plain_solves(), pytest.raises(ValueError, match=f"{name}.*StableHLO"):
+    with plain_solves(), pytest.raises(ValueError, match=f"not .*{name}.*stablehlo"):
         jax.eval_shape(lambda x: layer(x, ps, st)[0].ys, jnp.ones(3, "float32"))
+
+
+class Decay(lux.Wrapper):
+    """A vector field with one root."""
+
+    model: lux.Layer
+
+    def forward(self, u, ps, st):
+        y, st = self.model.forward(u, ps, st)
+        return y - 2 * u + 1, st
+
+
+def test_roots_by_newtons_steps():
+    x = jax.random.normal(jax.random.key(1), (4, 3), float)
+    for batching in ("joint", "vmap"):
+        (expected,), (plain,), found = both_ways(lux.SteadyState(Decay(net), batching=batching), x)
+        np.testing.assert_allclose(plain, expected, rtol=1e-12, atol=1e-12)
+        assert not {"lu", "linear_solve", "custom_linear_solve", "argmax"} & found.keys()
+    with pytest.raises(ValueError, match=r"not the root finder Chord.*stablehlo"):
+        both_ways(lux.SteadyState(Decay(net), solver=optx.Chord(1e-5, 1e-5)), x)
+    layer = lux.SteadyState(Decay(net))
+    ps, st = lux.setup(jax.random.key(0), layer, dtype="float32")
+    (batch,) = jax.export.symbolic_shape("batch")
+    with pytest.raises(ValueError, match=r"Jacobian of any size.*batching=.vmap"), plain_solves():
+        jax.eval_shape(lambda x: layer(x, ps, st)[0], jax.ShapeDtypeStruct((batch, 3), "float32"))
 
 
 def test_plain_operations():

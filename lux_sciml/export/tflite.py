@@ -1,0 +1,95 @@
+"""TFLite: for LiteRT on phones, microcontrollers and other edge devices."""
+
+import importlib
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from ..components.files import replacing
+from .function import PlainFunction, plain_function
+from .plain_program import in_plain_operations, translated
+from .plain_solves import plain_solves
+
+_TYPES = (np.float32, np.int8, np.int16, np.int32, np.int64, np.uint8, np.bool_)
+_INSTEAD = "lux.export.onnx, lux.export.stablehlo or lux.export.saved_model"
+_MISSING = r"(?:vhlo|stablehlo|mhlo|\btf)\.(\w+?)(?:_v\d+)?(?:' op|\()"
+
+
+def tflite(
+    path: str | os.PathLike[str],
+    model: Any,
+    ps: Any = None,
+    st: Any = None,
+    x: Any = None,
+    *,
+    batch_axis: Any = 0,
+    params: str = "constant",
+    names: Mapping[str, str] | None = None,
+) -> None:
+    """Write a net, a solve or a function of arrays as a TFLite file, of LiteRT's own operations alone.
+
+    Its signature `serving_default` has the names of inputs and outputs, and the metadata is in the buffer `lux_sciml`.
+    Solves and equilibria are loops, as in `lux.export.onnx`.
+
+    * `path`: the file, which is replaced when the new one is complete.
+    * `model`, `ps`, `st`, `x`, `batch_axis`, `params`, `names`: see `lux.export.plain_function`. For one size of the
+      batch, `batch_axis=None`, the file is smaller and LiteRT many times faster.
+
+    Raises what `plain_function` raises; `TypeError` for inputs and outputs that are not in single precision, whole or
+    boolean; `ValueError` for what LiteRT has no operation for, above all other solves and the reverse mode of a solve:
+    nothing is written then. `ImportError` without TensorFlow, which comes with `pip install lux-sciml[export]`.
+    """
+    with plain_solves():
+        function = plain_function(model, ps, st, x, batch_axis=batch_axis, params=params, names=names, portable=True)
+    content = _content(function)
+    with replacing(path) as file:
+        file.write(content)
+
+
+def _content(function: PlainFunction) -> bytes:
+    """The bytes of the file."""
+    try:
+        import tensorflow as tf
+
+        flatbuffer_utils = importlib.import_module("tensorflow.lite.tools.flatbuffer_utils")
+    except ImportError as error:
+        raise ImportError("TFLite files are written by TensorFlow: pip install lux-sciml[export]") from error
+    function.require_types("TFLite", _TYPES, _INSTEAD)
+    module = tf.Module()
+    with translated(function.name, "TFLite", _MISSING, _INSTEAD), plain_solves(), jax.enable_x64(False):
+        call = _tensorflow_function(tf, function)
+        content = tf.lite.TFLiteConverter.from_concrete_functions([call.get_concrete_function()], module).convert()
+    schema, model = flatbuffer_utils.schema_fb, flatbuffer_utils.read_model_from_bytearray(bytearray(content))
+    about, entry = schema.BufferT(), schema.MetadataT()
+    about.data = np.frombuffer(json.dumps(function.metadata("TFLite")).encode(), np.uint8)
+    entry.name, entry.buffer = "lux_sciml", len(model.buffers)
+    model.buffers, model.metadata = [*model.buffers, about], [*(model.metadata or ()), entry]
+    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+
+
+def _tensorflow_function(tf: Any, function: PlainFunction) -> Any:
+    """The function in TensorFlow, in JAX's types without x64 inside."""
+    from jax.experimental import jax2tf
+
+    converted = jax2tf.convert(
+        in_plain_operations(function.call),
+        polymorphic_shapes=[str(spec.shape) for spec in function.specs],
+        with_gradient=False,
+        native_serialization_platforms=("cpu",),
+    )
+    signature = [
+        tf.TensorSpec([n if isinstance(n, int) else None for n in spec.shape], spec.dtype, name=name)
+        for name, spec in function.inputs.items()
+    ]
+    inner = [jax.dtypes.canonicalize_dtype(spec.dtype) for spec in function.specs]
+
+    def call(*arrays: Any) -> dict[str, Any]:
+        results = converted(*(tf.cast(x, dtype) for x, dtype in zip(arrays, inner, strict=True)))
+        outputs = zip(function.outputs.items(), results, strict=True)
+        return {name: tf.cast(y, spec.dtype) for (name, spec), y in outputs}
+
+    return tf.function(call, autograph=False, input_signature=signature)

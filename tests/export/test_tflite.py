@@ -1,0 +1,70 @@
+"""TFLite files, in LiteRT, compute what the layer computes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from edge_models import ADAPTIVE, MODELS, batches, net, set_up, times
+
+import lux_sciml as lux
+
+pytest.importorskip("tensorflow")
+Interpreter = pytest.importorskip("ai_edge_litert.interpreter").Interpreter
+
+
+def run(path, **inputs):
+    """The outputs of the file by name, by LiteRT's own operations alone."""
+    return Interpreter(str(path)).get_signature_runner()(**inputs)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_any_batch(tmp_path, name):
+    layer, shape = MODELS[name]
+    ps, st, call = set_up(layer)
+    lux.export.tflite(tmp_path / "model.tflite", layer, ps, st, jnp.zeros(shape, "float32"))
+    for x in batches(shape):
+        y, expected = run(tmp_path / "model.tflite", x=x)["y"], np.asarray(call(x))
+        assert y.dtype == expected.dtype and np.isfinite(expected).all()
+        tolerance = 1e-5 if name in ADAPTIVE else 2e-6
+        np.testing.assert_allclose(y, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_one_batch_and_parameters_as_an_input(tmp_path):
+    layer, shape = MODELS["mlp"]
+    ps, st, call = set_up(layer)
+    x = batches(shape)[1]
+    lux.export.tflite(tmp_path / "model.tflite", layer, ps, st, x, batch_axis=None, params="input")
+    y = run(tmp_path / "model.tflite", params=np.asarray(ps.data), x=x)["y"]
+    np.testing.assert_allclose(y, call(x), rtol=2e-6, atol=2e-6)
+    about = lux.export.read_metadata(tmp_path / "model.tflite")
+    assert about["format"] == "TFLite" and about["inputs"][1] == {"name": "x", "shape": [4, 3], "dtype": "float32"}
+
+
+def test_gradient_of_a_loss_with_trees_and_whole_numbers(tmp_path):
+    layer, shape = MODELS["mlp"]
+    ps, st, _ = set_up(layer)
+
+    def loss(ps, data):
+        return jnp.mean((layer(data["x"], ps, st)[0] - data["i"][:, None].astype("float32")) ** 2)
+
+    x = {"x": batches(shape)[1], "i": np.arange(4)}
+    lux.export.tflite(tmp_path / "loss.tflite", jax.value_and_grad(loss), ps, x=x, params="input")
+    out = run(tmp_path / "loss.tflite", params=np.asarray(ps.data), **x)
+    value, gradient = jax.value_and_grad(loss)(ps, x)
+    np.testing.assert_allclose(out["y_0"], value, rtol=2e-6)
+    np.testing.assert_allclose(out["y_1"], gradient.data, rtol=2e-5, atol=2e-6)
+
+
+def test_what_is_refused_is_not_written(tmp_path):
+    path = tmp_path / "model.tflite"
+    path.write_bytes(b"old")
+    node = lux.NeuralODE(net, ts=times, output="final")
+    ps, st, _ = set_up(node)
+    x = jnp.ones((2, 3), "float32")
+    with pytest.raises(TypeError, match=r"the input 'x' of NeuralODE is float64, which TFLite lacks.*lux.export.onnx"):
+        lux.export.tflite(path, node, ps.astype(float), st, jnp.ones((2, 3)))
+    with pytest.raises(ValueError, match=r"no form in TFLite because of its operation `sort`.*lux.export.onnx"):
+        lux.export.tflite(path, jnp.sort, x=x)
+    with pytest.raises(ValueError, match=r"not the reverse mode of a solve.*lux.export.stablehlo"):
+        lux.export.tflite(path, jax.grad(lambda ps, x: jnp.sum(node(x, ps, st)[0])), ps, x=x)
+    assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
