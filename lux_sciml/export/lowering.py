@@ -172,17 +172,19 @@ def _equation(eqn: Any, inputs: list[Value], operations: list[Operation]) -> lis
         branches = params["branches"]
         chosen = branches[int(np.clip(inputs[0].known, 0, len(branches) - 1))]
         return _run(chosen.jaxpr, chosen.consts, inputs[1:], operations)
-    if all(value.known is not None for value in inputs) and _small(outputs, inputs):
+    if all(value.known is not None for value in inputs) and _small(outputs, inputs) and not _is_symbolic(eqn):
         folded = _evaluated(eqn, inputs)
         if name not in VIEWS:
             return folded
         for value, result in zip(outputs, folded, strict=True):
             value.known = result.known
         return outputs
-    if all(isinstance(value.size, int) and value.size == 0 for value in outputs):
+    if all(0 in value.shape and all(isinstance(n, int) for n in value.shape) for value in outputs):
         return [_known(np.zeros(value.shape, value.dtype)) for value in outputs]
+    if name == "select_n" and inputs[0].uniform is not None:
+        return [inputs[1 + int(inputs[0].uniform)]]
     if name == "concatenate":
-        inputs = [value for value in inputs if not (isinstance(value.size, int) and value.size == 0)]
+        inputs = [value for value in inputs if 0 not in value.shape or value.shape == outputs[0].shape]
     if name in _REWRITTEN:
         rewritten = _REWRITTEN[name](inputs, params, outputs, operations)
         if rewritten is not None:
@@ -218,6 +220,18 @@ def _small(outputs: list[Value], inputs: list[Value]) -> bool:
     if not all(isinstance(size, int) for size in sizes):  # symbolic ones
         return False
     return sum(sizes[: len(outputs)]) <= max(_LARGEST_FOLDED, sum(sizes[len(outputs) :]))
+
+
+def _is_symbolic(eqn: Any) -> bool:
+    """Whether an equation computes with a size that is not known."""
+    sizes = [n for var in eqn.outvars for n in var.aval.shape]
+    inner = [jaxpr for x in eqn.params.values() for jaxpr in (x if isinstance(x, tuple) else (x,))]
+    inner = [getattr(jaxpr, "jaxpr", jaxpr) for jaxpr in inner if hasattr(jaxpr, "eqns")]
+    return (
+        eqn.primitive.name == "dim_as_value"
+        or not all(isinstance(n, int) for n in sizes)
+        or any(_is_symbolic(each) for jaxpr in inner for each in jaxpr.eqns)
+    )
 
 
 def _evaluated(eqn: Any, inputs: list[Value]) -> list[Value]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .c_source import c_source
+from .numpy_source import numpy_source
 from .saved_model import saved_model
 from .stablehlo import stablehlo
 from .tflite import tflite
@@ -15,6 +16,7 @@ WRITERS: dict[str, Callable[..., None]] = {
     ".tflite": tflite,
     "": saved_model,
     ".c": c_source,
+    ".py": numpy_source,
 }
 
 
@@ -23,8 +25,9 @@ def save(
 ) -> None:
     """Write a model, a loss, a gradient or a whole solve in the format that the suffix of the path says.
 
-    `.stablehlo` is `lux.export.stablehlo`, `.tflite` is `lux.export.tflite`, `.c` is `lux.export.c_source`; no suffix,
-    a folder, is `lux.export.saved_model`. The arguments are those of these functions: see `lux.export.plain_function`.
+    `.stablehlo` is `lux.export.stablehlo`, `.tflite` is `lux.export.tflite`, `.c` is `lux.export.c_source`, `.py` is
+    `lux.export.numpy_source`; no suffix, a folder, is `lux.export.saved_model`. The arguments are those of these
+    functions: see `lux.export.plain_function`.
 
     Raises `ValueError` for another suffix, and what they raise.
 
