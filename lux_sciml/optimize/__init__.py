@@ -3,9 +3,9 @@
 In this order, each file using those before it: `reads` (what a loss reads besides its arguments), `part` (the
 components that are fitted), `fitted_parameters`, `problem` (a loss and its parameters), `residual_problem` (residuals,
 as a whole or of samples), `programs` (what is traced and compiled of them), `progress`, `chunks` and `convergence` (how
-a run goes and ends), the backends, `minimize`, `least_squares`; `optax_transforms` and
-`samples`. `levenberg_marquardt`, with
-`damped_systems` and `robust_losses`, is a solver in the sense of optimistix.
+a run goes and ends), the backends, `minimize`, `least_squares`; `optax_transforms` and `samples`.
+`levenberg_marquardt`, with `damped_systems` and `robust_losses`, and `self_scaled` are solvers in the sense of
+optimistix.
 """
 
 from .least_squares import LeastSquaresResult, least_squares
@@ -13,11 +13,14 @@ from .levenberg_marquardt import LevenbergMarquardt
 from .minimize import MinimizeResult, minimize
 from .optax_transforms import per_array as per_array
 from .samples import adaptive_samples, sobol_samples
+from .self_scaled import SSBFGS, SSBroyden
 
 __all__ = [
+    "SSBFGS",
     "LeastSquaresResult",
     "LevenbergMarquardt",
     "MinimizeResult",
+    "SSBroyden",
     "adaptive_samples",
     "least_squares",
     "minimize",

@@ -17,7 +17,7 @@ from ..components import ComponentMatrix, ComponentVector, Layout, Path
 from ..core.converters import checks_itself, count, flag, number, optional
 from . import damped_systems, fit_statistics, levenberg_marquardt_backend, optimistix_backend, scipy_least_squares
 from .fitted_parameters import text_of
-from .levenberg_marquardt import LevenbergMarquardt, prefers_forward
+from .levenberg_marquardt import DIFFERENCE, EXACT, LevenbergMarquardt, prefers_forward
 from .minimize import MinimizeResult, converted, is_whole
 from .programs import Programs
 from .progress import NOT_FINITE_AT_START, Progress, to_its_end
@@ -121,7 +121,7 @@ class Fitted:
     data: Data
     flat: np.ndarray  # the fitted parameters
     bounds: tuple[np.ndarray, np.ndarray] | None
-    evaluate: Callable[..., tuple[jax.Array, jax.Array]]
+    programs: Programs
 
     def at(self, flat: jax.Array) -> Any:
         """All parameters."""
@@ -133,7 +133,8 @@ class Fitted:
     @functools.cached_property
     def jacobian(self) -> np.ndarray:
         """Of the weighted residuals, its rows scaled as those of the robust loss."""
-        return np.asarray(self.evaluate(self.problem.cast(self.flat), self.data)[1], np.float64)
+        flat = self.problem.cast(self.flat)
+        return np.asarray(self.programs(_evaluate, flat, self.data)(flat, self.data)[1], np.float64)
 
     @property
     def degrees(self) -> int:
@@ -279,11 +280,12 @@ def _backend(
         if options:
             raise ValueError("'lm' has no `options`: pass method=lux.LevenbergMarquardt(...) with its settings")
         eps = float(jnp.finfo(problem.flat_dtype).eps)
-        method = LevenbergMarquardt(max(1e-12, 8 * eps) if tol is None else tol, eps, solver=solver)
+        geodesic = EXACT if problem.has_samples else DIFFERENCE  # of a whole, as of a solve, exact ones compile slowly
+        method = LevenbergMarquardt(max(1e-12, 8 * eps) if tol is None else tol, eps, solver=solver, geodesic=geodesic)
     elif solver is not None:
         raise ValueError("solver is the linear algebra of method='lm'; other methods have theirs where they are made")
     if isinstance(method, LevenbergMarquardt):
-        both = method.geodesic or method.solver == damped_systems.CG or method.solver is None
+        both = method.geodesic is not None or method.solver == damped_systems.CG or method.solver is None
         return _Backend(levenberg_marquardt_backend, (method,), dict(method=method, bounds=box), both)
     if isinstance(method, str):
         name = method.lower()
@@ -376,7 +378,6 @@ def _fit(
         message += not_finite(programs.problem, params, data)
     found = record.params()
     flat = problem.ravel(problem.take(found))
-    evaluate = programs(_evaluate, problem.cast(flat), data)
     return LeastSquaresResult(
         params=found,
         value=float(record.value),
@@ -385,7 +386,7 @@ def _fit(
         steps=record.steps,
         evaluations=record.evaluations,
         history=np.asarray(record.history, np.float64),
-        fitted=Fitted(problem, last[-1], flat, box, evaluate),
+        fitted=Fitted(problem, last[-1], flat, box, programs),
     )
 
 

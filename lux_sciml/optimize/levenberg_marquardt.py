@@ -17,6 +17,8 @@ from .robust_losses import Robust
 
 LEAST_GAIN = 1e-4  # of the reduction that the linear model predicts: below, the step is rejected
 LONGEST_ACCELERATION = 0.75  # relative to the step
+NEARBY = 1e-2  # of the step: for differences of first derivatives
+EXACT, DIFFERENCE = GEODESIC = ("exact", "difference")
 FORWARD_FACTOR = 4  # a pass in reverse mode costs about as much as so many directions in forward mode
 
 
@@ -58,6 +60,12 @@ class State(NamedTuple):
     converged: jax.Array
 
 
+def _geodesic(value: str | None) -> str | None:
+    if value not in (None, *GEODESIC):
+        raise ValueError(f"geodesic is {EXACT!r}, {DIFFERENCE!r} or None, got {value!r}")
+    return value
+
+
 class LevenbergMarquardt(optx.AbstractLeastSquaresSolver[Any, Any, Any, State]):
     r"""The Levenberg-Marquardt method for :math:`\min_y \frac12 |r(y)|^2`, as an optimistix solver.
 
@@ -69,14 +77,16 @@ class LevenbergMarquardt(optx.AbstractLeastSquaresSolver[Any, Any, Any, State]):
     * `rtol`, `atol`: converged where the loss would fall, and has fallen, by no more than `rtol` of itself, where
       `norm(d / (atol + rtol |y|)) < 1`, or where no cosine between a column of J and r is above `rtol`;
     * `damping`: the first one, relative to D;
-    * `geodesic`: whether steps are accelerated;
+    * `geodesic`: how the acceleration's second derivative is found: `"exact"`, forward over forward mode; or
+      `"difference"`, of two first ones, which compiles in a third of the time, for residuals that solve equations; or
+      `None`, for no acceleration;
     * `solver`: `"qr"` of J and the damping, without Q or J'J, the most exact; `"cholesky"` of J'J; `"dual"`, of J J',
       where parameters outnumber residuals; `"cg"`, conjugate gradients on products, where J would not fit. By default
       `"qr"` up to 512 parameters, beyond `"dual"` or `"cholesky"`, and `"cg"` for Jacobians above 2^27 elements.
       `"cg"` has D = 1, and needs a residual with both modes of derivatives.
 
     In `optimistix.least_squares`, `options` may hold `jac="fwd"` or `"bwd"`, the mode of the Jacobian; by default
-    forward, unless parameters outnumber residuals by far. The acceleration is forward over forward mode.
+    forward, unless parameters outnumber residuals by far. The acceleration needs forward mode.
 
     Marquardt, SIAM J. Appl. Math. 11 (1963); More (1978) for D; Nielsen, "Damping parameter in Marquardt's method"
     (1999); Transtrum & Sethna, arXiv:1201.5885, for the acceleration.
@@ -92,7 +102,7 @@ class LevenbergMarquardt(optx.AbstractLeastSquaresSolver[Any, Any, Any, State]):
     atol: float
     norm: Callable[[Any], jax.Array] = eqx.field(static=True, default=optx.max_norm)
     damping: float = 1e-3
-    geodesic: bool = eqx.field(static=True, default=True)
+    geodesic: str | None = eqx.field(static=True, default=EXACT, converter=_geodesic)
     solver: str | None = eqx.field(static=True, default=None, converter=damped_systems.check)
 
     def init(self, fn, y, args, options, f_struct, aux_struct, tags) -> State:
@@ -181,9 +191,13 @@ class LevenbergMarquardt(optx.AbstractLeastSquaresSolver[Any, Any, Any, State]):
             d, solve = system_of_products(push, pull, point.residual, damping, 1e-3, most_iterations(n))
 
         ahead = d
-        if self.geodesic:
+        if self.geodesic is not None:
             along = lambda x: jax.jvp(lambda x: residuals.values(x)[0], (x,), (d,))[1]  # noqa: E731
-            acceleration = solve(point.curved * jax.jvp(along, (x,), (d,))[1])
+            if self.geodesic == EXACT:
+                second = jax.jvp(along, (x,), (d,))[1]
+            else:
+                second = (along(x + NEARBY * d) - push(d) / point.rows) / NEARBY
+            acceleration = solve(point.curved * second)
             length, longest = jnp.linalg.norm(acceleration), LONGEST_ACCELERATION * jnp.linalg.norm(d)
             shorter = jnp.where(length > longest, longest / length, 1)
             acceleration = jnp.where(jnp.isfinite(length), shorter * acceleration, 0)

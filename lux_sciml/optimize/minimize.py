@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import Any, Generic, TypeVar
 
 import equinox as eqx
+import jax.numpy as jnp
 import numpy as np
 import optax
 import optimistix as optx
@@ -18,8 +19,10 @@ from . import optax_backend, optimistix_backend, scipy_backend
 from .problem import Evaluation, Inputs, Problem, not_finite
 from .programs import Programs
 from .progress import NOT_FINITE_AT_START, Progress, to_its_end
+from .self_scaled import SSBFGS, SSBroyden
 
 P = TypeVar("P")
+OURS = {"ssbfgs": SSBFGS, "ssbroyden": SSBroyden}
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -95,6 +98,8 @@ def minimize(
       `"trust-constr"`, `"Newton-CG"`, `"trust-ncg"`, `"trust-krylov"`, `"trust-exact"`, `"dogleg"`, `"Nelder-Mead"`,
       `"Powell"`, `"COBYLA"`, `"COBYQA"`. Gradients and Hessians are JAX's, and SciPy works in float64 whatever the
       parameters' dtype;
+    * `"SSBFGS"` or `"SSBroyden"`, ours: quasi-Newton methods that scale themselves, for up to some thousands of
+      parameters; on losses that must become very small they are ahead of BFGS;
     * an optax optimizer: `optax.adam(1e-2)`, a chain, `optax.lbfgs()`, `optax.MultiSteps(...)`;
     * an optimistix minimizer: `optimistix.BFGS(rtol=1e-6, atol=1e-6)`, `LBFGS`, `NelderMead`, ...
 
@@ -111,8 +116,8 @@ def minimize(
       `None`; or a `scipy.optimize.Bounds`. The loss is never evaluated outside: a start there is moved inside. For
       optax each step is projected onto the bounds. Optimistix has no bounds.
     * `max_steps`: the maximum number of iterations. Optax makes them all, unless `tol` is given.
-    * `tol`: SciPy's `tol`; for optax, stop where no entry of the gradient (with bounds, of its projection) is larger.
-      Optimistix solvers have their own.
+    * `tol`: SciPy's `tol`, and `rtol` of our methods; for optax, stop where no entry of the gradient (with bounds, of
+      its projection) is larger. Optimistix solvers have their own.
     * `callback(step, ps, value)`: called after every iteration of SciPy, and about ten times a second with optax and
       optimistix (after every step where one takes longer). It ends the run by returning `True`.
     * `callback_every`: call it after the steps whose number is a multiple of this, and no others; 1 is every step.
@@ -212,6 +217,9 @@ def _backend(
     method: Any, bounds: Any, tol: float | None, keep_best: bool, options: dict[str, Any]
 ) -> tuple[ModuleType, tuple[Any, ...], dict[str, Any]]:
     """Who runs the method, the static part of its programs, and the arguments of its run, checked."""
+    if isinstance(method, str) and method.lower() in OURS:
+        eps = float(jnp.finfo(float).eps)
+        method, tol = OURS[method.lower()](eps**0.5 if tol is None else tol, eps), None
     if isinstance(method, str):
         name = scipy_backend.method_name(method, bounds)
         return scipy_backend, (), dict(method=name, bounds=bounds, tol=tol, options=options)
