@@ -208,8 +208,8 @@ def least_squares(
     * `jacobian`: `"forward"` or `"reverse"`. By default forward without samples, unless parameters outnumber the
       residuals four times, and reverse for each sample. A solver inside with `adjoint="auto"` follows.
     * `solver`: the linear algebra of `"lm"`, as for `LevenbergMarquardt`; by default chosen by size.
-    * `resample(key, ps)` returns new samples, of the same shapes, after every `resample_every` steps of `"lm"`; with
-      groups a dict of those to renew. `ResidualSampler` makes one. The random keys follow from `key`.
+    * `resample(key, ps)` returns new samples, of the same shapes, after every `resample_every` steps of `"lm"`: as of
+      `adaptive_samples`; with groups a dict of those to renew. The random keys follow from `key`.
     * `starts`: more starts than `ps`: a list of parameters, or a batch `(k, n)`. All are run, one after the other, and
       the best is returned; `result.runs` are all of them.
     * `options`: SciPy's, or those of the optimistix solver.
