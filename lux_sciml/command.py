@@ -96,7 +96,8 @@ def describe_file(path: Path) -> dict[str, Any]:
             return about | {"format": "parameters (npz)"} | _of_arrays(arrays)
         if start[8:] == b"{":
             header = safetensors.read_header(file)
-            safetensors.read_arrays(file, header)  # compares the checksum
+            with safetensors.reading(file, header):  # compares the checksum
+                pass
             arrays = [(name, shape, dtype) for name, (dtype, shape, *_) in header.entries.items()]
             return about | {"format": "parameters and other trees (safetensors)"} | _of_arrays(arrays)
     return about | _of_export(read_metadata(path))

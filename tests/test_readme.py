@@ -27,7 +27,7 @@ def test_links_lead_to_files():
     assert links and all((ROOT / link).exists() for link in links)
 
 
-ROOMS = [lux, lux.nn, lux.diffeq, lux.equilibrium, lux.parameters, lux.derivatives, lux.inference]
+ROOMS = [lux, lux.nn, lux.diffeq, lux.equilibrium, lux.parameters, lux.derivatives, lux.inference, lux.export]
 
 
 @pytest.mark.parametrize("room", ROOMS, ids=lambda room: room.__name__)

@@ -25,9 +25,13 @@ def save(
 ) -> None:
     """Write a model, a loss, a gradient or a whole solve in the format that the suffix of the path says.
 
-    `.stablehlo` is `lux.export.stablehlo`, `.tflite` is `lux.export.tflite`, `.c` is `lux.export.c_source`, `.py` is
-    `lux.export.numpy_source`; no suffix, a folder, is `lux.export.saved_model`. The arguments are those of these
-    functions: see `lux.export.plain_function`.
+    The arguments are those of the functions that write them (see `lux.export.plain_function`):
+
+    * `.stablehlo`: `lux.export.stablehlo`;
+    * no suffix, a folder: `lux.export.saved_model`;
+    * `.tflite`: `lux.export.tflite`;
+    * `.c`: `lux.export.c_source`;
+    * `.py`: `lux.export.numpy_source`.
 
     Raises `ValueError` for another suffix, and what they raise.
 

@@ -1,12 +1,15 @@
 """SavedModel: for TensorFlow and TensorFlow Serving."""
 
 import contextlib
+import functools
 import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from .function import PLATFORMS, PlainFunction, plain_function
 from .metadata import SAVED_MODEL
@@ -39,11 +42,11 @@ def saved_model(
     * `gradient`: whether `tf.GradientTape` may differentiate the outputs.
     * `platforms`: of `"cpu"`, `"cuda"`, `"rocm"`, `"tpu"`.
 
-    Raises what `plain_function` raises, `ValueError` for a version that is no number of at least 0, and `ImportError`
-    without TensorFlow, which comes with `pip install lux-sciml[export]`.
+    Raises what `plain_function` raises; `ValueError` for a negative version, and for open sizes where TensorFlow is too
+    old for this JAX; `ImportError` without TensorFlow, which comes with `pip install lux-sciml[export]`.
     """
     if not isinstance(version, int) or isinstance(version, bool) or version < 0:
-        raise ValueError(f"a version of a SavedModel is a number, 0, 1, 2, ..., got {version!r}")
+        raise ValueError(f"a version of a SavedModel is a number of at least 0, got {version!r}")
     function = plain_function(model, ps, st, x, batch_axis=batch_axis, params=params, names=names)
     try:
         import tensorflow as tf
@@ -51,7 +54,7 @@ def saved_model(
         raise ImportError("SavedModels are written by TensorFlow: pip install lux-sciml[export]") from error
     module, call = tf.Module(), _tensorflow_function(tf, function, gradient, tuple(platforms))
     setattr(module, "call", call)  # noqa: B010  # a module has whatever attributes it is given
-    with _replacing_folder(Path(path) / str(version)) as folder:
+    with replacing_folder(Path(path) / str(version)) as folder:
         tf.saved_model.save(module, str(folder), signatures={"serving_default": call})
         about = folder / SAVED_MODEL
         about.parent.mkdir()
@@ -63,6 +66,11 @@ def _tensorflow_function(tf: Any, function: PlainFunction, gradient: bool, platf
     from jax.experimental import jax2tf
 
     function.require_types("SavedModel", _types(tf), "lux.export.stablehlo")
+    if function.symbols and not _reads_open_sizes(tf, jax2tf):
+        raise ValueError(
+            f"TensorFlow {tf.__version__} does not read programs for any size of an axis as jax {jax.__version__} "
+            "writes them: batch_axis=None exports for the size of the example; TensorFlow 2.21 reads those of jax 0.10"
+        )
     converted = jax2tf.convert(
         function.call,
         polymorphic_shapes=[str(spec.shape) for spec in function.specs],
@@ -80,6 +88,17 @@ def _tensorflow_function(tf: Any, function: PlainFunction, gradient: bool, platf
     return tf.function(call, autograph=False, input_signature=signature)
 
 
+@functools.cache
+def _reads_open_sizes(tf: Any, jax2tf: Any) -> bool:
+    """Whether TensorFlow knows the operations by which JAX checks sizes when a program is called."""
+    call = jax2tf.convert(jax.numpy.negative, polymorphic_shapes=["(n,)"], with_gradient=False)
+    try:
+        tf.function(call, autograph=False)(tf.zeros(1))
+    except tf.errors.InvalidArgumentError:
+        return False
+    return True
+
+
 def _types(tf: Any) -> list[Any]:
     real = [tf.bfloat16, tf.float16, tf.float32, tf.float64, tf.complex64, tf.complex128]
     whole = [tf.int8, tf.int16, tf.int32, tf.int64, tf.uint8, tf.uint16, tf.uint32, tf.uint64, tf.bool]
@@ -87,7 +106,7 @@ def _types(tf: Any) -> list[Any]:
 
 
 @contextlib.contextmanager
-def _replacing_folder(target: Path) -> Iterator[Path]:
+def replacing_folder(target: Path) -> Iterator[Path]:
     """A new folder, which takes the place of another one at the end."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".lux_sciml-", dir=target.parent) as beside:
