@@ -85,7 +85,8 @@ def describe_file(path: Path) -> dict[str, Any]:
     """What is known of a file, for JSON. Raises `ValueError` for one that is not of ours, or was changed."""
     about: dict[str, Any] = {"file": str(path)}
     if path.is_dir():
-        return about | _of_export(read_metadata(path))
+        document = read_metadata(path)
+        return about | _of_folder(path) | _of_export(document)
     with open(path, "rb") as file:
         about |= {"bytes": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
     with open(path, "rb") as file:
@@ -101,6 +102,18 @@ def describe_file(path: Path) -> dict[str, Any]:
             arrays = [(name, shape, dtype) for name, (dtype, shape, *_) in header.entries.items()]
             return about | {"format": "parameters and other trees (safetensors)"} | _of_arrays(arrays)
     return about | _of_export(read_metadata(path))
+
+
+def _of_folder(path: Path) -> dict[str, Any]:
+    """Of a folder, the checksum of all names in it, in their order, each with its file's own."""
+    size, digest = 0, hashlib.sha256()
+    for found in sorted(found for found in path.rglob("*") if found.is_file()):
+        with open(found, "rb") as file:
+            size += os.fstat(file.fileno()).st_size
+            digest.update(
+                f"{found.relative_to(path).as_posix()}\0".encode() + hashlib.file_digest(file, "sha256").digest()
+            )
+    return {"bytes": size, "sha256": digest.hexdigest()}
 
 
 def _of_arrays(arrays: list[tuple[str, tuple[int, ...], Any]]) -> dict[str, Any]:

@@ -82,11 +82,11 @@ class ExportedFunction:
         self.metadata = metadata
         self._call = jax.jit(exported.call)
 
-    @property
+    @functools.cached_property
     def inputs(self) -> dict[str, tuple[tuple[int | str, ...], np.dtype]]:
         return _arrays(self.metadata["inputs"])
 
-    @property
+    @functools.cached_property
     def outputs(self) -> dict[str, tuple[tuple[int | str, ...], np.dtype]]:
         return _arrays(self.metadata["outputs"])
 
@@ -96,9 +96,9 @@ class ExportedFunction:
         return None if layout is None else from_json(json.dumps(layout))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        given = self._by_name(args, kwargs)
+        given = args if len(args) == len(self.inputs) and not kwargs else self._by_name(args, kwargs)
         sizes: dict[str, int] = {}
-        arrays = [self._checked(name, given[name], *spec, sizes) for name, spec in self.inputs.items()]
+        arrays = [self._checked(name, x, sizes) for name, x in zip(self.inputs, given, strict=True)]
         outputs = self._call(*arrays)
         return outputs[0] if len(outputs) == 1 else dict(zip(self.outputs, outputs, strict=True))
 
@@ -108,28 +108,34 @@ class ExportedFunction:
 
         return f"<exported {self.metadata['model']}: ({text(self.inputs)}) -> ({text(self.outputs)})>".replace("'", "")
 
-    def _by_name(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    def _by_name(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         names = list(self.inputs)
         given = dict(zip(names, args, strict=False)) | kwargs
         if len(args) > len(names) or len(given) < len(args) + len(kwargs) or given.keys() != set(names):
             got = [f"{len(args)} by position"] * bool(args) + list(kwargs)
             raise TypeError(f"this function takes {', '.join(names)}; got {', '.join(got) or 'nothing'}")
-        return given
+        return [given[name] for name in names]
 
-    def _checked(self, name: str, x: Any, shape: tuple[int | str, ...], dtype: np.dtype, sizes: dict[str, int]) -> Any:
+    def _checked(self, name: str, x: Any, sizes: dict[str, int]) -> Any:
+        shape, dtype = self.inputs[name]
         if isinstance(x, ComponentVector):
             if name == "params" and self.layout is not None:
                 self.layout.require_same(x.layout)
             x = x.data
         try:
-            x = x if isinstance(x, jax.Array) else np.asarray(x)
-            converts = _converts(x.dtype, dtype)
+            x = x if isinstance(x, np.ndarray | jax.Array) else np.asarray(x)
+            converts = x.dtype == dtype or _converts(x.dtype, dtype)
         except (TypeError, ValueError):  # random keys, texts, ragged lists
             converts = False
         if not converts:
             raise TypeError(f"the input {name!r} is an array of {dtype}, got {describe(x)}")
-        _require_shape(name, x.shape, shape, sizes)
-        return x.astype(dtype)
+        if not _fits(x.shape, shape, sizes):
+            known = "".join(f", here {n} = {m}" for n, m in sizes.items() if n in shape and m not in x.shape)
+            raise ValueError(
+                f"the input {name!r} has the shape ({', '.join(map(str, shape))}), where a name stands for any size "
+                f"above zero{known}; got {x.shape}"
+            )
+        return x if x.dtype == dtype else x.astype(dtype)
 
 
 def load(path: str | os.PathLike[str]) -> ExportedFunction:
@@ -161,26 +167,23 @@ def load(path: str | os.PathLike[str]) -> ExportedFunction:
 
 
 def _converts(dtype: Any, to: np.dtype) -> bool:
-    """Whether elements may stand for those of another type: never for one of fewer kinds."""
-    if np.dtype(dtype) == to:
-        return True
+    """Whether elements may stand for those of another type: never for those of one with fewer kinds of numbers."""
     kinds = (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
     (given,), (wanted,) = ([i for i, kind in enumerate(kinds) if jnp.issubdtype(d, kind)] for d in (dtype, to))
     return np.can_cast(dtype, to, "same_kind") if wanted == 1 else given <= wanted
 
 
-def _require_shape(name: str, got: tuple[int, ...], expected: tuple[int | str, ...], sizes: dict[str, int]) -> None:
-    def fits(m: int, n: int | str) -> bool:
+def _fits(got: tuple[Any, ...], expected: tuple[int | str, ...], sizes: dict[str, int]) -> bool:
+    """Whether a shape is as expected, where names stand for sizes, which this adds to those known."""
+    if len(got) != len(expected):
+        return False
+    for m, n in zip(got, expected, strict=True):
         if isinstance(n, int):
-            return n == m
-        return m > 0 and (not n.isidentifier() or sizes.setdefault(n, m) == m)  # jax.export checks `2*batch`
-
-    if len(got) != len(expected) or not all(map(fits, got, expected)):
-        known = "".join(f", here {n} = {m}" for n, m in sizes.items() if n in expected and m not in got)
-        raise ValueError(
-            f"the input {name!r} has the shape ({', '.join(map(str, expected))}), where a name stands for any size "
-            f"above zero{known}; got {got}"
-        )
+            if m != n:
+                return False
+        elif m < 1 or sizes.setdefault(n, m) != m:
+            return False
+    return True
 
 
 def _arrays(described: list[dict[str, Any]]) -> dict[str, tuple[tuple[int | str, ...], np.dtype]]:
