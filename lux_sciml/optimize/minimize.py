@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeGuard, TypeVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -16,12 +16,16 @@ from jaxtyping import Float
 from ..components import Path
 from ..core.converters import checks_itself, count, flag, number, optional
 from . import optax_backend, optimistix_backend, scipy_backend
+from .in_turn import in_turn
 from .problem import Evaluation, Inputs, Problem, not_finite
 from .programs import Programs
 from .progress import NOT_FINITE_AT_START, Progress, to_its_end
+from .resume import Memory, go_on, memory_of
 from .self_scaled import SSBFGS, SSBroyden
+from .starts import Runs, one_by_one, starting_points, to_their_ends
 
 P = TypeVar("P")
+Method: TypeAlias = str | optax.GradientTransformation | optax.MultiSteps | optx.AbstractMinimiser
 OURS = {"ssbfgs": SSBFGS, "ssbroyden": SSBroyden}
 
 
@@ -31,9 +35,10 @@ class MinimizeResult(Generic[P]):
 
     * `params`: the parameters, of the kind that was passed in;
     * `value`: the loss there;
-    * `success`: whether the method converged, or the run ended as it was asked to (the callback stopped it; all steps
-      of an optax method without `tol` were made). Never true where the value is not finite, nor where a method claims
-      to have converged while the loss plainly goes on to fall: where the relative gradient,
+    * `success`: whether the run met its criterion: that of the method, `tol` or `patience`, or the callback's. A method
+      without one (optax without `tol` and `patience`) is to use up `max_steps` or `max_seconds`, and succeeds by that;
+      for all others these are limits, and reaching one is no success. Never true where the value is not finite, nor
+      where a method claims to have converged while the loss plainly goes on to fall: where the relative gradient,
       max |g_i| max(|x_i|, 1) / max(|f|, 1), is above 0.01 and the tolerance, or, for methods of values alone, where a
       step of a hundredth along an axis lowers the loss by a thousandth;
     * `message`: why the run ended, and what to do where it failed;
@@ -42,7 +47,10 @@ class MinimizeResult(Generic[P]):
       those that a method makes inside one step (line searches, simplices) are counted once;
     * `history`: the loss at the start and after each step, `(steps + 1,)`;
     * `aux`: with `has_aux=True`, what the loss returned beside its value at `params`;
-    * `state`: with `state=`, the state that the loss returned at `params`.
+    * `state`: with `state=`, the state that the loss returned at `params`;
+    * `stopped`: whether the callback, Ctrl-C or `max_seconds` ended the run;
+    * `runs`: the results of all `starts`, or of all methods in turn; printed as a table;
+    * `memory`: what an optax or optimistix method knows at the end, for `resume=`.
 
     >>> result = minimize(lambda x: (x - 1.0) ** 2, 0.0, method="BFGS")
     >>> result.success, result.steps, result.history.shape
@@ -58,6 +66,9 @@ class MinimizeResult(Generic[P]):
     history: Float[np.ndarray, " n"]
     aux: Any = None
     state: Any = None
+    stopped: bool = False
+    runs: Sequence["MinimizeResult[P]"] = ()
+    memory: Memory | None = None
 
     def __repr__(self) -> str:
         return (
@@ -71,12 +82,16 @@ def minimize(
     loss: Callable[..., Any],
     ps: P,
     *,
-    method: str | optax.GradientTransformation | optax.MultiSteps | optx.AbstractMinimiser,
+    method: Method | Sequence[Method],
     args: Any = None,
     state: Any = None,
     bounds: Any = None,
-    max_steps: int = 1000,
+    max_steps: int | Sequence[int] = 1000,
+    max_seconds: float | None = None,
     tol: float | None = None,
+    patience: int | None = None,
+    starts: Any = None,
+    resume: MinimizeResult[P] | None = None,
     callback: Callable[[int, P, float], Any] | None = None,
     callback_every: int | None = None,
     progress: bool = False,
@@ -102,6 +117,8 @@ def minimize(
       parameters; on losses that must become very small they are ahead of BFGS;
     * an optax optimizer: `optax.adam(1e-2)`, a chain, `optax.lbfgs()`, `optax.MultiSteps(...)`;
     * an optimistix minimizer: `optimistix.BFGS(rtol=1e-6, atol=1e-6)`, `LBFGS`, `NelderMead`, ...
+    * a list of these, run in turn, each from where the one before ended: `[optax.adam(1e-2), "L-BFGS-B"]`, with
+      `max_steps` for each, `[300, 1000]`, or for all. `result.runs` are the results of each.
 
     Further arguments:
 
@@ -115,7 +132,15 @@ def minimize(
     * `bounds`: `(lower, upper)`, each a number, an array `(n,)`, a `ComponentVector`, a tree like the parameters or
       `None`; or a `scipy.optimize.Bounds`. The loss is never evaluated outside: a start there is moved inside. For
       optax each step is projected onto the bounds. Optimistix has no bounds.
-    * `max_steps`: the maximum number of iterations. Optax makes them all, unless `tol` is given.
+    * `max_steps`: the maximum number of iterations. Optax makes them all, unless `tol` or `patience` is given.
+    * `max_seconds`: end after this time, compiling included; see `success` of `MinimizeResult`.
+    * `patience`: end where so many steps have not lowered the loss below the lowest before.
+    * `starts`: start from several points, and return the best; `result.runs` are all. A number n means `ps` and n - 1
+      Sobol points within the bounds; a list of parameters or a batch of vectors `(k, n)` comes after `ps`. Optax and
+      optimistix run them at once, by `jax.vmap`, SciPy one after the other.
+    * `resume`: a result, to go on from exactly where it ended, with `max_steps` more: the optimizer's memory and the
+      state of the layers are the result's, and 100 steps and 100 more are the same, bit for bit, as 200. For the same
+      method of optax or optimistix, loss and data; SciPy keeps its memory to itself.
     * `tol`: SciPy's `tol`, and `rtol` of our methods; for optax, stop where no entry of the gradient (with bounds, of
       its projection) is larger. Optimistix solvers have their own.
     * `callback(step, ps, value)`: called after every iteration of SciPy, and about ten times a second with optax and
@@ -164,41 +189,99 @@ def minimize(
 
     References: Nocedal & Wright, *Numerical Optimization* (2006); Kingma & Ba, *Adam* (2015).
     """
-    max_steps = converted("max_steps", count, int(max_steps) if is_whole(max_steps) else max_steps)
     callback_every = converted("callback_every", optional(count), callback_every)
-    tol = converted("tol", optional(number), tol)
+    patience = converted("patience", optional(count), patience)
+    tol, max_seconds = converted("tol", optional(number), tol), converted("max_seconds", optional(number), max_seconds)
     for name, value in (("progress", progress), ("has_aux", has_aux), ("keep_best", keep_best)):
         converted(name, flag, value)
-    if tol is not None and not tol >= 0:
-        raise ValueError(f"tol: expected a number of at least 0, got {tol:g}")
+    for name, value in (("tol", tol), ("max_seconds", max_seconds)):
+        if value is not None and not value >= 0:
+            raise ValueError(f"{name}: expected a number of at least 0, got {value:g}")
     if callback is not None and not callable(callback):
         raise TypeError(f"the callback is a function of (step, ps, value), got a {type(callback).__name__}")
     if options is not None and not isinstance(options, Mapping):
         raise TypeError(f"`options` is a dict, got a {type(options).__name__}")
+    if isinstance(method, list) or type(method) is tuple:  # as optax's optimizers are of another class of tuples
+        _require_alone(starts=starts, resume=resume, options=options)
+        steps = _steps_of_each(method, max_steps)
+        given = dict(args=args, bounds=bounds, tol=tol, patience=patience, callback_every=callback_every)
+        given |= dict(progress=progress, has_aux=has_aux, keep_best=keep_best, trainable=trainable)
+        box = Problem.of(loss, ps, args, state, has_aux, trainable)[0].bounds(bounds)
+        for each in method:
+            _backend(each, box, tol, patience, keep_best, {})  # raises before the first one runs
+        fit = functools.partial(minimize, loss, **given)
+        return in_turn(fit, method, steps, ps, state=state, callback=callback, max_seconds=max_seconds)
+    total: int = converted("max_steps", count, int(max_steps) if is_whole(max_steps) else max_steps)
     problem, inputs = Problem.of(loss, ps, args, state, has_aux, trainable)
-    backend, static, given = _backend(method, problem.bounds(bounds), tol, keep_best, options or {})
-    params = problem.take(ps)
-    programs = Programs(problem, params, inputs, *static)
+    box = problem.bounds(bounds)
+    backend, static, given = _backend(method, box, tol, patience, keep_best, options or {})
+    name = method if isinstance(method, str) else type(method).__name__
+    memory = None if resume is None else memory_of(resume, backend.__name__.rpartition(".")[2][:-8], name)
+    points = [ps] if starts is None else starting_points(starts, ps, problem, box)
+    if memory is not None:
+        _require_alone(starts=starts)
+    params = [problem.take(point) for point in points]
+    programs = Programs(problem, params[0], inputs, *static)
     if problem.has_state and backend is not optax_backend:
-        _refuse_updates(programs, params, inputs, method if isinstance(method, str) else type(method).__name__)
-    evaluate = programs(_evaluate, params, inputs) if has_aux else None
-    record = Progress(lambda: problem.join(params, inputs), inputs.state, max_steps, callback, callback_every, progress)
-    run = functools.partial(backend.run, problem, params, inputs, record, programs, keep_best=keep_best, **given)
-    success, message = to_its_end(run, record)
-    if message == NOT_FINITE_AT_START:
-        message += not_finite(ps=ps, args=args, state=state)
-    found = record.params()
-    return MinimizeResult(
-        params=found,
-        value=float(record.value),
-        success=success and bool(np.isfinite(record.value)),
-        message=message,
-        steps=record.steps,
-        evaluations=record.evaluations,
-        history=np.asarray(record.history, np.float64),
-        aux=evaluate and evaluate(problem.take(found), inputs._replace(state=record.state)).aux,
-        state=record.state,
-    )
+        _refuse_updates(programs, params[0], inputs, name)
+    evaluate = programs(_evaluate, params[0], inputs) if has_aux else None
+
+    def record_of(first: Any, told: bool) -> Progress:
+        shown = (callback, callback_every, progress) if told else (None, None, False)
+        start = functools.partial(problem.join, first, inputs)
+        return Progress(start, inputs.state, total, *shown, seconds=max_seconds)
+
+    def result(first: Any, record: Progress, success: bool, message: str) -> MinimizeResult[P]:
+        if message == NOT_FINITE_AT_START:
+            message += not_finite(ps=problem.join(first, inputs), args=args, state=state)
+        found = record.params()
+        return MinimizeResult(
+            params=found,
+            value=float(record.value),
+            success=success and bool(np.isfinite(record.value)),
+            message=message,
+            steps=record.steps,
+            evaluations=record.evaluations,
+            history=np.asarray(record.history, np.float64),
+            aux=evaluate and evaluate(problem.take(found), inputs._replace(state=record.state)).aux,
+            state=record.state,
+            stopped=record.stopped,
+            memory=record.memory,
+        )
+
+    run = functools.partial(backend.run, problem, inputs=inputs, programs=programs, **given)
+    if starts is None:
+        record = record_of(params[0], told=True)
+        if memory is not None:
+            go_on(record, resume, memory)
+            run = functools.partial(run, resume=memory)
+        return result(params[0], record, *to_its_end(lambda: run(params=params[0], progress=record), record))
+    records = [record_of(first, told=i == 0) for i, first in enumerate(params)]
+    if backend is scipy_backend:
+        outcomes = one_by_one(run, params, records)
+    else:
+        all_at_once = functools.partial(backend.run_starts, problem, params, inputs, records, programs, **given)
+        outcomes = to_their_ends(all_at_once, records)
+    runs = Runs(map(result, params, records, *zip(*outcomes, strict=True)))
+    return dataclasses.replace(runs.best, runs=runs)
+
+
+def _require_alone(**given: Any) -> None:
+    """Raise `ValueError` for arguments that do not go with methods in turn, or with a run that goes on."""
+    names = [name for name, value in given.items() if value is not None]
+    if names == ["starts"] and len(given) == 1:
+        raise ValueError("resume goes on from one result: leave out `starts`")
+    if names:
+        raise ValueError(f"methods in turn take no `{names[0]}`, which is of one method: call minimize once for each")
+
+
+def _steps_of_each(methods: Sequence[Any], max_steps: Any) -> list[int]:
+    if not methods:
+        raise ValueError("there is no method in the list of methods")
+    each = list(max_steps) if isinstance(max_steps, list | tuple) else [max_steps] * len(methods)
+    if len(each) != len(methods):
+        raise ValueError(f"max_steps is one number, or one for each of {len(methods)} methods, got {len(each)}")
+    return each
 
 
 def converted(name: str, converter: Callable[[Any], Any], value: Any) -> Any:
@@ -208,38 +291,44 @@ def converted(name: str, converter: Callable[[Any], Any], value: Any) -> Any:
         raise type(error)(f"{name}: {error}") from None
 
 
-def is_whole(value: Any) -> bool:
+def is_whole(value: Any) -> TypeGuard[float]:
     """Whether it is a float such as 1e4."""
     return isinstance(value, float) and value.is_integer()
 
 
 def _backend(
-    method: Any, bounds: Any, tol: float | None, keep_best: bool, options: dict[str, Any]
+    method: Any,
+    bounds: Any,
+    tol: float | None,
+    patience: int | None,
+    keep_best: bool,
+    options: Mapping[str, Any],
 ) -> tuple[ModuleType, tuple[Any, ...], dict[str, Any]]:
     """Who runs the method, the static part of its programs, and the arguments of its run, checked."""
+    shared = dict(bounds=bounds, patience=patience, keep_best=keep_best)
     if isinstance(method, str) and method.lower() in OURS:
         eps = float(jnp.finfo(float).eps)
         method, tol = OURS[method.lower()](eps**0.5 if tol is None else tol, eps), None
     if isinstance(method, str):
         name = scipy_backend.method_name(method, bounds)
-        return scipy_backend, (), dict(method=name, bounds=bounds, tol=tol, options=options)
+        return scipy_backend, (), dict(shared, method=name, tol=tol, options=options)
     if isinstance(method, optax.MultiSteps):
         method = method.gradient_transformation()
     if isinstance(method, optax.GradientTransformation):
         if options:
             raise ValueError("an optax optimizer has no `options`: give them where it is made, as in optax.adam(1e-2)")
         static = (optax.with_extra_args_support(method), keep_best)
-        return optax_backend, static, dict(bounds=bounds, tol=tol)
+        return optax_backend, static, dict(shared, tol=tol)
     if isinstance(method, optx.AbstractMinimiser):
         if bounds is not None:
             raise ValueError("optimistix minimizers take no bounds: use 'L-BFGS-B', or an optax optimizer")
         if tol is not None:
             raise ValueError("an optimistix minimizer has its own tolerances: give `rtol` and `atol` where it is made")
         arrays, others = eqx.partition((method, options), eqx.is_array)
-        return optimistix_backend, (others,), dict(method=method, arrays=arrays)
+        return optimistix_backend, (others,), dict(shared, method=method, arrays=arrays)
     raise TypeError(
         "method must be the name of a SciPy method, such as 'L-BFGS-B', an optax optimizer, such as optax.adam(1e-2), "
-        f"or an optimistix minimizer, such as optimistix.BFGS(rtol=1e-6, atol=1e-6), got {method!r}"
+        f"an optimistix minimizer, such as optimistix.BFGS(rtol=1e-6, atol=1e-6), or a list of these, got {method!r}"
     )
 
 

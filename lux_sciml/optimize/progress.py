@@ -36,9 +36,14 @@ class Progress:
         every: int | None,
         show: bool,
         name: str = "minimize",
+        seconds: float | None = None,
     ):
         self.params, self.value, self.state = params, np.inf, state
         self.steps, self.evaluations = 0, 0
+        self.memory: Any = None  # what a method knows, to go on from here
+        self.stopped = False  # by the callback, by Ctrl-C or by the time
+        self.uses_all = False  # the method has no criterion of convergence: its steps and seconds are to be used up
+        self.seconds, self._start = seconds, time.monotonic()
         self.history: list[float] = []
         self.max_steps = max_steps
         self.every = every if callback is not None else None  # steps between two calls of the callback
@@ -46,16 +51,27 @@ class Progress:
         self._display = display(name, max_steps) if show else None
 
     def report(self, steps: int, params: Callable[[], Any], value: float) -> None:
-        """Show and tell the user where the run is. Raises `Finished` where the callback returns True."""
+        """Show and tell the user where the run is. Raises `Finished` where the callback returns True, or time is up."""
         self.steps = steps
+        self.tell(steps, params, value)
+
+    def tell(self, steps: int, params: Callable[[], Any], value: float) -> None:
         if self._display is not None:
             self._display.set_postfix(value=f"{value:.4g}", refresh=False)
             self._display.update(steps - self._display.n)
+        self.check_time()
         if self._callback is None or (self.every is not None and steps % self.every):
             return
         answer = called("callback", self._callback, ("step", "ps", "value"), steps, params(), value)
         if is_true(answer):
+            self.stopped = True
             raise Finished(True, f"stopped by the callback after {steps} steps")
+
+    def check_time(self) -> None:
+        if self.seconds is not None and time.monotonic() - self._start >= self.seconds:
+            self.stopped = True
+            fell = bool(self.history) and self.value < self.history[0]
+            raise Finished(self.uses_all and fell, f"max_seconds={self.seconds:g} were over after {self.steps} steps")
 
     def close(self) -> None:
         if self._display is not None:
@@ -69,6 +85,7 @@ def to_its_end(run: Callable[[], tuple[bool, str]], progress: Progress) -> tuple
     except Finished as finished:
         return finished.success, finished.message
     except KeyboardInterrupt:
+        progress.stopped = True
         return False, f"interrupted after {progress.steps} steps"
     finally:
         progress.close()

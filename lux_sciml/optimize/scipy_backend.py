@@ -62,6 +62,7 @@ def run(
     method: str,
     bounds: tuple[np.ndarray, np.ndarray] | None,
     tol: float | None,
+    patience: int | None,
     keep_best: bool,
     options: dict[str, Any],
 ) -> tuple[bool, str]:
@@ -74,18 +75,30 @@ def run(
     x = problem.ravel(params)
     function = programs(_value if kind == VALUE else _value_and_gradient, problem.cast(x), inputs)
     second = _second_derivatives(method, problem, params, inputs)
-    objective = _Objective(lambda x: function(problem.cast(x), inputs), kind, bounds, x)
+
+    def evaluate(x):
+        if objective.evaluations > 1:  # the start's is there
+            progress.check_time()
+        return function(problem.cast(x), inputs)
+
+    objective = _Objective(evaluate, kind, bounds, x)
+
+    lowest, since = np.inf, 0  # value of a step, and steps since then
 
     def at(x):
         return problem.join(problem.unravel(x), inputs)
 
     def step(x, *_):
         """SciPy's callback after each iteration."""
+        nonlocal lowest, since
         if progress.steps >= progress.max_steps:  # TNC has no limit of its own
             raise Finished(False, f"max_steps={progress.max_steps} reached before convergence")
         x, value = objective.begin_step(x)
         progress.history.append(value)
         progress.report(progress.steps + 1, lambda: at(x), value)
+        lowest, since = (value, 0) if value < lowest else (lowest, since + 1)
+        if patience is not None and since >= patience:
+            raise Finished(True, f"ended: no lower loss in patience={patience} steps")
 
     def attempt(x):
         """SciPy's result, whether the loss is finite there, why it is no minimum, and whether to start again."""
@@ -113,7 +126,8 @@ def run(
         return result, finite, doubt, gave_up or flat
 
     try:
-        progress.history.append(objective.evaluate(x)[0])
+        lowest = objective.evaluate(x)[0]
+        progress.history.append(lowest)
         if not np.isfinite(objective.value):
             raise Finished(False, NOT_FINITE_AT_START)
         result, finite, doubt, again = attempt(objective.best)
