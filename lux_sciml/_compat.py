@@ -508,6 +508,14 @@ def inner_program(eqn: Any) -> "ClosedJaxpr | None":
     return eqn.params["jaxpr"] if eqn.primitive.name in ("jit", "pjit") else None
 
 
+def scan_counts(params: dict[str, Any]) -> tuple[int, int]:
+    """How many of the inputs of a `scan` are constants, and how many are carried."""
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    constants, carry, _ = params["ft_in"].unpack()  # jax 0.12
+    return len(constants), len(carry)
+
+
 def equations(jaxpr: Any) -> Iterator[Any]:
     """Every equation of a Jaxpr or ClosedJaxpr, those of the programs inside of it too."""
     for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:

@@ -37,6 +37,7 @@ _COMBINED = {"sum": "add", "prod": "mul", "max": "max", "min": "min", "and": "an
 _HELPERS = {  # of two numbers of which one is NaN, that is the larger and the smaller one, as in JAX
     "max": "static inline {t} max_{t}({t} a, {t} b) {{ return a > b{nan} ? a : b; }}",
     "min": "static inline {t} min_{t}({t} a, {t} b) {{ return a < b{nan} ? a : b; }}",
+    "bits": "static inline {to} bits_{t}_{to}({t} a) {{ union {{ {t} a; {to} b; }} both; both.a = a; return both.b; }}",
     "sign": "static inline {t} sign_{t}({t} a) {{ return a > 0 ? 1 : a < 0 ? -1 : a; }}",
     "logistic": "static inline {t} logistic_{t}({t} a) {{ return 1 / (1 + exp{f}(-a)); }}",
     "clip": "static inline int64_t clip_{t}(int64_t a, int64_t high) {{ return a < 0 ? 0 : a > high ? high : a; }}",
@@ -55,12 +56,13 @@ class Constants:
         key = (array.dtype.name, array.tobytes())
         return self._arrays.setdefault(key, (f"c{len(self._arrays)}", array))[0]
 
-    def helper(self, name: str, dtype: np.dtype) -> str:
-        kind = "int64_t" if name == "clip" else TYPES[dtype.name]
-        self._helpers[f"{name}_{kind}"] = _HELPERS[name].format(
-            t=kind, f=_suffix(dtype), nan=" || a != a" if dtype.kind == "f" else ""
-        )
-        return f"{name}_{kind}"
+    def helper(self, name: str, dtype: np.dtype, out: np.dtype | None = None) -> str:
+        """The name of one of the functions above, for numbers of a type."""
+        kind, to = "int64_t" if name == "clip" else TYPES[dtype.name], TYPES[(out or dtype).name]
+        nan = " || a != a" if dtype.kind == "f" else ""
+        full = f"{name}_{kind}" if out is None else f"{name}_{kind}_{to}"
+        self._helpers[full] = _HELPERS[name].format(t=kind, f=_suffix(dtype), nan=nan, to=to)
+        return full
 
     def text(self) -> str:
         parts = sorted(self._helpers.values())
@@ -411,6 +413,8 @@ class Loops:
             return f"({x[0]} * {x[0]})"
         if name == "integer_pow":
             return self._power(self._named(x[0], dtype), params["y"], dtype)
+        if name == "bitcast_convert_type":
+            return f"{self.constants.helper('bits', dtype, out)}({x[0]})"
         if name == "convert_element_type":
             return f"({x[0]} != 0)" if out.kind == "b" else f"({TYPES[out.name]})({x[0]})"
         if name == "select_n":

@@ -12,11 +12,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from .._compat import scan_counts
 from .._tree import is_random_key
 
 UNARY = frozenset(
     "neg sign floor ceil round is_finite abs exp exp2 log log1p expm1 sin cos tan asin acos atan sinh cosh tanh asinh"
-    " acosh atanh sqrt rsqrt cbrt logistic erf erfc square not integer_pow convert_element_type".split()
+    " acosh atanh sqrt rsqrt cbrt logistic erf erfc square not integer_pow convert_element_type"
+    " bitcast_convert_type".split()
 )
 BINARY = frozenset("add sub mul div rem max min pow atan2 nextafter eq ne lt le gt ge and or xor".split())
 ELEMENTWISE = UNARY | BINARY | {"select_n", "clamp"}
@@ -104,7 +106,7 @@ def lower(function: Callable[..., Any], *specs: jax.ShapeDtypeStruct, supported:
     closed = jax.make_jaxpr(function)(*specs)
     inputs = [_value(var) for var in closed.jaxpr.invars]
     operations: list[Operation] = []
-    outputs = _run(closed.jaxpr, closed.consts, inputs, operations)
+    outputs = _opened(closed, inputs, operations)
     block = Block(inputs, operations, outputs)
     _keep_what_is_read(block)
     unknown = sorted({op.name for op in block.all()} - set(supported))
@@ -150,18 +152,23 @@ def _run(jaxpr: Any, consts: Iterable[Any], args: list[Value], operations: list[
     return [read(atom) for atom in jaxpr.outvars]
 
 
+def _opened(closed: Any, args: list[Value], operations: list[Operation]) -> list[Value]:
+    """A jaxpr, closed or, as calls have it in some versions, without constants."""
+    return _run(getattr(closed, "jaxpr", closed), getattr(closed, "consts", ()), args, operations)
+
+
 def _equation(eqn: Any, inputs: list[Value], operations: list[Operation]) -> list[Value]:
     params = {key: _with_integers(x) for key, x in eqn.params.items()}
     name = _OTHER_NAMES.get(eqn.primitive.name, str(eqn.primitive.name))
     outputs = [_value(var) for var in eqn.outvars]
     if name in _CALLS:
         inner = next(params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in params)
-        return _run(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), inputs, operations)
+        return _opened(inner, inputs, operations)
     if name == "custom_linear_solve":
         lengths, solve = params["const_lengths"], params["jaxprs"].solve
         start, constants = lengths.matvec + lengths.vecmat, sum(lengths)
         given = [*inputs[start : start + lengths.solve], *inputs[constants:]]
-        return _run(solve.jaxpr, solve.consts, given, operations)[: len(outputs)]
+        return _opened(solve, given, operations)[: len(outputs)]
     if name in _SAME or (name == "convert_element_type" and inputs[0].dtype == outputs[0].dtype):
         return inputs
     if name == "reduce_precision" and np.finfo(inputs[0].dtype).nmant == params["mantissa_bits"]:
@@ -171,7 +178,7 @@ def _equation(eqn: Any, inputs: list[Value], operations: list[Operation]) -> lis
     if name == "cond" and inputs[0].known is not None:
         branches = params["branches"]
         chosen = branches[int(np.clip(inputs[0].known, 0, len(branches) - 1))]
-        return _run(chosen.jaxpr, chosen.consts, inputs[1:], operations)
+        return _opened(chosen, inputs[1:], operations)
     if all(value.known is not None for value in inputs) and _small(outputs, inputs) and not _is_symbolic(eqn):
         folded = _evaluated(eqn, inputs)
         if name not in VIEWS:
@@ -256,6 +263,24 @@ def _stack(inputs: list[Value], params: Any, outputs: list[Value], operations: l
     return outputs
 
 
+def _one_minus_square(inputs: list[Value], _: Any, outputs: list[Value], operations: list[Operation]) -> list[Value]:
+    (x,), square = inputs, Value(inputs[0].shape, inputs[0].dtype)
+    one = _known(np.ones((), x.dtype))
+    operations += [Operation("square", [x], [square], {}), Operation("sub", [one, square], outputs, {})]
+    return outputs
+
+
+def _polynomial(inputs: list[Value], _: Any, outputs: list[Value], operations: list[Operation]) -> list[Value]:
+    """By Horner's rule; the coefficients are in ascending order."""
+    x, *coefficients, total = inputs
+    for coefficient in reversed(coefficients):
+        product, total_before = Value(outputs[0].shape, x.dtype), total
+        total = Value(outputs[0].shape, x.dtype)
+        operations.append(Operation("mul", [x, total_before], [product], {}))
+        operations.append(Operation("add", [product, coefficient], [total], {}))
+    return [total]
+
+
 def _unstack(inputs: list[Value], params: Any, outputs: list[Value], operations: list[Operation]) -> list[Value]:
     (x,), axis = inputs, params["axis"]
     parts = [Value((*x.shape[:axis], 1, *x.shape[axis + 1 :]), x.dtype) for _ in outputs]
@@ -287,6 +312,7 @@ def _dynamic_slice(inputs: list[Value], params: Any, outputs: list[Value], opera
 
 
 _REWRITTEN = {"stack": _stack, "unstack": _unstack, "tile": _tile, "dynamic_slice": _dynamic_slice}
+_REWRITTEN |= {"one_minus_square": _one_minus_square, "polynomial": _polynomial}  # of jax 0.12
 
 
 # --- loops ------------------------------------------------------------------------------------------------------------
@@ -298,7 +324,7 @@ def _loop(name: str, params: dict[str, Any], inputs: list[Value], outputs: list[
     def block(closed, constants, operands):
         arguments = [Value(value.shape, value.dtype) for value in operands]
         operations: list[Operation] = []
-        results = _run(closed.jaxpr, closed.consts, [*constants, *arguments], operations)
+        results = _opened(closed, [*constants, *arguments], operations)
         return Block(arguments, operations, results)
 
     if name == "cond":
@@ -311,7 +337,7 @@ def _loop(name: str, params: dict[str, Any], inputs: list[Value], outputs: list[
         body = block(params["body_jaxpr"], inputs[tests : tests + bodies], carry)
         op = Operation(name, carry, outputs, {}, [test, body])
     else:
-        constants, carried = params["num_consts"], params["num_carry"]
+        constants, carried = scan_counts(params)
         carry, xs = inputs[constants : constants + carried], inputs[constants + carried :]
         slices = [Value(value.shape[1:], value.dtype) for value in xs]
         body = block(params["jaxpr"], inputs[:constants], [*carry, *slices])

@@ -163,7 +163,7 @@ class _Source:
         known: Any = value.known
         if known.ndim == 0 or (known.size > 8 and value.uniform is not None):
             number = known if known.ndim == 0 else known.flat[0]
-            scalar = f"np.{value.dtype.name}({_number(number)})" if value.dtype.kind != "b" else str(bool(number))
+            scalar = f"np.{bool(number)}_" if value.dtype.kind == "b" else f"np.{value.dtype.name}({_number(number)})"
             return scalar if known.ndim == 0 else f"np.full({known.shape}, {scalar})"
         key = (known.dtype.name, known.shape, known.tobytes())
         return self.constants.setdefault(key, (f"C{len(self.constants)}", known))[0]
@@ -305,6 +305,8 @@ class _Source:
             return f"(np.sign({x[0]}) * np.floor(np.abs({x[0]}) + 0.5))"
         if name == "integer_pow":
             return f"({x[0]} ** {params['y']})" if params["y"] >= 0 else f"(1 / {x[0]} ** {-params['y']})"
+        if name == "bitcast_convert_type":
+            return f"{x[0]}.view(np.{out.dtype.name})"
         if name == "convert_element_type":
             if op.inputs[0].shape == ():
                 return f"np.{out.dtype.name}({_bare(x[0])})" if out.dtype.kind != "b" else f"np.bool_({_bare(x[0])})"
