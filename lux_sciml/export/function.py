@@ -20,7 +20,7 @@ from .._platform import one_program
 from .._tree import describe, is_random_key
 from ..components import ComponentVector, Layout, path_string, to_json
 from ..components.nodes import Path, close_container, open_container
-from ..core import Layer, Mode
+from ..core import Layer, Mode, StatefulLayer
 from ..core.parameters import parameter_layout, parameter_tree
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -113,8 +113,9 @@ def plain_function(
 ) -> PlainFunction:
     """The function of plain arrays that a layer is, or a function of parameters and data.
 
-    * `model`: a layer, whose output goes out, and whose state stays as it is; or a function: `f(ps, x)` without `st`,
-      as the losses of `lux.minimize` are written, so that `jax.value_and_grad(loss)` is one; `f(x)` without `ps`.
+    * `model`: a layer, whose output goes out, and whose state stays as it is, or a `lux.StatefulLayer`, which has all
+      three; or a function: `f(ps, x)` without `st`, as the losses of `lux.minimize` are written, so that
+      `jax.value_and_grad(loss)` is one; `f(x)` without `ps`.
     * `ps`: its parameters; `st`: the state of a layer, in test mode.
     * `x`: an example of the input, an array or a tree of arrays; or `jax.ShapeDtypeStruct`s in their place, whose sizes
       may be symbolic (see `jax.export.symbolic_shape`).
@@ -140,13 +141,13 @@ def plain_function(
     """
     if params not in ("constant", "input"):
         raise ValueError(f'params is "constant" or "input", got {params!r}')
+    if isinstance(model, StatefulLayer):
+        model, ps, st = model.layer, model.ps, model.st
     name = _name(model)
     _require_arguments(model, name, ps, st, x)
     leaves, build = _flatten(x)
     leaves = [(path, _as_input(path, leaf)) for path, leaf in leaves]
     specs = _batched(x, leaves, batch_axis)
-    if isinstance(model, Layer):
-        _require_no_randomness(model, ps, st, build, [leaf for _, leaf in leaves])
     function, vector, layout = _of_parameters(model, ps, st, params)
     inputs: Arrays = {"params": jax.ShapeDtypeStruct(vector.shape, vector.dtype)} if params == "input" else {}
     inputs |= _named("x", [path for path, _ in leaves], specs, inputs)
@@ -165,6 +166,8 @@ def plain_function(
     jitted = jax.jit(call)
     traced = _traced(name, jitted, list(inputs.values()), [vector] * (params == "input") + [leaf for _, leaf in leaves])
     _require_no_callbacks(name, traced.jaxpr)
+    if isinstance(model, Layer):
+        _require_no_randomness(model, ps, st, build, [leaf for _, leaf in leaves])
     outputs = _named("y", paths, traced.out_info, inputs)
     if not outputs:
         raise ValueError(f"{name} returns no array")
@@ -407,7 +410,7 @@ def _require_no_randomness(model: Layer, ps: Any, st: Any, build: Callable[[Iter
     """Raise `ValueError` where the output depends on a random key in the state."""
     state, rebuild = _flatten(st)
     keys = {path: leaf for path, leaf in state if is_random_key(leaf)}
-    if not keys or any(not isinstance(n, int) for leaf in leaves for n in leaf.shape):
+    if not keys:
         return
 
     def of_keys(keys: list[Any], x: list[Any]) -> Any:

@@ -30,7 +30,9 @@ def test_a_layer_with_its_parameters_in_it_or_as_its_first_input(net):
     expected = NET(X, ps, st)[0]
     baked = plain_function(NET, ps, st, X)
     assert shapes(baked.inputs) == {"x": ("batch", 4)} and shapes(baked.outputs) == {"y": ("batch", 2)}
-    np.testing.assert_array_equal(baked.call(X)[0], expected)
+    np.testing.assert_allclose(baked.call(X)[0], expected, rtol=1e-6)
+    stateful = lux.testmode(lux.StatefulLayer(NET, ps, lux.trainmode(st)))
+    assert shapes(plain_function(stateful, x=X).outputs) == shapes(baked.outputs)
     assert baked.symbols == ("batch",) and shapes(baked.fixed(batch=5).outputs) == {"y": (5, 2)}
     open_ = plain_function(NET, ps, st, X, params="input", portable=True)
     assert shapes(open_.inputs) == {"params": (58,), "x": ("batch", 4)}
@@ -130,6 +132,9 @@ class Noise(lux.Layer):
 def test_a_random_layer_is_refused_where_it_uses_its_key(key, net):
     with pytest.raises(ValueError, match="depends on the random key `key` of its state"):
         plain_function(Noise(), *lux.setup(key, Noise()), X)
+    (batch,) = jax.export.symbolic_shape("batch")
+    with pytest.raises(ValueError, match="depends on the random key `key` of its state"):
+        plain_function(Noise(), *lux.setup(key, Noise()), jax.ShapeDtypeStruct((batch, 4), "float32"))
     layer = lux.Stack(lux.Chain(lux.Dense(4, 4), lux.Dropout(0.5)), 2)  # hands its keys on, through a scan
     ps, st = lux.setup(key, layer, dtype="float32")
     assert shapes(plain_function(layer, ps, lux.testmode(st), X).outputs) == {"y": ("batch", 4)}
