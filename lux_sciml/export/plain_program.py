@@ -145,7 +145,7 @@ def _scan(eqn: Any, values: list[Any], rules: Rules) -> list[Any]:
 
     init = list(map(_typed, values[n : n + m], eqn.invars[n : n + m]))
     xs = list(map(_typed, values[n + m :], eqn.invars[n + m :]))
-    carry, ys = lax.scan(step, init, xs, params["length"], reverse=params["reverse"])
+    carry, ys = lax.scan(step, init, xs, None if xs else params["length"], reverse=params["reverse"])
     return [*carry, *ys]
 
 

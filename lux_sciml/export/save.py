@@ -7,12 +7,14 @@ from typing import Any
 
 from .c_source import c_source
 from .numpy_source import numpy_source
+from .onnx import onnx
 from .saved_model import saved_model
 from .stablehlo import stablehlo
 from .tflite import tflite
 
 WRITERS: dict[str, Callable[..., None]] = {
     ".stablehlo": stablehlo,
+    ".onnx": onnx,
     ".tflite": tflite,
     "": saved_model,
     ".c": c_source,
@@ -29,6 +31,7 @@ def save(
 
     * `.stablehlo`: `lux.export.stablehlo`;
     * no suffix, a folder: `lux.export.saved_model`;
+    * `.onnx`: `lux.export.onnx`;
     * `.tflite`: `lux.export.tflite`;
     * `.c`: `lux.export.c_source`;
     * `.py`: `lux.export.numpy_source`.
