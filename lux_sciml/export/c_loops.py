@@ -644,6 +644,8 @@ class Loops:
             return "0" if start is None else self.scalar(start, index)
 
         if place.lanes > 1:
+            # Constants as below: where the terms of a sum lay side by side, compilers would run over these, not lanes.
+            left, right = self._side_by_side(left, lb, lc, lf), self._side_by_side(right, rb, rc, rf)
             with self.loop(out.shape) as index:
                 total = Place(f"a{next(self._count)}", (), self.lanes)
                 self.line(f"{TYPES[out.dtype.name]} {total.name}[{self.lanes}] ALIGNED;")

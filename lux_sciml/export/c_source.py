@@ -21,6 +21,7 @@ from .function import PlainFunction, plain_function
 from .lowering import Block, Value, lower
 from .plain_solves import plain_solves
 
+_FAST = "cc -O3 -march=native -fno-math-errno -fno-trapping-math -D__FAST_MATH__"
 _MOST_STACK = 65536  # bytes of arrays on the stack
 _LANES = {4: 16, 8: 8}  # samples side by side, by the bytes of a number
 
@@ -315,7 +316,9 @@ def _source(path: Path, name: str, routines: list[_Routine], metadata: dict[str,
         "\n\n".join(
             [
                 f"/* {metadata['model']} as C99, written by lux_sciml {metadata['versions']['lux-sciml']}.\n"
-                "   Fast: cc -O3 -march=native -ffast-math; without the last where NaN says that a solve failed.\n\n"
+                f"   Fast: {_FAST}\n"
+                "   lets the headers of glibc offer vector functions. So does -ffast-math, which takes NaN, the mark of a\n"
+                "   failed solve, for impossible.\n\n"
                 f"{{\n{about}\n}} */",
                 f'#include "{path.with_suffix(".h").name}"\n\n#include <math.h>\n#include <stddef.h>',
                 _ALIGNED,
