@@ -317,8 +317,8 @@ def _source(path: Path, name: str, routines: list[_Routine], metadata: dict[str,
             [
                 f"/* {metadata['model']} as C99, written by lux_sciml {metadata['versions']['lux-sciml']}.\n"
                 f"   Fast: {_FAST}\n"
-                "   lets the headers of glibc offer vector functions. So does -ffast-math, which takes NaN, the mark of a\n"
-                "   failed solve, for impossible.\n\n"
+                "   lets the headers of glibc offer vector functions. So does -ffast-math, which takes NaN,\n"
+                "   the mark of a failed solve, for impossible.\n\n"
                 f"{{\n{about}\n}} */",
                 f'#include "{path.with_suffix(".h").name}"\n\n#include <math.h>\n#include <stddef.h>',
                 _ALIGNED,

@@ -51,8 +51,8 @@ def test_the_page_runs(shell, capsys):
         pytest.skip("TensorFlow 2.21 does not read open sizes as this jax writes them")
     printed, namespace = {}, {"__name__": "page"}
     with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
-        for language, block in re.findall(r"```(python|sh)\n(.*?)```", PAGE.read_text(), re.DOTALL):
-            name = re.match(r"# (\w+\.\w+)\n", block)
+        for language, block in re.findall(r"```(python|sh|c)\n(.*?)```", PAGE.read_text(), re.DOTALL):
+            name = re.match(r"(?:#|//) (\w+\.\w+)\n", block)
             if name:
                 Path(name[1]).write_text(block)
             elif language == "python":
@@ -63,6 +63,8 @@ def test_the_page_runs(shell, capsys):
     assert "<exported NeuralODE: (u: float32[batch, 2]) -> (path: float32[11, batch, 2])>" in capsys.readouterr().out
     assert printed["python alone.py"] == "(11, 1, 2) ('cpu', 'cuda', 'rocm', 'tpu')\n"
     assert printed["python in_tensorflow.py"] == "(11, 1, 2)\n"
+    end = namespace["truth"](namespace["jnp"].array([[1.0, 0.0]]), {}, {})[0][-1, 0, 0]
+    assert abs(float(printed["./swing"]) - end) < 0.1 and printed["python plain.py"] == "(2, 1)\n"
     described, shape, error = printed["python client.py 8123"].splitlines()
     assert described == "[{'name': 'u', 'datatype': 'FP32', 'shape': [-1, 2]}]" and shape == "(11, 2, 2)"
     assert "the input 'u' has the shape (batch, 2), where a name stands for any size above zero" in error
