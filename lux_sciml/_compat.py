@@ -465,6 +465,20 @@ def _followed(jaxpr: Any, holds: dict[Any, np.ndarray], used: np.ndarray) -> lis
     return [None if hasattr(x, "val") else holds.get(x) for x in jaxpr.outvars]
 
 
+def slow_in_loops(closed: Any) -> bool:
+    """Whether a program has convolutions and is for the CPU, where XLA takes 50 times as long for them inside loops."""
+    return jax.default_backend() == "cpu" and _holds(closed, "conv_general_dilated")
+
+
+def _holds(jaxpr: Any, primitive: str) -> bool:
+    """Whether equations of a jaxpr, or of those in their parameters, are of a primitive."""
+    for eqn in getattr(getattr(jaxpr, "jaxpr", jaxpr), "eqns", ()):
+        inner = [x for value in eqn.params.values() for x in (value if isinstance(value, tuple | list) else (value,))]
+        if eqn.primitive.name == primitive or any(_holds(x, primitive) for x in inner):
+            return True
+    return False
+
+
 def program_key(closed: ClosedJaxpr) -> Hashable:
     """A value that two programs share only where they compute the same. What is unknown in it is equal to itself only.
 

@@ -1,26 +1,50 @@
 """The compiled programs of a run: some steps on resident data, one step on a batch, an evaluation."""
 
 import functools
-from collections.abc import Callable, Mapping
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from .._compat import slow_in_loops
 from .._tree import where
 from ..core import testmode
+from ..optimize.reads import reads
 from .batches import Padded
-from .state import TrainState
 from .step import Stats, objective_of, one_step
 
 
 class Programs:
     """The programs of one objective, for a state or for an ensemble of states along a first axis.
 
-    Members of an ensemble for which `active` is false stay as they are.
+    Members of an ensemble for which `active` is false stay as they are. `Programs.of` takes those of an earlier run,
+    compiled as they are, where all that the objective and the metrics read is known and as it was.
     """
 
-    def __init__(self, objective: Any, accumulate: int, nonfinite: str, ensemble: bool, padded: bool):
+    @classmethod
+    def of(cls, objective: Any, metrics: Mapping[str, Callable[..., Any]], *options: Any) -> "Programs":
+        found = reads(objective, dict(metrics))
+        if not found.known:
+            return cls(objective, metrics, *options)
+        with _lock:
+            programs = _kept.pop((found, options), None) or cls(objective, metrics, *options)
+            _kept[found, options] = programs
+            while len(_kept) > KEPT:
+                _kept.popitem(last=False)
+        return programs
+
+    def __init__(
+        self,
+        objective: Any,
+        metrics: Mapping[str, Callable[..., Any]],
+        accumulate: int,
+        nonfinite: str,
+        ensemble: bool,
+        padded: bool,
+    ):
         step = one_step(objective, accumulate, nonfinite)
         if ensemble:
             step = jax.vmap(functools.partial(_if_active, step), in_axes=(0, 0, None))
@@ -28,19 +52,29 @@ class Programs:
             step = functools.partial(_without_members, step)
         self.chunk = jax.jit(functools.partial(_chunk, step, padded), donate_argnums=0)
         self.single = jax.jit(step, donate_argnums=0)
-        self._objective, self._ensemble = objective, ensemble
+        self._step, self._looped = step, {}
+        evaluate = functools.partial(_evaluate, objective, dict(metrics))
+        self.evaluate = jax.jit(jax.vmap(evaluate, in_axes=(0, None)) if ensemble else evaluate)
 
-    def evaluation(self, metrics: Mapping[str, Callable[..., Any]]) -> Callable[[TrainState, Any], Stats]:
-        """The objective's loss and stats and the metrics on a batch, of the learned parameters in test mode."""
+    def belongs_in_a_loop(self, *arguments: Any) -> bool:
+        """Whether many steps with such a state, activity and batch should be one program."""
+        leaves, structure = jax.tree.flatten(arguments)
+        kind = (structure, tuple(map(jax.typeof, leaves)))
+        if kind not in self._looped:
+            self._looped[kind] = not slow_in_loops(jax.make_jaxpr(self._step)(*arguments))
+        return self._looped[kind]
 
-        def evaluate(state: Any, batch: Any) -> Stats:
-            state = state.replace(ps=state.learned, st=testmode(state.st))
-            model, ps, st, batch, evaluated = objective_of(self._objective, state, batch)
-            loss, _, stats = evaluated
-            found = {name: jnp.asarray(metric(model, ps, st, batch)) for name, metric in metrics.items()}
-            return {"loss": loss, **stats, **found}
 
-        return jax.jit(jax.vmap(evaluate, in_axes=(0, None)) if self._ensemble else evaluate)
+KEPT = 16  # objectives whose programs are kept
+_lock = threading.Lock()
+_kept: "OrderedDict[Hashable, Programs]" = OrderedDict()
+
+
+def _evaluate(objective: Any, metrics: Mapping[str, Callable[..., Any]], state: Any, batch: Any) -> Stats:
+    """The objective's loss and stats and the metrics on a batch, of the learned parameters in test mode."""
+    state = state.replace(ps=state.learned, st=testmode(state.st))
+    model, ps, st, batch, (loss, _, stats) = objective_of(objective, state, batch)
+    return {"loss": loss, **stats, **{name: jnp.asarray(f(model, ps, st, batch)) for name, f in metrics.items()}}
 
 
 def _without_members(step: Callable[..., Any], state: Any, active: Any, batch: Any) -> tuple[Any, Stats]:

@@ -68,8 +68,10 @@ def fit(
     * `progress`: show a progress bar in a terminal or notebook, and elsewhere, as in a log, a line every ten seconds.
     * `log`: the path of a `.csv` file, or a folder for TensorBoard, or an object like `lux.training.CSVLog`.
 
-    Ctrl-C ends a run after the steps under way, with the result so far; again, at once. What data or callbacks raise
-    comes as a `FitError`, whose `result` has the state so far; in both cases a checkpoint is written.
+    What the objective and the metrics read besides their arguments is read anew by each call; where it is known and as
+    it was, nothing compiles again. Ctrl-C ends a run after the steps under way, with the result so far; again, at once.
+    What data or callbacks raise comes as a `FitError`, whose `result` has the state so far; in both cases a checkpoint
+    is written.
 
     Raises `TypeError` and `ValueError` for arguments that are wrong or contradict each other, `RuntimeError` where
     another run writes to the checkpoints.

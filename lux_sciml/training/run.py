@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -52,11 +53,11 @@ class Run:
     def __post_init__(self) -> None:
         members = jnp.shape(self.state.step)
         self.ensemble, padded = bool(members), self.batches.last == "pad"
-        self.programs = Programs(self.objective, self.accumulate, self.nonfinite, self.ensemble, padded)
+        options = (self.accumulate, self.nonfinite, self.ensemble, padded)
+        self.programs = Programs.of(self.objective, self.metrics, *options)
         if self.validation is not None:
             size = getattr(self.batches, "batch_size", None)
-            evaluate = self.programs.evaluation(self.metrics)
-            self.validation = Validation(self.validation, size, padded, evaluate)
+            self.validation = Validation(self.validation, size, padded, self.programs.evaluate)
         self.state = copied(self.state)
         self.first = self.step = int(np.max(self.state.step))
         self.watch = Watch(self.early_stopping, members)
@@ -185,7 +186,7 @@ class Run:
     def _advance(self, limit: int) -> tuple[dict[str, np.ndarray], int, bool]:
         """At most `limit` steps: their stats, how many, and whether an epoch has ended."""
         active = jnp.asarray(self.watch.active) if self.ensemble else None
-        if isinstance(self.batches, Arrays) and self.batches.resident:
+        if isinstance(self.batches, Arrays) and self.looped:
             batches = self.batches
             most = max(
                 1, min(LONGEST, MOST_ROWS // batches.batch_size, self.length if self.total is None else self.total)
@@ -209,6 +210,15 @@ class Run:
         found = jax.device_get(pending)
         stats = {name: np.stack([stats[name] for stats in found]) for name in (found[0] if found else ())}
         return stats, len(pending), epoch_ended
+
+    @functools.cached_property
+    def looped(self) -> bool:
+        """Whether chunks are one program; the same for each run of an objective, which other bits might not be."""
+        batches = self.batches
+        if not isinstance(batches, Arrays) or not batches.resident:
+            return False
+        active = jnp.asarray(self.watch.active) if self.ensemble else None
+        return self.programs.belongs_in_a_loop(self.state, active, batches.batch(np.zeros(batches.batch_size, int), 1))
 
     def _next(self, i: int) -> Any:
         """The batch of the step `i` of a chunk; `None` at the end of an epoch, and where `raised` is set."""

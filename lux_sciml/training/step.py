@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .._compat import run_jaxpr, untouched
+from .._compat import run_jaxpr, slow_in_loops, untouched
 from .._tree import all_finite, describe, is_inexact, single, where
 from ..components import ComponentVector
 from ..core.converters import checks_itself, count, flag
@@ -33,7 +33,8 @@ def train_step(
     loss and gradient were, so that the step was made).
 
     * `steps`: with `steps=k`, one call makes k steps, and the batch holds k batches along a new first axis; the stats
-      have this axis too. For small models, whose steps are shorter than the call of a program.
+      have this axis too. For small models, whose steps are shorter than the call of a program; not for convolutions on
+      the CPU, which XLA computes 50 times slower inside of loops.
     * `accumulate`: the batch is cut along its first axis into this many equal parts, one after the other, and their
       gradients are averaged: the memory of a small batch with the gradient of a large one.
     * `nonfinite`: where the loss or its gradient is not finite, `"skip"` leaves parameters, state and the optimizer's
@@ -180,7 +181,8 @@ def _gradients(objective: Objective, state: TrainState, batch: Any, accumulate: 
             return (jax.tree.map(jnp.add, total, gradients), st), (value, stats)
 
         zeros = jax.tree.map(jnp.zeros_like, trained)
-        (total, st), (values, all_stats) = jax.lax.scan(add, (zeros, state.st), parts)
+        slow = slow_in_loops(jax.make_jaxpr(evaluate)(trained, state.st, example))
+        (total, st), (values, all_stats) = jax.lax.scan(add, (zeros, state.st), parts, unroll=accumulate if slow else 1)
         gradients = jax.tree.map(lambda x: x / accumulate, total)
         value, stats = jnp.mean(values), jax.tree.map(_mean, all_stats)
     if state.loss_scale is not None:

@@ -70,6 +70,42 @@ def test_it_makes_the_steps_of_train_step_whatever_the_chunks():
     assert same(on.state, result.state) and on.steps == 20
 
 
+def test_what_an_objective_reads_is_read_anew_and_nothing_else_compiles_again():
+    factor, traces = np.ones(1, np.float32), []
+
+    def objective(model, ps, st, batch):
+        traces.append(1)
+        y, st = model(batch[0], ps, st)
+        return factor[0] * jnp.mean((y - batch[1]) ** 2), st
+
+    options = dict(batch_size=4, steps=3, objective=objective, state=start())
+    first, n = fit(**options), len(traces)
+    assert same(fit(**options).state, first.state) and len(traces) == n
+    factor[0] = 2.0
+    np.testing.assert_allclose(fit(**options).history["loss"][0], 2 * first.history["loss"][0], rtol=1e-6)
+
+
+def test_convolutions_stay_out_of_loops():
+    """On the CPU they take 50 times as long inside of them."""
+    conv = lux.Chain(lux.Conv(1, 2, (3,)), lux.Flatten(), lux.Dense(4, 1))
+    x = np.ones((8, 4, 1), np.float32)
+
+    def objective(model, ps, st, x):
+        y, st = model(x, ps, st)
+        return jnp.mean((y - 1) ** 2), st
+
+    for model, data, loops in ((MODEL, x[..., :2, 0], True), (conv, x, False)):
+        state = lux.TrainState.create(model, optax.sgd(0.1), key=jax.random.key(0))
+        text = lux.train_step(objective, accumulate=2).lower(state, data).as_text()
+        assert ("stablehlo.while" in text) == loops
+        losses = fit(data, state, objective, batch_size=4, steps=3).history["loss"]
+        step, by_hand = lux.train_step(objective), []
+        for _ in range(3):
+            state, stats = step(state, data[:4])
+            by_hand.append(stats["loss"])
+        np.testing.assert_allclose(losses, by_hand, rtol=1e-5)
+
+
 class Batches:
     """As a loader has it: each time from the start, with a smaller one at the end."""
 
