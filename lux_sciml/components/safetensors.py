@@ -56,6 +56,8 @@ def write(file: BinaryIO, arrays: Mapping[str, np.ndarray], metadata: Mapping[st
         file.write(text)
         for view in views:
             file.write(view)
+        file.flush()
+        os.fsync(file.fileno())  # beside the checksum, which takes as long
         file.seek(8)
         file.write(text.replace(_ZEROS.encode(), digest.result().encode(), 1))
 

@@ -39,8 +39,7 @@ class Arrays:
         self.shuffle = shuffle
         self.resident = sum(x.nbytes for x in jax.tree.leaves(data)) <= RESIDENT
         self.data = jax.tree.map(jnp.asarray, data) if self.resident else data
-        self._plain = np.tile(np.arange(self.n, dtype=np.int32), (max(1, ORDERS // self.n) if shuffle else 1, 1))
-        self._shuffled = (-1, self._plain)
+        self._orders = (-1, np.zeros((1, 0), np.int32))  # of which group of epochs, and what they are
 
     def rows(self, first: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
         """The samples of some steps of a run `(steps, batch_size)`, and how many of each are none to fill."""
@@ -60,17 +59,26 @@ class Arrays:
     def _permutation(self, epoch: int) -> np.ndarray:
         """The order of an epoch; those of short ones are found some at once."""
         if not self.shuffle:
-            return self._plain[0]
-        group, place = divmod(epoch, len(self._plain))
-        if self._shuffled[0] != group:
+            return np.arange(self.n, dtype=np.int32)
+        many = max(1, ORDERS // self.n)
+        group, place = divmod(epoch, many)
+        if self._orders[0] != group:
             generator = np.random.Generator(np.random.Philox(key=number(self.key), counter=group << 192))
-            self._shuffled = (group, generator.permuted(self._plain, axis=1))
-        return self._shuffled[1][place]
+            short = many > 1
+            orders = np.argsort(generator.random((many, self.n))) if short else generator.permutation(self.n)[None]
+            self._orders = (group, orders.astype(np.int32))
+        return self._orders[1][place]
 
     def batch(self, rows: np.ndarray, size: int) -> Any:
         """The batch of some samples."""
         data = jax.tree.map(lambda x: x[rows], self.data)
         return Padded(data, np.arange(len(rows)) < size) if self.last == "pad" else data
+
+    def kind(self) -> Any:
+        """The shapes and dtypes of a batch."""
+        n = self.batch_size
+        data = jax.tree.map(lambda x: jax.ShapeDtypeStruct((n, *x.shape[1:]), x.dtype), self.data)
+        return Padded(data, jax.ShapeDtypeStruct((n,), bool)) if self.last == "pad" else data
 
 
 class Stream:

@@ -218,7 +218,7 @@ class Run:
         if not isinstance(batches, Arrays) or not batches.resident:
             return False
         active = jnp.asarray(self.watch.active) if self.ensemble else None
-        return self.programs.belongs_in_a_loop(self.state, active, batches.batch(np.zeros(batches.batch_size, int), 1))
+        return self.programs.belongs_in_a_loop(self.state, active, batches.kind())
 
     def _next(self, i: int) -> Any:
         """The batch of the step `i` of a chunk; `None` at the end of an epoch, and where `raised` is set."""
