@@ -25,10 +25,10 @@ TYPES = {"float32": "float", "float64": "double", "bool": "unsigned char"} | {
 }
 Index = Sequence[int | str]
 
-_MATH = {
+MATH = {
     name: name for name in "exp exp2 log log1p expm1 sin cos tan sinh cosh tanh sqrt cbrt erf erfc floor ceil".split()
 }
-_MATH |= {a: a for a in ("asin", "acos", "atan", "asinh", "acosh", "atanh", "atan2", "nextafter", "pow")}
+MATH |= {a: a for a in ("asin", "acos", "atan", "asinh", "acosh", "atanh", "atan2", "nextafter", "pow")}
 _SIGNS = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
 _SIGNS |= {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 _BITS = {"and": "&", "or": "|", "xor": "^"}
@@ -421,7 +421,7 @@ class Loops:
             if len(x) == 3:
                 return f"({x[0]} ? {x[2]} : {x[1]})"
             return "(" + "".join(f"{x[0]} == {i} ? {case} : " for i, case in enumerate(x[1:-1])) + x[-1] + ")"
-        return f"{_MATH[name]}{suffix}({', '.join(x)})"
+        return f"{MATH[name]}{suffix}({', '.join(x)})"
 
     def _named(self, text: str, dtype: np.dtype) -> str:
         """A name for an expression that is read more than once."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..components import ComponentVector
 from ..components.replacing import replacing
-from .c_loops import SUPPORTED, TYPES, Constants, Loops, Place, varying
+from .c_loops import MATH, SUPPORTED, TYPES, Constants, Loops, Place, varying
 from .function import PlainFunction, plain_function
 from .lowering import Block, Value, lower
 from .plain_solves import plain_solves
@@ -195,6 +195,12 @@ def _routines(function: PlainFunction, jvp: bool, vjp: bool) -> list[_Routine]:
         return jax.vjp(f, *floats)[1](list(arrays[len(inputs) :]))
 
     def routine(name, call, arguments, says):
+        arguments = [dataclasses.replace(x, name=_in_c(x.name)) for x in arguments]
+        if len({x.name.lower() for x in arguments}) < len(arguments):
+            raise ValueError(
+                f"Fortran takes two names of {', '.join(x.name for x in arguments)} for one: rename an input or output "
+                "by names={'old': 'new'}"
+            )
         specs = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arguments if not x.output]
         block = lower(call, *specs, supported=SUPPORTED, to="C source")
         block.outputs = [_before_reshapes(block, value) for value in block.outputs]
@@ -230,6 +236,20 @@ def _routines(function: PlainFunction, jvp: bool, vjp: bool) -> list[_Routine]:
     for each in routines:
         _require_samples(function, each)
     return routines
+
+
+_WORDS = frozenset(  # of C, C++ and Fortran's declarations, and what the functions use themselves
+    "auto bool break case char class const continue default delete do double else enum extern false float for"
+    " goto if inline int long namespace new operator private protected public register restrict return short"
+    " signed sizeof static struct switch template this throw true try typedef union unsigned using virtual void"
+    " volatile while work NAN INFINITY ALIGNED".split()
+)
+
+
+def _in_c(name: str) -> str:
+    """A name of an argument that is no word of the languages, and none that the statements have."""
+    taken = name in _WORDS or name.rstrip("f") in MATH or re.fullmatch(r"[acijklnst]\d*", name.lower())
+    return f"x{name}" if name.startswith("_") else f"{name}_" if taken else name
 
 
 def _before_reshapes(block: Block, value: Value) -> Value:

@@ -39,6 +39,7 @@ def logistic(x):
     "clip_start": """def clip_start(start, size, n):
     return min(max(int(start), 0), n - size)""",
 }
+_TAKEN = {"np", "math", "METADATA", "range", "reversed", "min", "max", "int", *_HELPERS}
 _INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "pow": "**", "and": "&", "or": "|", "xor": "^"}
 _INFIX |= {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 _REDUCED = {"sum": "sum", "prod": "prod", "max": "max", "min": "min", "and": "all", "or": "any"}
@@ -86,8 +87,8 @@ def numpy_source(
         function = plain_function(model, ps, st, x, batch_axis=batch_axis, params=params, names=names, portable=True)
         block = lower(function.call, *function.specs, supported=SUPPORTED, to="NumPy source")
     for text in (name, *function.inputs):
-        if not text.isidentifier() or keyword.iskeyword(text):
-            raise ValueError(f"{text!r} is no name in Python: pass another one")
+        if not text.isidentifier() or keyword.iskeyword(text) or text in _TAKEN:
+            raise ValueError(f"{text!r} is no name that the function or an input can have: pass another one")
     with replacing(path) as file:
         file.write(_Source(function, block, name).text().encode())
 
@@ -105,7 +106,7 @@ class _Source:
         self.uses: dict[Value, int] = {}
         self.sizes: dict[str, str] = {}  # where symbolic sizes are read from
         self.count, self.depth = 0, 1
-        self.taken = {name, *function.inputs, "np", "math", *_HELPERS}
+        self.taken = {name, *function.inputs, *_TAKEN}
 
     def text(self) -> str:
         about = self.function.metadata("NumPy source")
@@ -166,7 +167,9 @@ class _Source:
             scalar = f"np.{bool(number)}_" if value.dtype.kind == "b" else f"np.{value.dtype.name}({_number(number)})"
             return scalar if known.ndim == 0 else f"np.full({known.shape}, {scalar})"
         key = (known.dtype.name, known.shape, known.tobytes())
-        return self.constants.setdefault(key, (f"C{len(self.constants)}", known))[0]
+        if key not in self.constants:
+            self.constants[key] = (self.new("C"), known)
+        return self.constants[key][0]
 
     def loose(self, value: Value) -> str:
         """A value as an expression that NumPy broadcasts to its shape, and whose type does not matter."""

@@ -212,6 +212,10 @@ def test_images_shared_inputs_other_axes_and_a_workspace(key, tmp_path):
     ps, st = lux.setup(key, model, dtype="float32")
     check(tmp_path, lambda x: model(x, ps, lux.testmode(st))[0], (samples(17, 9, 8, 2),), jvp=False, vjp=False)
     x, t, w = samples(18, 3), np.float32(0.3), samples(3, 3)
+    words = {"t0": x, "exp": x, "int": x, "i": x}  # are the names of something else in C
+    c_source(tmp_path / "f.c", lambda x: x["t0"] + jnp.exp(x["exp"] * x["int"]) - x["i"], x=words, vjp=True)
+    call(compiled(tmp_path / "f.c").f_forward, 18, x, x, x, x, y := np.zeros_like(x))
+    np.testing.assert_allclose(y, np.exp(x * x), rtol=1e-6)
     shared = {"batch_axis": (0, None, None)}
     check(tmp_path, lambda x, t, w: jnp.tanh(t * x @ w), (x, np.asarray(t), w), **shared)
     check(tmp_path, lambda x, t, w: (jnp.tanh(t * x @ w), t * w), (x, np.asarray(t), w), **shared, vjp=False)
@@ -250,6 +254,8 @@ def test_refusals(net, tmp_path):
         c_source(path, NET, ps, st, x, name="2nd")
     with pytest.raises(ValueError, match="float32 or float64"):
         c_source(path, NET, ps, st, x, dtype=jnp.float16)
+    with pytest.raises(ValueError, match="Fortran takes two names of u, U, y for one"):
+        c_source(path, lambda x: x["u"] + x["U"], x={"u": x, "U": x})
     with pytest.raises(TypeError, match="bool, which C source lacks"):
         c_source(path, lambda x: x > 0, x=x)
     assert not list(tmp_path.iterdir())

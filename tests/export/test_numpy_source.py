@@ -144,6 +144,6 @@ def test_refusals(tmp_path):
         numpy_source(path, jnp.sort, x=x)
     with pytest.raises(ValueError, match=r"ends in \.py"):
         numpy_source(tmp_path / "net.txt", jnp.sin, x=x)
-    with pytest.raises(ValueError, match="no name in Python"):
+    with pytest.raises(ValueError, match="no name that the function"):
         numpy_source(path, jnp.sin, x=x, name="lambda")
     assert not list(tmp_path.iterdir())
