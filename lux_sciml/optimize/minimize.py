@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from ..components import Path
 from ..core.converters import checks_itself, count, flag, number, optional
-from . import optax_backend, optimistix_backend, scipy_backend
+from . import global_methods, optax_backend, optimistix_backend, scipy_backend
 from .in_turn import in_turn
 from .problem import Evaluation, Inputs, Problem, not_finite
 from .programs import Programs
@@ -90,6 +90,7 @@ def minimize(
     max_seconds: float | None = None,
     tol: float | None = None,
     patience: int | None = None,
+    constraints: Any = None,
     starts: Any = None,
     resume: MinimizeResult[P] | None = None,
     callback: Callable[[int, P, float], Any] | None = None,
@@ -113,6 +114,9 @@ def minimize(
       `"trust-constr"`, `"Newton-CG"`, `"trust-ncg"`, `"trust-krylov"`, `"trust-exact"`, `"dogleg"`, `"Nelder-Mead"`,
       `"Powell"`, `"COBYLA"`, `"COBYQA"`. Gradients and Hessians are JAX's, and SciPy works in float64 whatever the
       parameters' dtype;
+    * one of SciPy's global methods: `"differential_evolution"`, `"dual_annealing"` or `"shgo"`, all within finite
+      `bounds`, or `"basinhopping"`. Populations are evaluated at once, by `jax.vmap`, local searches have exact
+      gradients, and random numbers are those of `options=dict(rng=0)` unless you say otherwise;
     * `"SSBFGS"` or `"SSBroyden"`, ours: quasi-Newton methods that scale themselves, for up to some thousands of
       parameters; on losses that must become very small they are ahead of BFGS;
     * an optax optimizer: `optax.adam(1e-2)`, a chain, `optax.lbfgs()`, `optax.MultiSteps(...)`;
@@ -132,6 +136,12 @@ def minimize(
     * `bounds`: `(lower, upper)`, each a number, an array `(n,)`, a `ComponentVector`, a tree like the parameters or
       `None`; or a `scipy.optimize.Bounds`. The loss is never evaluated outside: a start there is moved inside. For
       optax each step is projected onto the bounds. Optimistix has no bounds.
+    * `constraints`: a `scipy.optimize.NonlinearConstraint(f, lower, upper)`, with `f(ps)`, or `f(ps, args)` where
+      `args` is given, of the whole parameters, whose value is a number, an array or a vector with names; a tuple
+      `(A, lower, upper)` of a ComponentVector of coefficients, or a ComponentMatrix, and limits; a
+      `scipy.optimize.LinearConstraint`, which has no names; or a list of such. Their derivatives are JAX's. For
+      `"SLSQP"`, `"trust-constr"`, `"COBYLA"`, `"COBYQA"`, `"differential_evolution"` and `"shgo"`. Kept as the best is
+      the lowest value where no constraint is violated by more than 1e-6; success means that none is by more than 1e-4.
     * `max_steps`: the maximum number of iterations. Optax makes them all, unless `tol` or `patience` is given.
     * `max_seconds`: end after this time, compiling included; see `success` of `MinimizeResult`.
     * `patience`: end where so many steps have not lowered the loss below the lowest before.
@@ -204,17 +214,19 @@ def minimize(
     if isinstance(method, list) or type(method) is tuple:  # as optax's optimizers are of another class of tuples
         _require_alone(starts=starts, resume=resume, options=options)
         steps = _steps_of_each(method, max_steps)
-        given = dict(args=args, bounds=bounds, tol=tol, patience=patience, callback_every=callback_every)
+        given = dict(
+            args=args, bounds=bounds, constraints=constraints, tol=tol, patience=patience, callback_every=callback_every
+        )
         given |= dict(progress=progress, has_aux=has_aux, keep_best=keep_best, trainable=trainable)
         box = Problem.of(loss, ps, args, state, has_aux, trainable)[0].bounds(bounds)
         for each in method:
-            _backend(each, box, tol, patience, keep_best, {})  # raises before the first one runs
+            _backend(each, box, constraints, tol, patience, keep_best, {})  # raises before the first one runs
         fit = functools.partial(minimize, loss, **given)
         return in_turn(fit, method, steps, ps, state=state, callback=callback, max_seconds=max_seconds)
     total: int = converted("max_steps", count, int(max_steps) if is_whole(max_steps) else max_steps)
     problem, inputs = Problem.of(loss, ps, args, state, has_aux, trainable)
     box = problem.bounds(bounds)
-    backend, static, given = _backend(method, box, tol, patience, keep_best, options or {})
+    backend, static, given = _backend(method, box, constraints, tol, patience, keep_best, options or {})
     name = method if isinstance(method, str) else type(method).__name__
     memory = None if resume is None else memory_of(resume, backend.__name__.rpartition(".")[2][:-8], name)
     points = [ps] if starts is None else starting_points(starts, ps, problem, box)
@@ -257,7 +269,7 @@ def minimize(
             run = functools.partial(run, resume=memory)
         return result(params[0], record, *to_its_end(lambda: run(params=params[0], progress=record), record))
     records = [record_of(first, told=i == 0) for i, first in enumerate(params)]
-    if backend is scipy_backend:
+    if backend in (scipy_backend, global_methods):
         outcomes = one_by_one(run, params, records)
     else:
         all_at_once = functools.partial(backend.run_starts, problem, params, inputs, records, programs, **given)
@@ -299,6 +311,7 @@ def is_whole(value: Any) -> TypeGuard[float]:
 def _backend(
     method: Any,
     bounds: Any,
+    constraints: Any,
     tol: float | None,
     patience: int | None,
     keep_best: bool,
@@ -310,8 +323,17 @@ def _backend(
         eps = float(jnp.finfo(float).eps)
         method, tol = OURS[method.lower()](eps**0.5 if tol is None else tol, eps), None
     if isinstance(method, str):
-        name = scipy_backend.method_name(method, bounds)
-        return scipy_backend, (), dict(shared, method=name, tol=tol, options=options)
+        of_scipy = dict(constraints=constraints, tol=tol, options=options)
+        if method.lower() in global_methods.METHODS:
+            global_methods.check(method.lower(), bounds, constraints)
+            return global_methods, (), shared | dict(of_scipy, method=method.lower())
+        name = scipy_backend.method_name(method, bounds, constraints)
+        return scipy_backend, (), shared | dict(of_scipy, method=name)
+    if constraints:
+        raise ValueError(
+            f"{type(method).__name__ if isinstance(method, optx.AbstractMinimiser) else 'an optax optimizer'} takes no "
+            f"constraints; these methods do: {', '.join((*scipy_backend.CONSTRAINED, *global_methods.CONSTRAINED))}"
+        )
     if isinstance(method, optax.MultiSteps):
         method = method.gradient_transformation()
     if isinstance(method, optax.GradientTransformation):

@@ -39,7 +39,7 @@ class Programs:
 
     def __init__(
         self,
-        problem: Problem | ResidualProblem,
+        problem: "Problem | ResidualProblem | Any",
         params: Any,
         inputs: Any,
         *static: Any,

@@ -11,11 +11,12 @@ import optax
 
 from .. import derivatives
 from . import convergence
+from .constraints import Constraints
+from .objective import GRADIENT, HESSIAN, PRODUCTS, VALUE, Objective
 from .problem import Inputs, Problem
 from .programs import Programs
 from .progress import NOT_FINITE_AT_START, Finished, Progress
 
-VALUE, GRADIENT, PRODUCTS, HESSIAN = "value", "gradient", "Hessian-vector products", "Hessian"
 METHODS = {  # name -> the highest derivative it is given
     "Nelder-Mead": VALUE,
     "Powell": VALUE,
@@ -33,10 +34,11 @@ METHODS = {  # name -> the highest derivative it is given
     "dogleg": HESSIAN,
     "trust-exact": HESSIAN,
 }
+CONSTRAINED = ("SLSQP", "trust-constr", "COBYLA", "COBYQA")
 BOUNDED = ("L-BFGS-B", "TNC", "SLSQP", "trust-constr", "Nelder-Mead", "Powell", "COBYLA", "COBYQA")
 
 
-def method_name(name: str, bounds: Any) -> str:
+def method_name(name: str, bounds: Any, constraints: Any = None) -> str:
     """SciPy's spelling of a method's name. Raises `ValueError`, listing what there is, for one that will not do."""
     known = {known.lower(): known for known in METHODS}
     if name.lower() not in known:
@@ -49,6 +51,8 @@ def method_name(name: str, bounds: Any) -> str:
     method = known[name.lower()]
     if bounds is not None and method not in BOUNDED:
         raise ValueError(f"{method} takes no bounds; these methods do: {', '.join(BOUNDED)}")
+    if constraints and method not in CONSTRAINED:
+        raise ValueError(f"{method} takes no constraints; these methods do: {', '.join(CONSTRAINED)}")
     return method
 
 
@@ -65,6 +69,7 @@ def run(
     patience: int | None,
     keep_best: bool,
     options: dict[str, Any],
+    constraints: Any = None,
 ) -> tuple[bool, str]:
     """Run `scipy.optimize.minimize`; once more from the best point where it gave up on a point that is not finite, or
     where the simplex of Nelder-Mead fell flat.
@@ -81,7 +86,8 @@ def run(
             progress.check_time()
         return function(problem.cast(x), inputs)
 
-    objective = _Objective(evaluate, kind, bounds, x)
+    limited = Constraints.of(constraints, method, problem, params, inputs) if constraints else None
+    objective = Objective(evaluate, kind, bounds, x, limited and limited.violation)
 
     lowest, since = np.inf, 0  # value of a step, and steps since then
 
@@ -114,13 +120,16 @@ def run(
             tol=tol,
             options=limits | simplex | options,
             jac=None if kind == VALUE else True,
+            constraints=() if limited is None else limited.scipy(objective.inside),
             **second,
         )
         met_failures = objective.failures > failures
         finite = not met_failures or bool(np.isfinite(objective.evaluate(result.x)[0]))
-        if finite and not keep_best:
+        if finite and (not keep_best or (limited is not None and result.success)):
             objective.keep(result.x)
-        doubt = objective.doubt(problem.dtype, tol or 0.0) if finite and result.success else ""
+        doubt = ""
+        if finite and result.success:
+            doubt = objective.doubt(problem.dtype, tol or 0.0) if limited is None else limited.doubt(objective.best)
         gave_up = met_failures and not (finite and result.success)
         flat = method == "Nelder-Mead" and bool(doubt)  # its simplex
         return result, finite, doubt, gave_up or flat
@@ -138,94 +147,17 @@ def run(
         if not result.success and progress.steps >= progress.max_steps:
             return False, f"max_steps={progress.max_steps} reached before convergence"
         if doubt:
-            return False, f"{method} ended ({result.message}) where {doubt}: {convergence.ADVICE}"
+            return False, f"{method} ended ({str(result.message).rstrip('.')}) where {doubt}: {convergence.ADVICE}"
         message = str(result.message)
         if "precision loss" in message:
             finer = "" if problem.dtype == "float64" else ", or compute in float64"
             message += f" The line search found nothing lower in {problem.dtype}: {convergence.ADVICE}{finer}"
+        if method == "COBYQA" and limited is not None and result.status == 0:  # stricter than the other methods
+            return objective.excess == 0, message
         return bool(result.success), message
     finally:
         progress.evaluations, progress.value = objective.evaluations, objective.value
         progress.params = lambda: at(objective.best)
-
-
-class _Objective:
-    """What SciPy calls. Values and gradients are float64 and finite, and the best point is kept.
-
-    SciPy's line searches do not survive inf: L-BFGS-B returns the start with `success=True`. Where the loss or its
-    gradient is not finite they see a barrier.
-    """
-
-    def __init__(self, function: Callable[[np.ndarray], Any], kind: str, bounds: Any, start: np.ndarray):
-        self.function, self.kind, self.bounds = function, kind, bounds
-        self.evaluations = self.failures = 0
-        self.best, self.value = self.inside(start), np.inf
-        self.gradient = np.zeros(0)  # there; empty for methods of values alone
-        self.highest = -np.inf
-        self.recent: dict[bytes, tuple[float, np.ndarray]] = {}  # the evaluations of this step
-
-    def __call__(self, x: np.ndarray) -> Any:
-        value, gradient = self.evaluate(x)
-        if not np.isfinite(value):
-            self.failures += 1
-            value, gradient = barrier(x, self.best, self.highest, self.gradient)
-        return value if self.kind == VALUE else (value, gradient)
-
-    def evaluate(self, x: np.ndarray) -> tuple[float, np.ndarray]:
-        """Value and gradient; a value of inf where one of them is not finite. Never outside of the bounds."""
-        x = self.inside(x)
-        key = x.tobytes()
-        if key not in self.recent:
-            self.recent[key] = self._evaluate(x)
-        return self.recent[key]
-
-    def _evaluate(self, x: np.ndarray) -> tuple[float, np.ndarray]:
-        self.evaluations += 1
-        value, gradient = self.function(x)
-        value, gradient = float(value), np.asarray(gradient).astype(np.float64)
-        if not (np.isfinite(value) and np.isfinite(gradient).all()):
-            return np.inf, gradient
-        self.highest = max(self.highest, value)
-        if value < self.value:
-            self.best, self.value, self.gradient = x.copy(), value, gradient
-        return value, gradient
-
-    def inside(self, x: np.ndarray) -> np.ndarray:
-        """The nearest point within the bounds: some methods step outside on their way, or by rounding."""
-        return x if self.bounds is None else np.clip(x, *self.bounds)
-
-    def begin_step(self, x: np.ndarray) -> tuple[np.ndarray, float]:
-        """The point where a step ended and its value, or the best ones: SLSQP also tells of points that it rejects."""
-        x = self.inside(x).copy()
-        key = x.tobytes()
-        self.recent = {key: self.recent[key]} if key in self.recent else {}
-        value = self.recent[key][0] if self.recent else np.inf
-        return (x, value) if np.isfinite(value) else (self.best, self.value)
-
-    def keep(self, x: np.ndarray) -> None:
-        """Take a point for the best one."""
-        self.best = self.inside(x).copy()
-        self.value, self.gradient = self.evaluate(x)
-
-    def doubt(self, dtype: np.dtype, tol: float) -> str:
-        """Why the best point is no minimum, or nothing."""
-        if self.kind == VALUE:
-            best = self.best, self.value, self.gradient
-            fall = convergence.fall(self.best, self.value, lambda x: self.evaluate(x)[0], self.inside, dtype)
-            self.best, self.value, self.gradient = best
-            return f"a small step lowers the loss by {fall:.1g} of it" if fall > max(convergence.FALL, tol) else ""
-        slope = convergence.slope(self.best, self.value, self.gradient, self.inside)
-        steep = slope > max(convergence.STEEP, tol)
-        return f"the gradient, {slope:.1g} relative to the loss, is not small" if steep else ""
-
-
-def barrier(x: np.ndarray, best: np.ndarray, highest: float, gradient: np.ndarray) -> tuple[float, np.ndarray]:
-    """Value and gradient of a cone above every value so far that slopes back to the best point, where `gradient` is."""
-    difference = x - best
-    distance = float(np.linalg.norm(difference))
-    steepness = max(float(np.linalg.norm(gradient)), 1.0)
-    value = highest + 1.0 + abs(highest) + steepness * distance
-    return min(value, float(np.finfo(float).max)), steepness * difference / max(distance, np.finfo(float).tiny)
 
 
 def _second_derivatives(method: str, problem: Problem, params: Any, inputs: Inputs) -> dict[str, Callable]:

@@ -15,7 +15,8 @@ import pytest
 import scipy.optimize
 
 import lux_sciml as lux
-from lux_sciml.optimize.scipy_backend import BOUNDED, METHODS, barrier
+from lux_sciml.optimize.objective import barrier
+from lux_sciml.optimize.scipy_backend import BOUNDED, METHODS
 
 
 def rosenbrock(p):

@@ -1,0 +1,223 @@
+"""Constraints of SciPy's methods as functions of the named vector; their derivatives are JAX's."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..components import ComponentMatrix, ComponentVector, Layout
+from .problem import Inputs, Problem, called
+from .programs import Programs
+from .progress import Finished
+
+LEAST = 1e-4  # a violation above is no success: methods have tolerances of their own below
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Constrained:
+    """A function that is constrained, of the parameters of a loss."""
+
+    function: Callable
+    loss: Problem
+    trace: Callable | None = None
+
+    def facts(self) -> tuple[Any, ...]:
+        return self.loss.facts()
+
+    def traced(self, trace: Callable, params: Any, inputs: Inputs) -> Callable:
+        return trace(self, params, inputs)[0]
+
+    def returned(self, params: Any, inputs: Inputs) -> Any:
+        given = [self.loss.join(params, inputs)]
+        given += [eqx.combine(inputs.args, self.loss.other_args)] if self.loss.has_args else []
+        return called("constraint", self.function, ["ps", "args"][: len(given)], *given)
+
+    def __call__(self, params: Any, inputs: Inputs) -> jax.Array:
+        """The values, `(m,)`."""
+        if self.trace is not None:
+            return self.trace(params, inputs)
+        out = self.returned(params, inputs)
+        return Layout.of(out).ravel(out, self.loss.dtype)
+
+
+@dataclasses.dataclass
+class _Constraint:
+    """One constraint, lower <= values <= upper, of flat vectors."""
+
+    labels: list[str]
+    lower: np.ndarray
+    upper: np.ndarray
+    values: Callable[[np.ndarray], np.ndarray]
+    jacobian: Callable[[np.ndarray], np.ndarray]
+    products: Callable[..., Any] | None  # the sum of v_i times the Hessian of value i, as an operator; None if linear
+    keep_feasible: Any = False
+
+
+class Constraints:
+    """All constraints of a problem."""
+
+    def __init__(self, constraints: list[_Constraint], method: str):
+        self.constraints, self.method = constraints, method
+
+    @classmethod
+    def of(cls, constraints: Any, method: str, problem: Problem, params: Any, inputs: Inputs) -> "Constraints":
+        """Raises `TypeError` for what is no constraint, `ValueError` for sizes that do not fit."""
+        several = constraints if isinstance(constraints, list | tuple) and not _named(constraints) else [constraints]
+        return cls([_constraint(each, problem, params, inputs) for each in several], method)
+
+    def scipy(self, inside: Callable[[np.ndarray], np.ndarray], batched: bool = False) -> list[Any]:
+        """SciPy's constraints, which are never evaluated outside of the bounds; `batched`, of points `(n, count)`."""
+        from scipy.optimize import LinearConstraint, NonlinearConstraint
+
+        def checked(f, x):
+            values = f(inside(x))
+            if not np.isfinite(values).all():
+                raise Finished(False, f"a constraint is not finite at a point of {self.method}: keep it so by bounds")
+            return values
+
+        def made(c):
+            if c.products is None:
+                return LinearConstraint(c.jacobian(c.lower), c.lower, c.upper, keep_feasible=c.keep_feasible)
+            second = {"hess": c.products} if self.method == "trust-constr" else {}
+            if batched:
+                columns = lambda x: np.stack([c.values(point) for point in np.atleast_2d(x.T)], 1)  # noqa: E731
+                return NonlinearConstraint(lambda x: columns(x) if x.ndim == 2 else c.values(x), c.lower, c.upper)
+            return NonlinearConstraint(
+                lambda x: checked(c.values, x),
+                c.lower,
+                c.upper,
+                jac=lambda x: checked(c.jacobian, x),  # pyright: ignore[reportArgumentType]
+                keep_feasible=c.keep_feasible,
+                **second,
+            )
+
+        return [made(c) for c in self.constraints]
+
+    def violation(self, x: np.ndarray) -> float:
+        """The largest one."""
+        return max(float(np.max(_beyond(c, x), initial=0)) for c in self.constraints)
+
+    def doubt(self, x: np.ndarray) -> str:
+        """Which constraint does not hold, or nothing."""
+        for c in self.constraints:
+            beyond = _beyond(c, x)
+            i = int(np.argmax(beyond))
+            if not beyond[i] <= LEAST:
+                return f"{c.labels[i]} is violated by {beyond[i]:.2g}"
+        return ""
+
+
+def _beyond(c: _Constraint, x: np.ndarray) -> np.ndarray:
+    values = c.values(x)
+    return np.where(np.isfinite(values), np.maximum(np.maximum(c.lower - values, values - c.upper), 0), np.inf)
+
+
+def _named(given: Any) -> bool:
+    """Whether it is a linear constraint with names, as SciPy's class drops them."""
+    return isinstance(given, tuple) and len(given) == 3 and isinstance(given[0], ComponentVector | ComponentMatrix)
+
+
+def _constraint(given: Any, problem: Problem, params: Any, inputs: Inputs) -> _Constraint:
+    from scipy.optimize import LinearConstraint, NonlinearConstraint
+
+    if _named(given):
+        return _linear(given[0], given[1], given[2], False, problem, inputs)
+    if isinstance(given, LinearConstraint):
+        return _linear(given.A, given.lb, given.ub, given.keep_feasible, problem, inputs)
+    if isinstance(given, Mapping):
+        if not {"type", "fun"} <= set(given) or given["type"] not in ("eq", "ineq"):
+            raise TypeError("a constraint as a dict is {'type': 'eq' or 'ineq', 'fun': function of the parameters}")
+        given = NonlinearConstraint(given["fun"], 0.0, 0.0 if given["type"] == "eq" else np.inf)
+    if not isinstance(given, NonlinearConstraint):
+        raise TypeError(
+            "a constraint is a scipy.optimize.NonlinearConstraint(function of the parameters, lower, upper), a "
+            "LinearConstraint, a tuple (ComponentVector of coefficients, lower, upper), or a list of these, got a "
+            f"{type(given).__name__}"
+        )
+    return _nonlinear(given, problem, params, inputs)
+
+
+def _nonlinear(given: Any, problem: Problem, params: Any, inputs: Inputs) -> _Constraint:
+    if not callable(given.fun):
+        raise TypeError(f"a constraint is of a function of the parameters, got a {type(given.fun).__name__}")
+    limited, cast = Constrained(given.fun, problem), problem.cast
+    flat = cast(problem.ravel(params))
+    out = jax.eval_shape(lambda params: limited.returned(params, inputs), params)
+    try:
+        layout = Layout.of(out)
+    except TypeError as error:
+        raise TypeError(f"a constraint is a function whose values are floating-point numbers: {error}") from None
+    name = getattr(given.fun, "__name__", "").replace("<lambda>", "") or "the constraint"
+    programs = {mode: Programs(limited, params, inputs, mode=mode) for mode in (None, "both")}
+    run = programs[None](_values, flat, inputs)
+    wide = layout.size > problem.layout.size
+    mode = "forward" if wide else "reverse"
+    slopes = Programs(limited, params, inputs, wide, mode=mode)(_jacobian, flat, inputs)
+    product = programs["both"](_product, flat, flat, np.zeros(layout.size, problem.dtype), inputs)
+
+    def products(x, v):
+        from scipy.sparse.linalg import LinearOperator
+
+        def times(u):
+            return np.asarray(product(cast(x), cast(np.ravel(u)), cast(np.asarray(v)), inputs), np.float64)
+
+        operator: Any = LinearOperator
+        return operator((x.size, x.size), matvec=times, rmatvec=times, dtype=np.float64)
+
+    return _Constraint(
+        [f"`{name}{f': {label}' if label else ''}`" for label in layout.labels()],
+        _side(given.lb, layout),
+        _side(given.ub, layout),
+        lambda x: np.asarray(run(cast(x), inputs), np.float64),
+        lambda x: np.asarray(slopes(cast(x), inputs), np.float64),
+        products,
+        given.keep_feasible,
+    )
+
+
+def _linear(a: Any, lower: Any, upper: Any, keep_feasible: Any, problem: Problem, inputs: Inputs) -> _Constraint:
+    n = problem.whole.size
+    if isinstance(a, ComponentVector | ComponentMatrix):
+        problem.whole.require_same(a.layout if isinstance(a, ComponentVector) else a.columns)
+    matrix = np.atleast_2d(np.asarray(a.data if isinstance(a, ComponentVector | ComponentMatrix) else a, np.float64))
+    if matrix.ndim != 2 or matrix.shape[1] != n:
+        raise ValueError(
+            f"a linear constraint has rows of one coefficient for each of the {n} parameters, got shape {matrix.shape}"
+        )
+    names = a.rows if isinstance(a, ComponentMatrix) else Layout.of(jnp.zeros(len(matrix)))
+    lower, upper = _side(lower, names), _side(upper, names)
+    if problem.part is not None:
+        fixed = np.asarray(inputs.fixed.data, np.float64)  # pyright: ignore[reportOptionalMemberAccess]
+        rest = matrix[:, ~problem.part.mask] @ fixed[~problem.part.mask]
+        matrix, lower, upper = matrix[:, problem.part.mask], lower - rest, upper - rest
+    labels = [f"`the linear constraint{label}`" for label in names.labels()]
+    return _Constraint(labels, lower, upper, lambda x: matrix @ x, lambda x: matrix, None, keep_feasible)
+
+
+def _side(side: Any, layout: Layout) -> np.ndarray:
+    """Lower or upper values `(m,)`."""
+    if isinstance(side, ComponentVector):
+        layout.require_same(side.layout)
+        side = side.data
+    side = np.asarray(side, np.float64)
+    if side.shape not in ((), (1,), (layout.size,)):
+        raise ValueError(f"limits of a constraint of {layout.size} values are as many numbers, got shape {side.shape}")
+    return np.broadcast_to(side, (layout.size,)).copy()
+
+
+def _values(limited: Constrained, flat: jax.Array, inputs: Inputs) -> jax.Array:
+    return limited(limited.loss.unravel(flat), inputs)
+
+
+def _jacobian(limited: Constrained, wide: bool, flat: jax.Array, inputs: Inputs) -> jax.Array:
+    return (jax.jacfwd if wide else jax.jacrev)(lambda flat: _values(limited, flat, inputs))(flat)
+
+
+def _product(limited: Constrained, flat: jax.Array, u: jax.Array, v: jax.Array, inputs: Inputs) -> jax.Array:
+    """Forward over reverse mode."""
+    gradient = jax.grad(lambda flat: jnp.vdot(v, _values(limited, flat, inputs)))
+    return jax.jvp(gradient, (flat,), (u,))[1]
