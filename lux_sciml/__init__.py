@@ -17,6 +17,9 @@ What there is, by subject; `help(lux.NeuralODE)` and so on tell more.
 * Models for other programs: `lux.export`.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from . import (
     activations,
     compilation,
@@ -25,7 +28,6 @@ from . import (
     derivatives,
     diffeq,
     equilibrium,
-    export,
     inference,
     initializers,
     losses,
@@ -47,6 +49,9 @@ from .nn import *
 from .optimize import *
 from .parameters import *
 from .training import *
+
+if TYPE_CHECKING:
+    from . import export as export
 
 __version__ = "0.1.0"
 
@@ -80,3 +85,9 @@ __all__ += nn.__all__
 __all__ += optimize.__all__
 __all__ += parameters.__all__
 __all__ += training.__all__
+
+
+def __getattr__(name: str) -> Any:
+    if name == "export":  # read when it is asked for: it is long, and most scripts do without
+        return importlib.import_module(".export", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
