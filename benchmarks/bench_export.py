@@ -74,7 +74,56 @@ def saved_model(folder, function, x):
     return (lambda x: serve(x=tf.constant(x))["y"].numpy()), (folder / "model" / "1" / "saved_model.pb").stat().st_size
 
 
-RUNTIMES = {"StableHLO": stablehlo, "SavedModel": saved_model}
+def onnx(folder, function, x):
+    """In onnxruntime, on one thread, the fastest for models of this size."""
+    import onnxruntime
+
+    path, options = folder / "model.onnx", onnxruntime.SessionOptions()
+    lux.export.save(path, function, x=x)
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return (lambda x: session.run(None, {"x": x})[0]), path.stat().st_size
+
+
+def tflite(folder, function, x):
+    """In LiteRT, by one file for any batch."""
+    path = folder / "model.tflite"
+    lux.export.save(path, function, x=x)
+    return _litert(path), path.stat().st_size
+
+
+def tflite_fixed(folder, function, x):
+    """In LiteRT, by a file for each batch."""
+    calls = {}
+    for batch in BATCHES:
+        path = folder / f"fixed_{batch}.tflite"
+        lux.export.save(path, function, x=np.zeros((batch, *x.shape[1:]), x.dtype), batch_axis=None)
+        calls[batch] = _litert(path)
+    return (lambda x: calls[len(x)](x)), path.stat().st_size
+
+
+def _litert(path):
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter, sizes = Interpreter(str(path)), []
+    (given,), (found,) = interpreter.get_input_details(), interpreter.get_output_details()
+
+    def call(x):
+        if sizes != [x.shape]:
+            interpreter.resize_tensor_input(given["index"], x.shape)
+            interpreter.allocate_tensors()
+            sizes[:] = [x.shape]
+        interpreter.set_tensor(given["index"], x)
+        interpreter.invoke()
+        return interpreter.get_tensor(found["index"])
+
+    return call
+
+
+RUNTIMES = {
+    **{"StableHLO": stablehlo, "SavedModel": saved_model, "ONNX": onnx},
+    **{"TFLite, any batch": tflite, "TFLite, this batch": tflite_fixed},
+}
 
 
 def measure(name):
@@ -82,7 +131,8 @@ def measure(name):
     x = RNG.normal(size=(2, *shape)).astype(np.float32)
     jitted, rows = jax.jit(function), []
     with tempfile.TemporaryDirectory() as folder:
-        runtimes = {runtime: make(Path(folder), function, x) for runtime, make in RUNTIMES.items()}
+        chosen = [runtime for runtime in RUNTIMES if name != "gradient" or runtime in ("StableHLO", "SavedModel")]
+        runtimes = {runtime: RUNTIMES[runtime](Path(folder), function, x) for runtime in chosen}
         for batch in BATCHES:
             x = RNG.normal(size=(batch, *shape)).astype(np.float32)
             calls = {"jit": lambda x=x: np.asarray(jitted(x))}

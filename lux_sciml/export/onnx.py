@@ -9,11 +9,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from .. import _compat
 from ..components.files import replacing
 from .function import PlainFunction, plain_function
 from .onnx_graph import NoForm, Writer
 from .onnx_program import run
-from .plain_program import in_plain_operations, operations
+from .plain_program import in_plain_operations
 from .plain_solves import plain_solves
 
 _REAL = (np.float32, np.float64)
@@ -103,10 +104,10 @@ def _graph(function: PlainFunction, program: Any, writer: Writer) -> Any:
 def _require_types(function: PlainFunction, program: Any) -> None:
     """Raise `TypeError` where a program computes with numbers that runtimes of ONNX do not have."""
     known = set(map(np.dtype, (*_REAL, *_WHOLE)))
-    for name, eqn in operations(program).items():
+    for eqn in _compat.equations(program):
         for var in (*eqn.invars, *eqn.outvars):
             if var.aval.dtype not in known:
                 raise TypeError(
-                    f"{function.name} computes in {var.aval.dtype}, in `{name}`, which runtimes of ONNX do not: "
-                    f"convert its parameters and inputs, or take {_INSTEAD}"
+                    f"{function.name} computes in {var.aval.dtype}, in `{eqn.primitive.name}`, which runtimes of ONNX "
+                    f"do not: convert its parameters and inputs, or take {_INSTEAD}"
                 )

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from .._compat import Literal
+from .._compat import Literal, scan_counts
 from .onnx_arrays import ARRAYS
 from .onnx_elementwise import ELEMENTWISE
 from .onnx_graph import NoForm, Writer
@@ -71,7 +71,7 @@ def _while(graph: Writer, eqn: Any, *xs: str) -> list[str]:
 
 def _scan(graph: Writer, eqn: Any, *xs: str) -> list[str]:
     params = eqn.params
-    n, m, length, back = (params[key] for key in ("num_consts", "num_carry", "length", "reverse"))
+    (n, m), length, back = scan_counts(params), params["length"], params["reverse"]
     count = graph.node("Squeeze", graph.size(length), graph.ints([0]))
 
     def step(i: str, on: str, carry: list[str]) -> list[str]:

@@ -31,22 +31,6 @@ def in_plain_operations(function: Callable[..., Any], rules: Rules | None = None
     return plain
 
 
-def operations(closed: Any) -> dict[str, Any]:
-    """One equation for each kind of operation in a program, loops and branches included, by the operation's name."""
-    found: dict[str, Any] = {}
-
-    def visit(jaxpr: Any) -> None:
-        for eqn in jaxpr.eqns:
-            found.setdefault(eqn.primitive.name, eqn)
-            for value in eqn.params.values():
-                for part in value if isinstance(value, tuple | list) else (value,):
-                    if hasattr(part, "eqns"):
-                        visit(getattr(part, "jaxpr", part))
-
-    visit(closed.jaxpr)
-    return found
-
-
 @contextlib.contextmanager
 def translated(name: str, file_format: str, missing: str, instead: str) -> Iterator[None]:
     """Errors of a translation inside become a `ValueError` that says why there is none, and where the model can go.
@@ -86,17 +70,12 @@ def _results(eqn: Any, values: list[Any], rules: Rules) -> list[Any]:
         return _evaluated(inner, values, rules)
     if _is_constant(eqn, values):
         with jax.ensure_compile_time_eval():
-            return _bound(eqn, values)
+            return _compat.run_equation(eqn, values)
     if name in _LOOPS:
         return _LOOPS[name](eqn, values, rules)
     out = rules[name](*values, **params) if name in rules else None
     if out is None:
-        return _bound(eqn, values)
-    return list(out) if eqn.primitive.multiple_results else [out]
-
-
-def _bound(eqn: Any, values: list[Any]) -> list[Any]:
-    out = eqn.primitive.bind(*values, **eqn.params)
+        return _compat.run_equation(eqn, values)
     return list(out) if eqn.primitive.multiple_results else [out]
 
 
@@ -137,7 +116,7 @@ def _while(eqn: Any, values: list[Any], rules: Rules) -> list[Any]:
 
 def _scan(eqn: Any, values: list[Any], rules: Rules) -> list[Any]:
     params = eqn.params
-    n, m = params["num_consts"], params["num_carry"]
+    n, m = _compat.scan_counts(params)
 
     def step(carry: Any, x: Any) -> Any:
         out = _evaluated(params["jaxpr"], [*values[:n], *carry, *x], rules)
@@ -184,6 +163,18 @@ def _select_n(which: Any, *cases: Any) -> Any:
         return None
     which = which if jnp.shape(which) == cases[0].shape else lax.broadcast(which, cases[0].shape)
     return _select(which, cases[1], cases[0])
+
+
+def _unstack(x: Any, *, axis: int) -> list[Any]:
+    return [lax.squeeze(lax.slice_in_dim(x, i, i + 1, axis=axis), [axis]) for i in range(x.shape[axis])]
+
+
+def _polynomial(x: Any, *coefficients: Any) -> Any:
+    """By Horner's rule; the coefficients are in ascending order."""
+    *rest, total = coefficients
+    for coefficient in reversed(rest):
+        total = x * total + coefficient
+    return total
 
 
 def _next_after(x: Any, y: Any) -> Any:
@@ -281,6 +272,9 @@ _RULES: Rules = {
     "dynamic_update_slice": _dynamic_update_slice,
     "nextafter": _next_after,
     "select_n": _select_n,
+    "unstack": _unstack,
+    "polynomial": _polynomial,
+    "one_minus_square": lambda x: 1 - x * x,
     "optimization_barrier": lambda *xs: xs,
     "stop_gradient": lambda x: x,
     "copy": lambda x: x,
