@@ -17,13 +17,26 @@ from typing import Any
 import jax
 import numpy as np
 
+from .c_places import (
+    Flat,
+    Index,
+    Place,
+    by_specification,
+    flat,
+    in_one_piece,
+    inserted,
+    is_flat,
+    merged,
+    operand_index,
+    plus,
+    reshaped,
+    times,
+    without_ones,
+)
+from .c_text import TYPES, Constants, literal, suffix
 from .lowering import CONVOLUTIONS, ELEMENTWISE, LOOPS, OTHERS, REDUCTIONS, VIEWS, Block, Operation, Value
 
 SUPPORTED = ELEMENTWISE | VIEWS | REDUCTIONS | LOOPS | OTHERS | CONVOLUTIONS
-TYPES = {"float32": "float", "float64": "double", "bool": "unsigned char"} | {
-    f"{sign}int{bits}": f"{sign}int{bits}_t" for sign in ("", "u") for bits in (8, 16, 32, 64)
-}
-Index = Sequence[int | str]
 
 MATH = {
     name: name for name in "exp exp2 log log1p expm1 sin cos tan sinh cosh tanh sqrt cbrt erf erfc floor ceil".split()
@@ -34,114 +47,6 @@ _SIGNS |= {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 _BITS = {"and": "&", "or": "|", "xor": "^"}
 _START = {"reduce_sum": "0", "reduce_prod": "1", "reduce_and": "1", "reduce_or": "0"}
 _COMBINED = {"sum": "add", "prod": "mul", "max": "max", "min": "min", "and": "and", "or": "or"}
-_HELPERS = {  # of two numbers of which one is NaN, that is the larger and the smaller one, as in JAX
-    "max": "static inline {t} max_{t}({t} a, {t} b) {{ return a > b{nan} ? a : b; }}",
-    "min": "static inline {t} min_{t}({t} a, {t} b) {{ return a < b{nan} ? a : b; }}",
-    "bits": "static inline {to} bits_{t}_{to}({t} a) {{ union {{ {t} a; {to} b; }} both; both.a = a; return both.b; }}",
-    "sign": "static inline {t} sign_{t}({t} a) {{ return a > 0 ? 1 : a < 0 ? -1 : a; }}",
-    "logistic": "static inline {t} logistic_{t}({t} a) {{ return 1 / (1 + exp{f}(-a)); }}",
-    "clip": "static inline int64_t clip_{t}(int64_t a, int64_t high) {{ return a < 0 ? 0 : a > high ? high : a; }}",
-}
-
-
-class Constants:
-    """The constant arrays and the small functions of a file, each once."""
-
-    def __init__(self) -> None:
-        self._arrays: dict[tuple[str, bytes], tuple[str, np.ndarray]] = {}
-        self._helpers: dict[str, str] = {}
-
-    def array(self, array: np.ndarray) -> str:
-        array = np.ascontiguousarray(array)
-        key = (array.dtype.name, array.tobytes())
-        return self._arrays.setdefault(key, (f"c{len(self._arrays)}", array))[0]
-
-    def helper(self, name: str, dtype: np.dtype, out: np.dtype | None = None) -> str:
-        """The name of one of the functions above, for numbers of a type."""
-        kind, to = "int64_t" if name == "clip" else TYPES[dtype.name], TYPES[(out or dtype).name]
-        nan = " || a != a" if dtype.kind == "f" else ""
-        full = f"{name}_{kind}" if out is None else f"{name}_{kind}_{to}"
-        self._helpers[full] = _HELPERS[name].format(t=kind, f=_suffix(dtype), nan=nan, to=to)
-        return full
-
-    def text(self) -> str:
-        parts = sorted(self._helpers.values())
-        for name, array in self._arrays.values():
-            body = ",\n".join(f"    {row}" for row in _rows(array))
-            parts.append(f"static const {TYPES[array.dtype.name]} {name}[{array.size}] ALIGNED = {{\n{body}}};")
-        return "\n".join(parts)
-
-
-def _rows(array: np.ndarray) -> list[str]:
-    numbers = array.ravel()
-    return [", ".join(map(literal, numbers[i : i + 8])) for i in range(0, numbers.size, 8)]
-
-
-def literal(number: Any) -> str:
-    """A number as C reads it back bit by bit."""
-    number = np.asarray(number)[()]
-    if number.dtype.kind == "f":
-        if not np.isfinite(number):
-            return "NAN" if np.isnan(number) else "INFINITY" if number > 0 else "-INFINITY"
-        text = repr(number.item()) if number.dtype.itemsize == 8 else str(number)
-        return (text if re.search(r"[.e]", text) else text + ".0") + _suffix(number.dtype)
-    if number.dtype == np.int64 and not -(2**31) < number < 2**31:
-        return "INT64_MIN" if number == np.iinfo(np.int64).min else f"INT64_C({number})"
-    if number.dtype == np.int32 and number == np.iinfo(np.int32).min:
-        return "INT32_MIN"
-    if number.dtype.kind == "u" and number >= 2**31:
-        return f"UINT64_C({number})"
-    return str(int(number))
-
-
-def _suffix(dtype: np.dtype) -> str:
-    return "f" if dtype.itemsize == 4 and dtype.kind == "f" else ""
-
-
-class Flat(str):
-    """The place of an element in the whole array, in place of an index for each axis."""
-
-
-@dataclasses.dataclass(slots=True)
-class Place:
-    """Where an array lies: `name[(offset + place)*lanes + l]`, or a plain variable."""
-
-    name: str
-    shape: tuple[int, ...]
-    lanes: int = 1
-    plain: bool = False
-    offset: int | str = 0
-
-    def at(self, index: Index) -> str:
-        if self.plain:
-            return self.name
-        element = plus(self.offset, index[0] if _is_flat(index) else flat(index, self.shape))
-        return f"{self.name}[{plus(times(element, self.lanes), 'l') if self.lanes > 1 else element}]"
-
-
-def _is_flat(index: Index) -> bool:
-    return len(index) == 1 and isinstance(index[0], Flat)
-
-
-def plus(*terms: int | str) -> int | str:
-    texts = [str(term) for term in terms if isinstance(term, str)]
-    number = sum(term for term in terms if not isinstance(term, str))
-    if not texts:
-        return number
-    return " + ".join(texts) + (f" + {number}" if number > 0 else f" - {-number}" if number < 0 else "")
-
-
-def times(term: int | str, factor: int) -> int | str:
-    if not isinstance(term, str):
-        return term * factor
-    if factor == 1:
-        return str(term)
-    return 0 if factor == 0 else f"{factor}*{term}" if term.isidentifier() else f"{factor}*({term})"
-
-
-def flat(index: Index, shape: Sequence[int]) -> int | str:
-    strides = [math.prod(shape[k + 1 :]) for k in range(len(shape))]
-    return plus(*(times(i, stride) for i, stride in zip(index, strides, strict=True)))
 
 
 class Loops:
@@ -244,9 +149,7 @@ class Loops:
             elif op.name in VIEWS:
                 targets = set().union(*({v} if v in stored else roots.get(v, set()) for v in op.outputs))
                 moves = op.name == "broadcast_in_dim" and op.outputs[0].size > op.inputs[0].size
-                moves |= op.name == "reshape" and _without_ones(op.inputs[0].shape) != _without_ones(
-                    op.outputs[0].shape
-                )
+                moves |= op.name == "reshape" and without_ones(op.inputs[0].shape) != without_ones(op.outputs[0].shape)
                 if moves or any(v in hard for v in op.outputs):
                     hard.update(op.inputs)
             else:
@@ -289,7 +192,7 @@ class Loops:
             return self.places[value].at(index)
         if value in self._alias:
             base, prefix = self._alias[value]
-            if prefix and _is_flat(index):
+            if prefix and is_flat(index):
                 place = self._contiguous(value)
                 assert place is not None
                 return place.at(index)
@@ -319,7 +222,7 @@ class Loops:
         if op.name == "iota":
             return f"({TYPES[value.dtype.name]})({index[op.params['dimension']]})"
         (operand,) = op.inputs
-        if _is_flat(index):
+        if is_flat(index):
             if operand.size == 1:
                 return self.scalar(operand, [0] * len(operand.shape))
             place = self._contiguous(value)
@@ -329,8 +232,8 @@ class Loops:
             place = self._contiguous(value)
             if place is not None:
                 return place.at(index)
-            return self.scalar(operand, _reshaped(index, value.shape, operand.shape))
-        return self.scalar(operand, _operand_index(op, value, index))
+            return self.scalar(operand, reshaped(index, value.shape, operand.shape))
+        return self.scalar(operand, operand_index(op, value, index))
 
     def _contiguous(self, value: Value) -> Place | None:
         """Where a view lies in memory, if in one piece."""
@@ -352,8 +255,8 @@ class Loops:
                 return None
             if op.name == "reshape":
                 place = whole
-            elif _one_piece(op, value):
-                start = flat(_operand_index(op, value, [0] * len(value.shape)), op.inputs[0].shape)
+            elif in_one_piece(op, value):
+                start = flat(operand_index(op, value, [0] * len(value.shape)), op.inputs[0].shape)
                 place = dataclasses.replace(whole, offset=plus(whole.offset, start))
         return None if place is None else dataclasses.replace(place, shape=value.shape)
 
@@ -382,7 +285,7 @@ class Loops:
 
     def _combine(self, name: str, x: list[str], dtype: np.dtype, out: np.dtype, params: Any) -> str:
         """The C expression of an elementwise operation on operands of a type."""
-        real, suffix = dtype.kind == "f", _suffix(dtype)
+        real, f = dtype.kind == "f", suffix(dtype)
         if name in _SIGNS:
             return f"({x[0]} {_SIGNS[name]} {x[1]})"
         if name in _BITS:
@@ -396,18 +299,18 @@ class Loops:
         if name == "neg":
             return f"(- {x[0]})" if x[0].startswith("-") else f"(-{x[0]})"
         if name == "abs":
-            return f"fabs{suffix}({x[0]})" if real else f"({x[0]} < 0 ? -{x[0]} : {x[0]})"
+            return f"fabs{f}({x[0]})" if real else f"({x[0]} < 0 ? -{x[0]} : {x[0]})"
         if name == "not":
             return f"(!{x[0]})" if dtype.kind == "b" else f"(~{x[0]})"
         if name == "rem":
-            return f"fmod{suffix}({x[0]}, {x[1]})" if real else f"({x[0]} % {x[1]})"
+            return f"fmod{f}({x[0]}, {x[1]})" if real else f"({x[0]} % {x[1]})"
         if name == "rsqrt":
-            return f"({literal(dtype.type(1))} / sqrt{suffix}({x[0]}))"
+            return f"({literal(dtype.type(1))} / sqrt{f}({x[0]}))"
         if name == "is_finite":
             return f"(isfinite({x[0]}) != 0)"
         if name == "round":
             even = params["rounding_method"] == jax.lax.RoundingMethod.TO_NEAREST_EVEN
-            return f"{'rint' if even else 'round'}{suffix}({x[0]})"
+            return f"{'rint' if even else 'round'}{f}({x[0]})"
         if name == "square":
             x[0] = self._named(x[0], dtype)
             return f"({x[0]} * {x[0]})"
@@ -421,7 +324,7 @@ class Loops:
             if len(x) == 3:
                 return f"({x[0]} ? {x[2]} : {x[1]})"
             return "(" + "".join(f"{x[0]} == {i} ? {case} : " for i, case in enumerate(x[1:-1])) + x[-1] + ")"
-        return f"{MATH[name]}{suffix}({', '.join(x)})"
+        return f"{MATH[name]}{f}({', '.join(x)})"
 
     def _named(self, text: str, dtype: np.dtype) -> str:
         """A name for an expression that is read more than once."""
@@ -463,12 +366,12 @@ class Loops:
         lanes = place.lanes > 1
         if name in ("max", "min"):
             with self.loop(out.shape, lanes) as index:
-                self.line(f"{place.at(index)} = {self.scalar(operand, _inserted(index, axes, [0] * len(axes)))};")
+                self.line(f"{place.at(index)} = {self.scalar(operand, inserted(index, axes, [0] * len(axes)))};")
         else:
             with self.loop(out.shape, lanes) as index:
                 self.line(f"{place.at(index)} = {_START[op.name]};")
         with self.loop(out.shape) as index, self.loop([operand.shape[a] for a in axes], lanes) as inner:
-            element = self.scalar(operand, _inserted(index, axes, inner))
+            element = self.scalar(operand, inserted(index, axes, inner))
             total = self._combine(_COMBINED[name], [place.at(index), element], out.dtype, out.dtype, {})
             self.line(f"{place.at(index)} = {total};")
 
@@ -478,10 +381,10 @@ class Loops:
         place = self.declare(out)
         with self.loop(out.shape, place.lanes > 1) as index:
             best = f"s{next(self._count)}"
-            self.line(f"{TYPES[operand.dtype.name]} {best} = {self.scalar(operand, _inserted(index, [axis], [0]))};")
+            self.line(f"{TYPES[operand.dtype.name]} {best} = {self.scalar(operand, inserted(index, [axis], [0]))};")
             self.line(f"{place.at(index)} = 0;")
             with self.scope(f"for (int j = 1; j < {operand.shape[axis]}; j++)"):
-                element = self._named(self.scalar(operand, _inserted(index, [axis], ["j"])), operand.dtype)
+                element = self._named(self.scalar(operand, inserted(index, [axis], ["j"])), operand.dtype)
                 sign = ">" if op.name == "argmax" else "<"
                 nan = f" || ({element} != {element} && {best} == {best})" if operand.dtype.kind == "f" else ""
                 with self.scope(f"if ({element} {sign} {best}{nan})"):
@@ -496,17 +399,17 @@ class Loops:
         step = -1 if op.params["reverse"] else 1
         first = size - 1 if step < 0 else 0
         with self.loop(others, place.lanes > 1) as index:
-            start = _inserted(index, [axis], [first])
+            start = inserted(index, [axis], [first])
             self.line(f"{place.at(start)} = {self.scalar(operand, start)};")
         with self.loop(others) as index, self.scope(f"for (int j = 1; j < {size}; j++)"):
             with self.lane() if place.lanes > 1 else contextlib.nullcontext():
                 here, before = ("j", "j - 1") if step > 0 else (f"{first} - j", f"{size} - j")
                 x = [
-                    place.at(_inserted(index, [axis], [before])),
-                    self.scalar(operand, _inserted(index, [axis], [here])),
+                    place.at(inserted(index, [axis], [before])),
+                    self.scalar(operand, inserted(index, [axis], [here])),
                 ]
                 total = self._combine(_COMBINED[op.name.removeprefix("cum")], x, out.dtype, out.dtype, {})
-                self.line(f"{place.at(_inserted(index, [axis], [here]))} = {total};")
+                self.line(f"{place.at(inserted(index, [axis], [here]))} = {total};")
 
     def _concatenate(self, op: Operation) -> None:
         (out,) = op.outputs
@@ -669,7 +572,7 @@ class Loops:
         def statements(around, k, count, start=None):
             """`count` terms at once, from `k`, so that additions wait less for one another."""
             with self.loop(sizes) as own:
-                index = _merged(around, outer, own, inner)
+                index = merged(around, outer, own, inner)
                 terms = [product(index, [*k[:-1], plus(k[-1], j)] if k else []) for j in range(count)]
                 if start is not None:
                     self.line(f"{place.at(index)} = {' + '.join([start(index), *terms])};")
@@ -731,15 +634,15 @@ class Loops:
         window = [kernel.shape[k] for k in ks[2:]]
         with self.loop([out.shape[os[0]], *(out.shape[k] for k in os[2:])]) as (b, *spatial):
             with self.loop([out.shape[os[1]]], lanes) as (o,):
-                self.line(f"{place.at(_at(os, [b, o, *spatial]))} = 0;")
+                self.line(f"{place.at(by_specification(os, [b, o, *spatial]))} = 0;")
             with self.loop(window) as taps:
                 at, tests = self._window(spatial, taps, [x.shape[k] for k in xs[2:]], p, "rhs_dilation", "lhs_dilation")
                 with self.scope(f"if ({' && '.join(tests)})") if tests else contextlib.nullcontext():
                     with self.loop([groups, per_group, features], lanes) as (g, c, o):
-                        source = self.scalar(x, _at(xs, [b, plus(times(g, per_group), c), *at]))
+                        source = self.scalar(x, by_specification(xs, [b, plus(times(g, per_group), c), *at]))
                         o = plus(times(g, features), o)
-                        weight = self.scalar(kernel, _at(ks, [o, c, *taps]))
-                        self.line(f"{place.at(_at(os, [b, o, *spatial]))} += {source} * {weight};")
+                        weight = self.scalar(kernel, by_specification(ks, [o, c, *taps]))
+                        self.line(f"{place.at(by_specification(os, [b, o, *spatial]))} += {source} * {weight};")
 
     def _window(self, index, taps, shape, params, dilation: str, base: str) -> tuple[list[int | str], list[str]]:
         """Where a tap of a window reads, and the tests that it is no padding."""
@@ -868,67 +771,6 @@ def varying(block: Block, inputs: Iterable[Value]) -> set[Value]:
                 found.update(op.outputs)
 
     run(block)
-    return found
-
-
-def _without_ones(shape: Iterable[Any]) -> list[Any]:
-    return [n for n in shape if n != 1]
-
-
-def _reshaped(index: Index, shape: Sequence[int], to: Sequence[int]) -> list[int | str]:
-    """The index of the same element in another shape."""
-    if _without_ones(shape) == _without_ones(to):
-        rest = iter([i for i, n in zip(index, shape, strict=True) if n != 1])
-        return [0 if n == 1 else next(rest) for n in to]
-    place = flat(index, shape)
-    strides = [math.prod(to[k + 1 :]) for k in range(len(to))]
-    return [f"({place}) / {stride} % {n}" for stride, n in zip(strides, to, strict=True)]
-
-
-def _operand_index(op: Operation, value: Value, index: Index) -> list[int | str]:
-    """The index in its operand of an element of a view."""
-    (operand,), params = op.inputs, op.params
-    if op.name == "broadcast_in_dim":
-        dims = params["broadcast_dimensions"]
-        return [0 if n == 1 else index[d] for n, d in zip(operand.shape, dims, strict=True)]
-    if op.name == "transpose":
-        return [index[params["permutation"].index(k)] for k in range(len(index))]
-    if op.name == "slice":
-        strides = params["strides"] or [1] * len(index)
-        return [plus(times(i, s), start) for i, s, start in zip(index, strides, params["start_indices"], strict=True)]
-    if op.name == "split":
-        start = sum(params["sizes"][: next(k for k, v in enumerate(op.outputs) if v is value)])
-        return [plus(i, start) if k == params["axis"] else i for k, i in enumerate(index)]
-    return [plus(operand.shape[k] - 1, times(i, -1)) if k in params["dimensions"] else i for k, i in enumerate(index)]
-
-
-def _one_piece(op: Operation, value: Value) -> bool:
-    """Whether a part of an array is one piece of memory: no axis cut but one, and only single indices before it."""
-    if op.name == "slice" and any(s != 1 for s in op.params["strides"] or ()):
-        return False
-    pairs = list(zip(value.shape, op.inputs[0].shape, strict=True))
-    cut = max((k for k, (n, whole) in enumerate(pairs) if n != whole), default=0)
-    return all(n == 1 for n, _ in pairs[:cut])
-
-
-def _inserted(index: Index, axes: Sequence[int], inner: Index) -> list[int | str]:
-    """An index with those of other axes put in."""
-    found = list(index)
-    for axis, i in zip(axes, inner, strict=True):
-        found.insert(axis, i)
-    return found
-
-
-def _merged(around: Index, outer: Sequence[int], own: Index, inner: Sequence[int]) -> list[int | str]:
-    places = dict(zip(outer, around, strict=True)) | dict(zip(inner, own, strict=True))
-    return [places[k] for k in range(len(places))]
-
-
-def _at(spec: Sequence[int], index: Index) -> list[int | str]:
-    """An index by the order of axes that a specification of convolutions gives."""
-    found: list[int | str] = [0] * len(spec)
-    for axis, i in zip(spec, index, strict=True):
-        found[axis] = i
     return found
 
 

@@ -16,7 +16,9 @@ import numpy as np
 
 from ..components import ComponentVector
 from ..components.replacing import replacing
-from .c_loops import MATH, SUPPORTED, TYPES, Constants, Loops, Place, varying
+from .c_loops import MATH, SUPPORTED, Loops, varying
+from .c_places import Place
+from .c_text import TYPES, Constants
 from .function import PlainFunction, plain_function
 from .lowering import Block, Value, lower
 from .plain_solves import plain_solves
@@ -242,13 +244,18 @@ _WORDS = frozenset(  # of C, C++ and Fortran's declarations, and what the functi
     "auto bool break case char class const continue default delete do double else enum extern false float for"
     " goto if inline int long namespace new operator private protected public register restrict return short"
     " signed sizeof static struct switch template this throw true try typedef union unsigned using virtual void"
-    " volatile while work NAN INFINITY ALIGNED".split()
+    " volatile while work fabs fmod rint round isfinite NAN INFINITY ALIGNED".split()
 )
 
 
 def _in_c(name: str) -> str:
     """A name of an argument that is no word of the languages, and none that the statements have."""
-    taken = name in _WORDS or name.rstrip("f") in MATH or re.fullmatch(r"[acijklnst]\d*", name.lower())
+    taken = (
+        name in _WORDS
+        or name.removesuffix("f") in MATH
+        or name in MATH
+        or re.fullmatch(r"[acijklnst]\d*", name.lower())
+    )
     return f"x{name}" if name.startswith("_") else f"{name}_" if taken else name
 
 
