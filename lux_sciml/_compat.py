@@ -12,6 +12,8 @@ jaxprs, their equations, contexts and constants   jax 0.10 to 0.12    `minimize`
 `jax._src.dtypes.canonicalize_value`              jax 0.10 to 0.12    NumPy arrays that a loss reads clear JAX's caches
 `jax.experimental.xla_metadata`                   jax 0.10 to 0.12    vectors are cut by one `lax.split`
 equations of a jaxpr, run one by one              jax 0.10 to 0.12    Laplacians take one direction after the other
+`jax.experimental.jax2tf`                         jax 0.10 to 0.12    neither SavedModel nor TFLite can be written
+the StableHLO version that `jax.export` writes     jax 0.10 to 0.12    TensorFlow may know fewer programs
 parameters of equations in a jaxpr                jax 0.10 to 0.12    what a traced call returns counts as updated
 `jax.interpreters.partial_eval.dce_jaxpr`         jax 0.10 to 0.12    a key that is only handed on counts as used; no
                                                                       word of parameters that a loss ignores
@@ -31,11 +33,12 @@ import dataclasses
 import enum
 import functools
 import hashlib
+import importlib
 import inspect
 import threading
 import types
 import typing
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import diffrax
@@ -312,6 +315,44 @@ class BrownianTree(diffrax.VirtualBrownianTree):
     __init__ = unchecked(diffrax.VirtualBrownianTree.__init__)
     if hasattr(diffrax.VirtualBrownianTree, "_evaluate"):
         _evaluate = unchecked(diffrax.VirtualBrownianTree._evaluate)
+
+
+class _OfVersion:
+    """The module of StableHLO, where it is asked for the version to write."""
+
+    def __init__(self, module: Any, latest: str):
+        self._module, self._latest = module, latest
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+    def get_version_from_compatibility_requirement(self, requirement: Any) -> str:
+        asked = self._module.get_version_from_compatibility_requirement(requirement)
+        return min(asked, self._latest, key=lambda version: tuple(map(int, version.split("."))))
+
+
+@contextlib.contextmanager
+def for_tensorflow() -> Iterator[None]:
+    """Inside, `jax.export` and jax2tf write programs in a version of StableHLO that TensorFlow 2.21 reads."""
+    try:
+        exporting: Any = importlib.import_module("jax._src.export._export")
+        module = exporting.hlo
+        module.get_version_from_compatibility_requirement  # noqa: B018
+    except (ImportError, AttributeError):
+        yield
+        return
+    exporting.hlo = _OfVersion(module, "1.13.0")
+    try:
+        yield
+    finally:
+        exporting.hlo = module
+
+
+def to_tensorflow(function: Callable[..., Any], specs: Iterable[Any], **options: Any) -> Callable[..., Any]:
+    """The function in TensorFlow, by `jax2tf.convert`, for arguments of these shapes, whose sizes may be symbolic."""
+    from jax.experimental import jax2tf
+
+    return jax2tf.convert(function, polymorphic_shapes=[str(spec.shape) for spec in specs], **options)
 
 
 def reopen_compilation_cache() -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.export
 
+from .._compat import for_tensorflow, to_tensorflow
 from .function import PLATFORMS, PlainFunction, plain_function
 from .metadata import SAVED_MODEL
 
@@ -52,31 +54,26 @@ def saved_model(
         import tensorflow as tf
     except ImportError as error:
         raise ImportError("SavedModels are written by TensorFlow: pip install lux-sciml[export]") from error
-    module, call = tf.Module(), _tensorflow_function(tf, function, gradient, tuple(platforms))
-    setattr(module, "call", call)  # noqa: B010  # a module has whatever attributes it is given
-    with replacing_folder(Path(path) / str(version)) as folder:
-        tf.saved_model.save(module, str(folder), signatures={"serving_default": call})
-        about = folder / SAVED_MODEL
-        about.parent.mkdir()
-        about.write_text(json.dumps(function.metadata("SavedModel", platforms=list(platforms), gradient=gradient)))
+    with for_tensorflow():
+        module, call = tf.Module(), _tensorflow_function(tf, function, gradient, tuple(platforms))
+        setattr(module, "call", call)  # noqa: B010  # a module has whatever attributes it is given
+        with replacing_folder(Path(path) / str(version)) as folder:
+            tf.saved_model.save(module, str(folder), signatures={"serving_default": call})
+            about = folder / SAVED_MODEL
+            about.parent.mkdir()
+            about.write_text(json.dumps(function.metadata("SavedModel", platforms=list(platforms), gradient=gradient)))
 
 
 def _tensorflow_function(tf: Any, function: PlainFunction, gradient: bool, platforms: tuple[str, ...]) -> Any:
     """The function in TensorFlow, from the inputs by position or by name to the outputs by name."""
-    from jax.experimental import jax2tf
-
     function.require_types("SavedModel", _types(tf), "lux.export.stablehlo")
-    if function.symbols and not _reads_open_sizes(tf, jax2tf):
+    if function.symbols and not _reads_open_sizes():
         raise ValueError(
             f"TensorFlow {tf.__version__} does not read programs for any size of an axis as jax {jax.__version__} "
-            "writes them: batch_axis=None exports for the size of the example; TensorFlow 2.21 reads those of jax 0.10"
+            "writes them: batch_axis=None exports for the size of the example; a later TensorFlow may read them"
         )
-    converted = jax2tf.convert(
-        function.call,
-        polymorphic_shapes=[str(spec.shape) for spec in function.specs],
-        with_gradient=gradient,
-        native_serialization_platforms=platforms,
-    )
+    options = {"with_gradient": gradient, "native_serialization_platforms": platforms}
+    converted = to_tensorflow(function.call, function.specs, **options)
     signature = [
         tf.TensorSpec([n if isinstance(n, int) else None for n in spec.shape], spec.dtype, name=name)
         for name, spec in function.inputs.items()
@@ -89,9 +86,12 @@ def _tensorflow_function(tf: Any, function: PlainFunction, gradient: bool, platf
 
 
 @functools.cache
-def _reads_open_sizes(tf: Any, jax2tf: Any) -> bool:
+def _reads_open_sizes() -> bool:
     """Whether TensorFlow knows the operations by which JAX checks sizes when a program is called."""
-    call = jax2tf.convert(jax.numpy.negative, polymorphic_shapes=["(n,)"], with_gradient=False)
+    import tensorflow as tf
+
+    spec = jax.ShapeDtypeStruct(jax.export.symbolic_shape("n"), "float32")
+    call = to_tensorflow(jax.numpy.negative, [spec], with_gradient=False)
     try:
         tf.function(call, autograph=False)(tf.zeros(1))
     except tf.errors.InvalidArgumentError:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from .._compat import for_tensorflow, to_tensorflow
 from ..components.files import replacing
 from .function import PlainFunction, plain_function
 from .plain_program import in_plain_operations, translated
@@ -60,7 +61,12 @@ def _content(function: PlainFunction) -> bytes:
         raise ImportError("TFLite files are written by TensorFlow: pip install lux-sciml[export]") from error
     function.require_types("TFLite", _TYPES, _INSTEAD)
     module = tf.Module()
-    with translated(function.name, "TFLite", _MISSING, _INSTEAD), plain_solves(), jax.enable_x64(False):
+    with (
+        translated(function.name, "TFLite", _MISSING, _INSTEAD),
+        plain_solves(),
+        for_tensorflow(),
+        jax.enable_x64(False),
+    ):
         call = _tensorflow_function(tf, function)
         content = tf.lite.TFLiteConverter.from_concrete_functions([call.get_concrete_function()], module).convert()
     schema, model = flatbuffer_utils.schema_fb, flatbuffer_utils.read_model_from_bytearray(bytearray(content))
@@ -73,14 +79,8 @@ def _content(function: PlainFunction) -> bytes:
 
 def _tensorflow_function(tf: Any, function: PlainFunction) -> Any:
     """The function in TensorFlow, in JAX's types without x64 inside."""
-    from jax.experimental import jax2tf
-
-    converted = jax2tf.convert(
-        in_plain_operations(function.call),
-        polymorphic_shapes=[str(spec.shape) for spec in function.specs],
-        with_gradient=False,
-        native_serialization_platforms=("cpu",),
-    )
+    options = {"with_gradient": False, "native_serialization_platforms": ("cpu",)}
+    converted = to_tensorflow(in_plain_operations(function.call), function.specs, **options)
     signature = [
         tf.TensorSpec([n if isinstance(n, int) else None for n in spec.shape], spec.dtype, name=name)
         for name, spec in function.inputs.items()

@@ -47,8 +47,6 @@ def shell(tmp_path, monkeypatch):
 def test_the_page_runs(shell, capsys):
     for module in NEEDED:
         pytest.importorskip(module)
-    if jax.__version_info__ >= (0, 11):
-        pytest.skip("TensorFlow 2.21 does not read open sizes as this jax writes them")
     printed, namespace = {}, {"__name__": "page"}
     with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
         for language, block in re.findall(r"```(python|sh|c)\n(.*?)```", PAGE.read_text(), re.DOTALL):

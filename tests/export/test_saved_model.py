@@ -33,8 +33,6 @@ print(json.dumps(out))
 
 def test_tensorflow_reads_a_solve_and_a_net_with_its_gradient(key, tmp_path):
     pytest.importorskip("tensorflow")
-    if jax.__version_info__ >= (0, 11):
-        pytest.skip("TensorFlow 2.21 does not read open sizes as this jax writes them")
     model = lux.Chain(lux.Dense(3, 2, jnp.tanh), lux.NeuralODE(lux.MLP(2, 4, 2), ts=[0.0, 1.0]))
     ps, st = lux.setup(key, model, dtype="float32")
     st = lux.testmode(st)
