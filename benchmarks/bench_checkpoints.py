@@ -52,9 +52,8 @@ def unpickled(path):
 
 def files(folder):
     weights = np.random.default_rng(0).normal(size=N).astype(np.float32)
-    state = lux.TrainState.create(
-        lux.Scale((N,), use_bias=False), optax.adam(1e-3), params={"scale": weights}, state={}
-    )
+    params = lux.ComponentVector(weight=weights)
+    state = lux.TrainState.create(lux.Scale((N,), use_bias=False), optax.adam(1e-3), params=params, state={})
     path, other = folder / "state.safetensors", folder / "other"
     arrays = {"ps": state.ps.data, "mu": state.opt_state[0].mu.data, "nu": state.opt_state[0].nu.data}
     calls = {
@@ -71,10 +70,9 @@ def files(folder):
         for name, call in calls.items():
             times[name].append(seconds(call))
     base = np.median(times["copy of the file, fsync"])
-    rows = [
-        (name, *(float(f(t)) * 1e3 for f in (np.median, np.min)), float(np.median(t) / base))
-        for name, t in times.items()
-    ]
+    rows = []
+    for name, t in times.items():
+        rows.append((name, float(np.median(t)) * 1e3, float(np.min(t)) * 1e3, float(np.median(t) / base)))
     timing.table((f"{path.stat().st_size / 1e6:.0f} MB", "median (ms)", "least (ms)", "times the copy"), rows)
     print()
 

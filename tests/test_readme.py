@@ -27,7 +27,17 @@ def test_links_lead_to_files():
     assert links and all((ROOT / link).exists() for link in links)
 
 
-ROOMS = [lux, lux.nn, lux.diffeq, lux.equilibrium, lux.parameters, lux.derivatives, lux.inference, lux.export]
+ROOMS = [
+    lux,
+    lux.nn,
+    lux.diffeq,
+    lux.equilibrium,
+    lux.parameters,
+    lux.derivatives,
+    lux.inference,
+    lux.training,
+    lux.export,
+]
 
 
 @pytest.mark.parametrize("room", ROOMS, ids=lambda room: room.__name__)
