@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import math
 import os
 import re
 from collections.abc import Mapping
@@ -16,11 +15,11 @@ import numpy as np
 
 from ..components import ComponentVector
 from ..components.replacing import replacing
-from .c_loops import MATH, SUPPORTED, Loops, varying
+from .c_loops import Loops, varying
 from .c_places import Place
+from .c_routines import Argument, Routine, require_independence, routines_of
 from .c_text import TYPES, Constants
 from .function import PlainFunction, plain_function
-from .lowering import Block, Value, lower
 from .plain_solves import plain_solves
 
 _FAST = "cc -O3 -march=native -fno-math-errno -fno-trapping-math -D__FAST_MATH__"
@@ -83,8 +82,8 @@ def c_source(
         converted = [_converted(tree, dtype) for tree in (ps, st, x)]
         function = plain_function(model, *converted, batch_axis=batch_axis, params=params, names=names, portable=True)
         function.require_types("C source", [t for t in TYPES if t != "bool"], "StableHLO (.stablehlo)")
-        routines = _routines(function, jvp, vjp)
-        _require_independence(function)
+        routines = routines_of(function, jvp, vjp)
+        require_independence(function)
     metadata = function.metadata("C source")
     files = {path: _source(path, name, routines, metadata), path.with_suffix(".h"): _header(name, routines, function)}
     if fortran:
@@ -122,207 +121,6 @@ def _converted(tree: Any, dtype: Any) -> Any:
     return tree if dtype is None else jax.tree.map(convert, tree, is_leaf=lambda x: isinstance(x, ComponentVector))
 
 
-# --- what is computed -----------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass
-class _Argument:
-    """An array of a routine: its shape of one sample, whether samples share it, what it is in a block."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    shared: bool
-    output: bool
-    summed: bool = False
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def type(self) -> str:
-        return TYPES[self.dtype.name]
-
-
-@dataclasses.dataclass
-class _Routine:
-    """A function of the file: what it computes for one sample, from its inputs to its outputs."""
-
-    name: str
-    arguments: list[_Argument]
-    block: Block
-    says: str
-    work: int = 0
-
-    @property
-    def inputs(self) -> list[_Argument]:
-        return [argument for argument in self.arguments if not argument.output]
-
-    @property
-    def outputs(self) -> list[_Argument]:
-        return [argument for argument in self.arguments if argument.output]
-
-
-def _routines(function: PlainFunction, jvp: bool, vjp: bool) -> list[_Routine]:
-    one = function.fixed(**{symbol: 1 for symbol in function.symbols}) if function.symbols else function
-    inputs = [_argument(name, spec, False) for name, spec in function.inputs.items()]
-    outputs = [_argument(name, spec, True) for name, spec in function.outputs.items()]
-    smooth = [k for k, x in enumerate(inputs) if x.dtype.kind == "f"]
-    results = [k for k, y in enumerate(outputs) if y.dtype.kind == "f"]
-
-    owned = [k for k in results if not (function.symbols and outputs[k].shared)]
-
-    def of_sample(*arrays):
-        batched = [jnp.reshape(x, spec.shape) for x, spec in zip(arrays, one.specs, strict=True)]
-        return [jnp.reshape(y, out.shape) for y, out in zip(one.call(*batched), outputs, strict=True)]
-
-    def of_floats(arrays, results):
-        def f(*floats):
-            every = list(arrays)
-            for k, x in zip(smooth, floats, strict=True):
-                every[k] = x
-            found = of_sample(*every)
-            return [found[k] for k in results]
-
-        return f, [arrays[k] for k in smooth]
-
-    def tangent(*arrays):
-        f, floats = of_floats(arrays[: len(inputs)], results)
-        y, y_dot = jax.jvp(f, floats, list(arrays[len(inputs) :]))
-        return [*y, *y_dot]
-
-    def cotangent(*arrays):
-        f, floats = of_floats(arrays[: len(inputs)], owned)
-        return jax.vjp(f, *floats)[1](list(arrays[len(inputs) :]))
-
-    def routine(name, call, arguments, says):
-        arguments = [dataclasses.replace(x, name=_in_c(x.name)) for x in arguments]
-        if len({x.name.lower() for x in arguments}) < len(arguments):
-            raise ValueError(
-                f"Fortran takes two names of {', '.join(x.name for x in arguments)} for one: rename an input or output "
-                "by names={'old': 'new'}"
-            )
-        specs = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arguments if not x.output]
-        block = lower(call, *specs, supported=SUPPORTED, to="C source")
-        block.outputs = [_before_reshapes(block, value) for value in block.outputs]
-        return _Routine(name, arguments, block, says)
-
-    def renamed(k, arguments, suffix, output, **more):
-        old = arguments[k]
-        return dataclasses.replace(old, name=old.name + suffix, output=output, **more)
-
-    x, y = [a.name for a in inputs], [a.name for a in outputs]
-    routines = [routine("forward", of_sample, [*inputs, *outputs], f"{', '.join(y)} = f({', '.join(x)})")]
-    for wanted, what in ((jvp, "jvp"), (vjp, "vjp")):
-        if wanted and not (smooth and owned):
-            raise ValueError(f"{what}=True is for functions of floating-point arrays, and {function.name} has none")
-    if jvp:
-        dots = [renamed(k, inputs, "_dot", False) for k in smooth]
-        found = [outputs[k] for k in results] + [renamed(k, outputs, "_dot", True) for k in results]
-        says = "the outputs, and their derivatives in the direction of the _dot inputs"
-        routines.append(routine("jvp", tangent, [*inputs, *dots, *found], says))
-    if vjp:
-        bars = [renamed(k, outputs, "_bar", False) for k in owned]
-        found = [renamed(k, inputs, "_bar", True, summed=inputs[k].shared) for k in smooth]
-        says = "the gradient of the sum of _bar inputs times outputs"
-        try:
-            routines.append(routine("vjp", cotangent, [*inputs, *bars, *found], says))
-        except ValueError as error:
-            if "Reverse-mode differentiation does not work" not in str(error):
-                raise
-            raise ValueError(
-                f"{function.name} has a loop of any length, as solves are written, which has no derivative in reverse "
-                "mode: take jvp=True"
-            ) from error
-    for each in routines:
-        _require_samples(function, each)
-    return routines
-
-
-_WORDS = frozenset(  # of C, C++ and Fortran's declarations, and what the functions use themselves
-    "auto bool break case char class const continue default delete do double else enum extern false float for"
-    " goto if inline int long namespace new operator private protected public register restrict return short"
-    " signed sizeof static struct switch template this throw true try typedef union unsigned using virtual void"
-    " volatile while work fabs fmod rint round isfinite NAN INFINITY ALIGNED".split()
-)
-
-
-def _in_c(name: str) -> str:
-    """A name of an argument that is no word of the languages, and none that the statements have."""
-    taken = (
-        name in _WORDS
-        or name.removesuffix("f") in MATH
-        or name in MATH
-        or re.fullmatch(r"[acijklnst]\d*", name.lower())
-    )
-    return f"x{name}" if name.startswith("_") else f"{name}_" if taken else name
-
-
-def _before_reshapes(block: Block, value: Value) -> Value:
-    """What an output is before its last reshapes: the same memory."""
-    makers = {out: op for op in block.operations for out in op.outputs}
-    while value in makers and makers[value].name == "reshape":
-        (value,) = makers[value].inputs
-    return value
-
-
-def _argument(name: str, spec: jax.ShapeDtypeStruct, output: bool) -> _Argument:
-    """An array by its shape of one sample: the one symbolic size is that of the batch."""
-    symbolic = [k for k, n in enumerate(spec.shape) if not isinstance(n, int)]
-    if len(symbolic) > 1 or any(not re.fullmatch(r"[A-Za-z_]\w*", str(spec.shape[k])) for k in symbolic):
-        raise ValueError(
-            f"C source has one size that is known at run time, the number of samples, and {name!r} is of shape "
-            f"{spec.shape}: fix the other sizes"
-        )
-    shape = tuple(int(n) for k, n in enumerate(spec.shape) if k not in symbolic)
-    return _Argument(name, shape, np.dtype(spec.dtype), not symbolic, output)
-
-
-def _require_samples(function: PlainFunction, routine: _Routine) -> None:
-    """Raise `ValueError` for an output of the whole batch."""
-    if not function.symbols:
-        return
-    owned = [v for v, x in zip(routine.block.inputs, routine.inputs, strict=True) if not x.shared]
-    found = varying(routine.block, owned)
-    for value, y in zip(routine.block.outputs, routine.outputs, strict=True):
-        if y.shared and not y.summed and value in found:
-            raise ValueError(
-                f"{y.name!r}, an output of {function.name}, has no batch axis and depends on the samples, and C source "
-                "computes one sample after the other: with batch_axis=None it is exported for a fixed batch"
-            )
-
-
-def _require_independence(function: PlainFunction) -> None:
-    """Raise `ValueError` where the output of one sample changes with the others by more than a solver's tolerance."""
-    if len(function.symbols) != 1:
-        return
-    rng = np.random.default_rng(0)
-    two = function.fixed(**{function.symbols[0]: 2})
-    batched = [[k for k, n in enumerate(spec.shape) if not isinstance(n, int)] for spec in function.specs]
-    values = [_sampled(rng, spec) for spec in two.specs]
-    if function.params == "input":
-        values[0] = function.values
-    others = [
-        np.concatenate([np.take(x, [0], axis[0]), _sampled(rng, spec).take([1], axis[0])], axis[0]) if axis else x
-        for x, spec, axis in zip(values, two.specs, batched, strict=True)
-    ]
-    for (name, spec), a, b in zip(function.outputs.items(), two.call(*values), two.call(*others), strict=True):
-        for axis in (k for k, n in enumerate(spec.shape) if not isinstance(n, int)):
-            a, b = (np.take(np.asarray(y), 0, axis) for y in (a, b))
-            scale = np.max(np.abs(a), initial=0.0, where=np.isfinite(a)) if a.dtype.kind == "f" else 0
-            if not np.allclose(a, b, rtol=0, atol=1e-2 * scale, equal_nan=True):
-                raise ValueError(
-                    f"{name!r}, an output of {function.name}, for one sample depends on the others of the batch, and C "
-                    "source computes each by itself: with batch_axis=None it is exported for a fixed batch"
-                )
-
-
-def _sampled(rng: np.random.Generator, spec: jax.ShapeDtypeStruct) -> np.ndarray:
-    numbers = rng.normal(size=spec.shape) if np.dtype(spec.dtype).kind == "f" else rng.integers(0, 2, spec.shape)
-    return numbers.astype(spec.dtype)
-
-
 # --- C --------------------------------------------------------------------------------------------------------------
 
 _ALIGNED = """#if defined(__GNUC__)
@@ -334,7 +132,7 @@ _ALIGNED = """#if defined(__GNUC__)
 #endif"""
 
 
-def _source(path: Path, name: str, routines: list[_Routine], metadata: dict[str, Any]) -> str:
+def _source(path: Path, name: str, routines: list[Routine], metadata: dict[str, Any]) -> str:
     constants = Constants()
     functions = [text for routine in routines for text in _functions(name, routine, constants)]
     about = ",\n".join(f" {json.dumps(key)}: {json.dumps(value)}" for key, value in metadata.items())
@@ -357,7 +155,7 @@ def _source(path: Path, name: str, routines: list[_Routine], metadata: dict[str,
     )
 
 
-def _functions(name: str, routine: _Routine, constants: Constants) -> list[str]:
+def _functions(name: str, routine: Routine, constants: Constants) -> list[str]:
     """The function for one sample, that for several side by side where there is one, and that for `n` of them."""
     full = f"{name}_{routine.name}"
     batched = any(not argument.shared for argument in routine.arguments)
@@ -392,17 +190,17 @@ def _functions(name: str, routine: _Routine, constants: Constants) -> list[str]:
     return [*functions, "\n".join([*lines, "}"])]
 
 
-def _signature(name: str, routine: _Routine, batched: bool, qualifier: str = "*restrict ") -> str:
+def _signature(name: str, routine: Routine, batched: bool, qualifier: str = "*restrict ") -> str:
     pointers = [f"{'' if a.output else 'const '}{a.type} {qualifier}{a.name}" for a in routine.arguments]
     work = [f"void {qualifier}work"] if routine.work else []
     return f"void {name}({', '.join([*['int n'] * batched, *pointers, *work])})"
 
 
-def _defined(name: str, routine: _Routine, loops: Loops) -> str:
+def _defined(name: str, routine: Routine, loops: Loops) -> str:
     return "\n".join([f"static {_signature(name, routine, False)} {{", *loops.lines, "}"])
 
 
-def _body(routine: _Routine, loops: Loops) -> Loops:
+def _body(routine: Routine, loops: Loops) -> Loops:
     """The statements for one sample: inputs are read, and outputs computed, where they are."""
     block = routine.block
     made = {value for op in block.operations for value in op.outputs}
@@ -426,7 +224,7 @@ def _body(routine: _Routine, loops: Loops) -> Loops:
     return loops
 
 
-def _side_by_side(routine: _Routine, loops: Loops) -> Loops:
+def _side_by_side(routine: Routine, loops: Loops) -> Loops:
     """The statements for several samples, whose arrays have the samples as their last axis."""
     block, lanes = routine.block, loops.lanes
     owned = [v for v, x in zip(block.inputs, routine.inputs, strict=True) if not x.shared]
@@ -457,7 +255,7 @@ def _side_by_side(routine: _Routine, loops: Loops) -> Loops:
     return loops
 
 
-def _header(name: str, routines: list[_Routine], function: PlainFunction) -> str:
+def _header(name: str, routines: list[Routine], function: PlainFunction) -> str:
     guard = f"{name.upper()}_H"
     lines = [f"/* {function.name}: arrays of n samples, one after the other; they must not overlap. */"]
     lines += [f"#ifndef {guard}", f"#define {guard}", "", "#include <stdint.h>", ""]
@@ -476,11 +274,11 @@ def _header(name: str, routines: list[_Routine], function: PlainFunction) -> str
     return "\n".join(lines) + "\n"
 
 
-def _shape(argument: _Argument) -> str:
+def _shape(argument: Argument) -> str:
     return f"({', '.join(map(str, argument.shape if argument.shared else ('n', *argument.shape)))})"
 
 
-def _kind(argument: _Argument) -> str:
+def _kind(argument: Argument) -> str:
     if argument.summed:
         return ", the sum over the samples"
     return ", shared by the samples" if argument.shared and argument.size else ""
@@ -492,7 +290,7 @@ _FORTRAN = {"float32": "real(c_float)", "float64": "real(c_double)"}
 _FORTRAN |= {f"int{bits}": f"integer(c_int{bits}_t)" for bits in (8, 16, 32, 64)}
 
 
-def _module(name: str, routines: list[_Routine]) -> str:
+def _module(name: str, routines: list[Routine]) -> str:
     """A module of interfaces; the axes of arrays are in the opposite order, the samples last."""
     types = {_fortran(a) for routine in routines for a in routine.arguments}
     kinds = sorted({re.findall(r"\((\w+)\)", text)[0] for text in types} | {"c_int"})
@@ -514,5 +312,5 @@ def _module(name: str, routines: list[_Routine]) -> str:
     return "\n".join([*lines, "  end interface", "", f"end module {name}"]) + "\n"
 
 
-def _fortran(argument: _Argument) -> str:
+def _fortran(argument: Argument) -> str:
     return _FORTRAN[argument.dtype.name.removeprefix("u")]
