@@ -3,11 +3,13 @@
 In this order, each file using those before it: `reads` (what a loss reads besides its arguments), `part` (the
 components that are fitted), `fitted_parameters`, `problem` (a loss and its parameters), `residual_problem` (residuals,
 as a whole or of samples), `programs` (what is traced and compiled of them), `progress`, `chunks` and `convergence` (how
-a run goes and ends), the backends, `minimize`, `least_squares`; `optax_transforms` and `samples`.
-`levenberg_marquardt`, with `damped_systems` and `robust_losses`, and `self_scaled` are solvers in the sense of
-optimistix.
+a run goes and ends), `resume`, `starts` and `in_turn` (more than one run), `objective` and `constraints` (of SciPy's
+methods), the backends and `global_methods`, `minimize`, `least_squares`; `optax_transforms` and `samples`.
+`levenberg_marquardt`, with `damped_systems` and `robust_losses`, `self_scaled` and `bounded_lbfgs` are solvers in the
+sense of optimistix.
 """
 
+from .bounded_lbfgs import BoundedLBFGS
 from .least_squares import LeastSquaresResult, least_squares
 from .levenberg_marquardt import LevenbergMarquardt
 from .minimize import MinimizeResult, minimize
@@ -17,6 +19,7 @@ from .self_scaled import SSBFGS, SSBroyden
 
 __all__ = [
     "SSBFGS",
+    "BoundedLBFGS",
     "LeastSquaresResult",
     "LevenbergMarquardt",
     "MinimizeResult",

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from ..components import Path
 from ..core.converters import checks_itself, count, flag, number, optional
 from . import global_methods, optax_backend, optimistix_backend, scipy_backend
+from .bounded_lbfgs import BoundedLBFGS
 from .in_turn import in_turn
 from .problem import Evaluation, Inputs, Problem, not_finite
 from .programs import Programs
@@ -26,7 +27,7 @@ from .starts import Runs, one_by_one, starting_points, to_their_ends
 
 P = TypeVar("P")
 Method: TypeAlias = str | optax.GradientTransformation | optax.MultiSteps | optx.AbstractMinimiser
-OURS = {"ssbfgs": SSBFGS, "ssbroyden": SSBroyden}
+OURS = {"ssbfgs": SSBFGS, "ssbroyden": SSBroyden, "boundedlbfgs": BoundedLBFGS}
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -119,6 +120,8 @@ def minimize(
       gradients, and random numbers are those of `options=dict(rng=0)` unless you say otherwise;
     * `"SSBFGS"` or `"SSBroyden"`, ours: quasi-Newton methods that scale themselves, for up to some thousands of
       parameters; on losses that must become very small they are ahead of BFGS;
+    * `"BoundedLBFGS"`, ours: L-BFGS within bounds as a JAX program, for `starts` at once; `BoundedLBFGS(...)` itself
+      runs inside of `jax.jit` and `jax.vmap`, by `optimistix.minimise`;
     * an optax optimizer: `optax.adam(1e-2)`, a chain, `optax.lbfgs()`, `optax.MultiSteps(...)`;
     * an optimistix minimizer: `optimistix.BFGS(rtol=1e-6, atol=1e-6)`, `LBFGS`, `NelderMead`, ...
     * a list of these, run in turn, each from where the one before ended: `[optax.adam(1e-2), "L-BFGS-B"]`, with
@@ -135,7 +138,7 @@ def minimize(
       mode too, as a `DeepEquilibrium` the statistics of its solve, let the loss read it from outside.
     * `bounds`: `(lower, upper)`, each a number, an array `(n,)`, a `ComponentVector`, a tree like the parameters or
       `None`; or a `scipy.optimize.Bounds`. The loss is never evaluated outside: a start there is moved inside. For
-      optax each step is projected onto the bounds. Optimistix has no bounds.
+      optax each step is projected onto the bounds. Of optimistix methods, `BoundedLBFGS` alone has bounds.
     * `constraints`: a `scipy.optimize.NonlinearConstraint(f, lower, upper)`, with `f(ps)`, or `f(ps, args)` where
       `args` is given, of the whole parameters, whose value is a number, an array or a vector with names; a tuple
       `(A, lower, upper)` of a ComponentVector of coefficients, or a ComponentMatrix, and limits; a
@@ -342,8 +345,12 @@ def _backend(
         static = (optax.with_extra_args_support(method), keep_best)
         return optax_backend, static, dict(shared, tol=tol)
     if isinstance(method, optx.AbstractMinimiser):
+        if bounds is not None and not isinstance(method, BoundedLBFGS):
+            raise ValueError(
+                "optimistix minimizers take no bounds: use 'L-BFGS-B', 'BoundedLBFGS' or an optax optimizer"
+            )
         if bounds is not None:
-            raise ValueError("optimistix minimizers take no bounds: use 'L-BFGS-B', or an optax optimizer")
+            options = {**options, "lower": jnp.asarray(bounds[0]), "upper": jnp.asarray(bounds[1])}
         if tol is not None:
             raise ValueError("an optimistix minimizer has its own tolerances: give `rtol` and `atol` where it is made")
         arrays, others = eqx.partition((method, options), eqx.is_array)
