@@ -29,7 +29,7 @@ _ARRAYS = jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct
 Arrays = dict[str, jax.ShapeDtypeStruct]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class PlainFunction:
     """A pure function of plain arrays, with named inputs and outputs: what the writers of all formats get.
 

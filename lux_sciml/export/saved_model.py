@@ -5,7 +5,7 @@ import functools
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ def saved_model(
     names: Mapping[str, str] | None = None,
     version: int = 1,
     gradient: bool = False,
-    platforms: Iterable[str] = PLATFORMS,
+    platforms: Sequence[str] = PLATFORMS,
 ) -> None:
     """Write a model, a loss, a gradient or a whole solve as a SavedModel, in the layout of TensorFlow Serving.
 

@@ -3,7 +3,7 @@
 import functools
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ def stablehlo(
     batch_axis: Any = 0,
     params: str = "constant",
     names: Mapping[str, str] | None = None,
-    platforms: Iterable[str] = PLATFORMS,
+    platforms: Sequence[str] = PLATFORMS,
     derivatives: int = 0,
 ) -> None:
     """Write a model, a loss, a gradient or a whole solve as StableHLO, in the file format of `jax.export`.
@@ -44,7 +44,8 @@ def stablehlo(
     * `platforms`: of `"cpu"`, `"cuda"`, `"rocm"`, `"tpu"`.
     * `derivatives`: how often the loaded function can be differentiated in reverse mode.
 
-    Raises what `plain_function` raises, and `ImportError` without the package flatbuffers.
+    Raises what `plain_function` raises, `ValueError` for a program that one of the platforms cannot compute, and
+    `ImportError` without the package flatbuffers.
 
     >>> import os, tempfile, lux_sciml as lux
     >>> layer = lux.Dense(2, 3)
@@ -55,7 +56,13 @@ def stablehlo(
     (8, 3)
     """
     function = plain_function(model, ps, st, x, batch_axis=batch_axis, params=params, names=names)
-    exported = jax.export.export(function.call, platforms=tuple(platforms))(*function.specs)
+    try:
+        exported = jax.export.export(function.call, platforms=tuple(platforms))(*function.specs)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"{function.name} computes what some of the platforms {', '.join(platforms)} lack: {error}. Name those "
+            'that it is for, such as platforms=["cpu"]'
+        ) from error
     program = exported.serialize(vjp_order=derivatives)
     about = function.metadata("StableHLO", platforms=list(platforms), derivatives=derivatives)
     with replacing(path) as file:

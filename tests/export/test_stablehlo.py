@@ -192,6 +192,8 @@ def test_broken_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match="in training"):
         lux.export.save(path, lux.Dropout(0.5), *lux.setup(jax.random.key(0), lux.Dropout(0.5)), np.ones((2, 3)))
     assert path.read_bytes() == whole and list(tmp_path.iterdir()) == [path]
+    with pytest.raises(ValueError, match=r"eigvals computes what some of the platforms cpu, cuda, rocm, tpu lack"):
+        lux.export.save(path, jnp.linalg.eigvals, x=np.ones((2, 2)), batch_axis=None)
     with pytest.raises(ValueError, match=r"no format is known by the suffix '\.pkl'; there are \.stablehlo"):
         lux.export.save(tmp_path / "model.pkl", jnp.sin, x=np.ones(3))
     with pytest.raises(FileNotFoundError):
