@@ -679,3 +679,45 @@ def _value_key(x: Any) -> Hashable:
     except TypeError:
         return object()
     return (kind, x)
+
+
+# --- threads of the linear algebra --------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """One thread for the factorizations of JAX on CPUs, which are those of SciPy's OpenBLAS, for all of the process.
+
+    Small ones take much longer with several, where other threads or programs use the processor: they wait for each
+    other. Where SciPy has another BLAS, nothing changes.
+    """
+    library = _scipy_openblas()
+    if library is None:
+        yield
+        return
+    get, set_to = library
+    before = get()
+    set_to(1)
+    try:
+        yield
+    finally:
+        set_to(before)
+
+
+@functools.cache
+def _scipy_openblas() -> tuple[Callable[[], int], Callable[[int], None]] | None:
+    """The functions that tell and set its number of threads, from the library that SciPy's wheels bring along."""
+    import ctypes
+    import pathlib
+
+    import scipy.linalg  # which loads it
+
+    home = pathlib.Path(scipy.__file__).parent
+    for folder in (home.parent / "scipy.libs", home / ".dylibs", home / ".libs"):
+        for path in sorted(folder.glob("*openblas*")) if folder.is_dir() else []:
+            try:
+                library = ctypes.CDLL(str(path))
+                return library.scipy_openblas_get_num_threads, library.scipy_openblas_set_num_threads
+            except (OSError, AttributeError):
+                continue
+    return None

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
 
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optimistix as optx
 
+from .._compat import one_blas_thread
 from .._tree import describe
 from ..components import ComponentMatrix, ComponentVector, Layout, Path
 from ..core.converters import checks_itself, count, flag, number, optional
@@ -26,6 +28,7 @@ from .robust_losses import robust
 
 P = TypeVar("P")
 DIRECTIONS = ("forward", "reverse")
+SMALL = 1e10  # operations of a factorization: below, threads that wait for each other cost more than they help
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -373,7 +376,8 @@ def _fit(
         renew = backend.given["resample"]
     record.params = lambda: problem.join(params, data)
     run = functools.partial(backend.module.run, problem, params, data, record, programs, **given)
-    success, message = to_its_end(run, record)
+    with one_blas_thread() if size * problem.layout.size * min(size, problem.layout.size) < SMALL else nullcontext():
+        success, message = to_its_end(run, record)
     if message == NOT_FINITE_AT_START:
         message += not_finite(programs.problem, params, data)
     found = record.params()
