@@ -686,38 +686,36 @@ def _value_key(x: Any) -> Hashable:
 
 @contextlib.contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """One thread for the factorizations of JAX on CPUs, which are those of SciPy's OpenBLAS, for all of the process.
+    """One thread, in all of the process, for SciPy's OpenBLAS, whose factorizations JAX calls on CPUs, and NumPy's.
 
-    Small ones take much longer with several, where other threads or programs use the processor: they wait for each
-    other. Where SciPy has another BLAS, nothing changes.
+    Small matrices take much longer with several, where other threads or programs use the processors: they wait for each
+    other. Where there is another BLAS, nothing changes.
     """
-    library = _scipy_openblas()
-    if library is None:
-        yield
-        return
-    get, set_to = library
-    before = get()
-    set_to(1)
+    before = [(set_number, number()) for number, set_number in openblas_threads()]
+    for set_number, _ in before:
+        set_number(1)
     try:
         yield
     finally:
-        set_to(before)
+        for set_number, number in before:
+            set_number(number)
 
 
 @functools.cache
-def _scipy_openblas() -> tuple[Callable[[], int], Callable[[int], None]] | None:
-    """The functions that tell and set its number of threads, from the library that SciPy's wheels bring along."""
+def openblas_threads() -> list[tuple[Callable[[], int], Callable[[int], None]]]:
+    """What tells and sets the number of threads, for each of the libraries in the wheels of SciPy and NumPy."""
     import ctypes
     import pathlib
 
-    import scipy.linalg  # which loads it
+    import scipy.linalg  # which loads its own
 
-    home = pathlib.Path(scipy.__file__).parent
-    for folder in (home.parent / "scipy.libs", home / ".dylibs", home / ".libs"):
-        for path in sorted(folder.glob("*openblas*")) if folder.is_dir() else []:
-            try:
+    found = []
+    for package, suffix in ((scipy, ""), (np, "64_")):
+        home = pathlib.Path(str(package.__file__)).parent
+        folders = [home.parent / f"{home.name}.libs", home / ".dylibs", home / ".libs"]
+        for path in (path for folder in folders if folder.is_dir() for path in folder.glob("*openblas*")):
+            with contextlib.suppress(OSError, AttributeError):
                 library = ctypes.CDLL(str(path))
-                return library.scipy_openblas_get_num_threads, library.scipy_openblas_set_num_threads
-            except (OSError, AttributeError):
-                continue
-    return None
+                pair = [getattr(library, f"scipy_openblas_{do}_num_threads{suffix}") for do in ("get", "set")]
+                found.append((pair[0], pair[1]))
+    return found

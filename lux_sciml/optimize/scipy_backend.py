@@ -1,5 +1,6 @@
 """SciPy's minimizers, behind a boundary that is always float64 and always finite."""
 
+import contextlib
 import difflib
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import optax
 
 from .. import derivatives
+from .._compat import one_blas_thread
 from . import convergence
 from .constraints import Constraints
 from .objective import GRADIENT, HESSIAN, PRODUCTS, VALUE, Objective
@@ -35,6 +37,7 @@ METHODS = {  # name -> the highest derivative it is given
     "trust-exact": HESSIAN,
 }
 CONSTRAINED = ("SLSQP", "trust-constr", "COBYLA", "COBYQA")
+SMALL = 2000  # parameters: their matrices take one thread
 BOUNDED = ("L-BFGS-B", "TNC", "SLSQP", "trust-constr", "Nelder-Mead", "Powell", "COBYLA", "COBYQA")
 
 
@@ -139,9 +142,10 @@ def run(
         progress.history.append(lowest)
         if not np.isfinite(objective.value):
             raise Finished(False, NOT_FINITE_AT_START)
-        result, finite, doubt, again = attempt(objective.best)
-        if again and progress.steps < progress.max_steps:
-            result, finite, doubt, _ = attempt(objective.best)
+        with one_blas_thread() if x.size < SMALL else contextlib.nullcontext():
+            result, finite, doubt, again = attempt(objective.best)
+            if again and progress.steps < progress.max_steps:
+                result, finite, doubt, _ = attempt(objective.best)
         if not finite:
             return False, f"{method} ended where the loss is not finite; the best point before is returned"
         if not result.success and progress.steps >= progress.max_steps:

@@ -8,6 +8,7 @@ import pytest
 import scipy.optimize
 
 import lux_sciml as lux
+from lux_sciml import _compat
 from lux_sciml.optimize import damped_systems
 from lux_sciml.optimize.levenberg_marquardt import forward_jacobian, reverse_jacobian
 from lux_sciml.optimize.robust_losses import LOSSES, Robust
@@ -131,3 +132,38 @@ def test_robust_losses_are_scipys(name):
     convex = hessian > rows**2 - 1e-9  # all but the outliers
     assert convex[:2].all()
     np.testing.assert_allclose((rows**2)[convex], hessian[convex], rtol=1e-6)
+
+
+# --- geodesic acceleration ----------------------------------------------------------------------------------------
+
+
+def test_geodesic_acceleration_is_the_second_order_step():
+    """Along a curved line the accelerated step is nearer to the line than the plain one; differences agree."""
+
+    def residual(y, _):
+        return jnp.stack([y[0] * y[1] - 1.5, y[0] ** 2 + jnp.sin(y[1]) - 2.0, 0.3 * y[1] ** 3])
+
+    x = jnp.array([1.0, 0.8])
+    trials = {}
+    for geodesic in ("exact", "difference", None):
+        method = solver(damping=1e-6, geodesic=geodesic)
+        state = method.init(lambda y, a: (residual(y, a), None), x, None, {}, jnp.zeros(3), None, frozenset())
+        _, state, _ = method.step(lambda y, a: (residual(y, a), None), x, None, {}, state, frozenset())
+        trials[geodesic] = np.asarray(state.trial - x)
+    jacobian = jax.jacfwd(residual)(x, None)
+    d = trials[None]
+    np.testing.assert_allclose(d, -np.linalg.lstsq(jacobian, residual(x, None))[0], rtol=1e-4)
+    second = jnp.einsum("ijk,j,k", jax.hessian(residual)(x, None), d, d)
+    acceleration = -np.linalg.lstsq(jacobian, second)[0]
+    np.testing.assert_allclose(trials["exact"], d + acceleration / 2, rtol=1e-4)
+    np.testing.assert_allclose(trials["difference"], trials["exact"], rtol=1e-2)
+    with pytest.raises(ValueError, match="geodesic is 'exact', 'difference' or None"):
+        solver(geodesic="yes")
+
+
+def test_factorizations_take_one_thread_where_it_is_said():
+    libraries = _compat.openblas_threads()
+    before = [number() for number, _ in libraries]
+    with _compat.one_blas_thread():
+        assert all(number() == 1 for number, _ in libraries)
+    assert [number() for number, _ in libraries] == before
