@@ -14,10 +14,10 @@ import numpy as np
 
 from ..components.replacing import replacing
 from .function import PlainFunction, plain_function
-from .lowering import ELEMENTWISE, LOOPS, OTHERS, REDUCTIONS, VIEWS, Block, Operation, Value, lower
+from .lowering import CONVOLUTIONS, ELEMENTWISE, LOOPS, OTHERS, REDUCTIONS, VIEWS, Block, Operation, Value, lower
 from .plain_solves import plain_solves
 
-SUPPORTED = ELEMENTWISE | VIEWS | REDUCTIONS | LOOPS | OTHERS | {"conv_general_dilated", "dim_as_value"}
+SUPPORTED = ELEMENTWISE | VIEWS | REDUCTIONS | LOOPS | OTHERS | CONVOLUTIONS | {"dim_as_value"}
 
 _SAME = "exp exp2 log log1p expm1 sin cos tan sinh cosh tanh sqrt cbrt floor ceil sign abs square nextafter"
 _FUNCTIONS = {name: f"np.{name}" for name in _SAME.split()}
@@ -243,7 +243,7 @@ class _Source:
             return f"np.{out.dtype.name}({params['dim']})"
         if name == "dot_general":
             return self.product(op)
-        if name.startswith("reduce_"):
+        if name.startswith("reduce_") and name in REDUCTIONS:
             axes = tuple(params["axes"])
             kind = _REDUCED[name.removeprefix("reduce_")]
             more = f", dtype=np.{out.dtype.name}" if kind in ("sum", "prod") and out.dtype.kind in "iu" else ""
@@ -279,6 +279,8 @@ class _Source:
             return self.pad(op)
         if name == "gather":
             return self.gather(op)
+        if name.startswith("reduce_window_"):
+            return self.pooling(op)
         return self.convolution(op)
 
     def elementwise(self, op: Operation) -> str:
@@ -460,14 +462,9 @@ class _Source:
         self.line(f"{padded} = np.pad({self.read(x)}.transpose({tuple(xs)}), {tuple(pads)})")
         weight = self.new()
         self.line(f"{weight} = {self.read(kernel)}.transpose({(*ks[2:], ks[1], ks[0])})")
+        taps = [self.new("i") for _ in range(spatial)]
         sizes = [out.shape[k] for k in os_[2:]]
-        ranges, taps = [], [self.new("i") for _ in range(spatial)]
-        for tap, n, stride, d, (low, _) in zip(
-            taps, sizes, p["window_strides"], p["rhs_dilation"], p["padding"], strict=True
-        ):
-            start = f"{tap}*{d}" if d > 1 else tap
-            start = f"{start} + {-low}" if low < 0 else start
-            ranges.append(f"{start}:{start} + {(n - 1) * stride + 1}:{stride}")
+        ranges = map(_window, taps, sizes, p["window_strides"], p["rhs_dilation"], p["padding"])
         window = tuple(kernel.shape[k] for k in ks[2:])
         self.line(f"{total} = 0")
         self.line(f"for {', '.join(taps)}{',' * (spatial == 1)} in np.ndindex({window}):")
@@ -477,6 +474,28 @@ class _Source:
         for place, axis in zip((0, spatial + 1, *range(1, spatial + 1)), os_, strict=True):
             back[axis] = place
         return f"{total}.transpose({tuple(back)})"
+
+    def pooling(self, op: Operation) -> str:
+        """The largest, or the sum, over the taps of the window."""
+        (x,), (out,), p = op.inputs, op.outputs, op.params
+        if any(d != 1 for d in p["base_dilation"]):
+            raise ValueError("NumPy source has no pooling with gaps; export this model as StableHLO")
+        kind = op.name.removeprefix("reduce_window_")
+        low = "-np.inf" if out.dtype.kind == "f" else str(np.iinfo(out.dtype).min)
+        start = f"np.{out.dtype.name}({'0' if kind == 'sum' else low})"
+        padded, total = self.new(), self.new()
+        pads = tuple((max(before, 0), max(after, 0)) for before, after in p["padding"])
+        self.line(f"{padded} = np.pad({_bare(self.read(x))}, {pads}, constant_values={start})")
+        taps = [self.new("i") for _ in out.shape]
+        settings = (p["window_strides"], p["window_dilation"], p["padding"], p["window_dimensions"])
+        ranges = [
+            ":" if (size, stride, pad) == (1, 1, (0, 0)) else _window(tap, n, stride, d, pad)
+            for tap, n, stride, d, pad, size in zip(taps, out.shape, *settings, strict=True)
+        ]
+        self.line(f"{total} = {start}")
+        self.line(f"for {', '.join(taps)}{',' * (len(taps) == 1)} in np.ndindex({tuple(p['window_dimensions'])}):")
+        self.line(f"    {total} = {_CUMULATIVE[kind]}({total}, {padded}[{', '.join(ranges)}])")
+        return total
 
     def _split(self, op: Operation) -> None:
         start, axis = 0, op.params["axis"]
@@ -589,6 +608,13 @@ def _range(start: Any, limit: Any, stride: int, n: Any) -> str:
     if stride == 1 and isinstance(start, int) and start == 0 and str(limit) == str(n):
         return ":"
     return f"{start}:{limit}" + (f":{stride}" if stride != 1 else "")
+
+
+def _window(tap: str, n: Any, stride: int, dilation: int, pad: tuple[int, int]) -> str:
+    """The range of an axis that a tap of a window reads for `n` results."""
+    start = f"{tap}*{dilation}" if dilation > 1 else tap
+    start = f"{start} + {-pad[0]}" if pad[0] < 0 else start
+    return f"{start}:{start} + {(n - 1) * stride + 1}:{stride}"
 
 
 def _constant(name: str, array: np.ndarray) -> str:
