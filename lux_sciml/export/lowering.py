@@ -14,6 +14,7 @@ import numpy as np
 
 from .._compat import scan_counts
 from .._tree import is_random_key
+from .factorizations import lu, over_batch, permutation, sorted_integers, triangular_solve
 
 UNARY = frozenset(
     "neg sign floor ceil round is_finite abs exp exp2 log log1p expm1 sin cos tan asin acos atan sinh cosh tanh asinh"
@@ -311,8 +312,32 @@ def _dynamic_slice(inputs: list[Value], params: Any, outputs: list[Value], opera
     return outputs
 
 
+def _by(function: Callable[..., Any]) -> Callable[..., list[Value]]:
+    """What traces a function in the place of an operation."""
+
+    def rewrite(inputs: list[Value], params: Any, _: Any, operations: list[Operation]) -> list[Value]:
+        specs = [jax.ShapeDtypeStruct(value.shape, value.dtype) for value in inputs]
+        return _opened(jax.make_jaxpr(lambda *x: function(*x, **params))(*specs), inputs, operations)
+
+    return rewrite
+
+
+def _sort(inputs: list[Value], params: Any, outputs: list[Value], operations: list[Operation]) -> Any:
+    """Of integers alone, as the transpose of a permutation sorts."""
+    if params["num_keys"] != 1 or inputs[0].dtype.kind != "i" or params["dimension"] != len(inputs[0].shape) - 1:
+        return None
+    return _by(over_batch(sorted_integers, 1))(inputs, params, outputs, operations)
+
+
 _REWRITTEN = {"stack": _stack, "unstack": _unstack, "tile": _tile, "dynamic_slice": _dynamic_slice}
 _REWRITTEN |= {"one_minus_square": _one_minus_square, "polynomial": _polynomial}  # of jax 0.12
+
+_REWRITTEN |= {
+    "sort": _sort,
+    "lu": _by(over_batch(lu, 2)),
+    "lu_pivots_to_permutation": _by(over_batch(permutation, 1)),
+    "triangular_solve": _by(over_batch(triangular_solve, 2)),
+}
 
 
 # --- loops ------------------------------------------------------------------------------------------------------------

@@ -81,6 +81,8 @@ def test_operations(tmp_path):
         yield jnp.einsum("bi,bj->bij", x, x), jnp.einsum("bij,bkj->bik", x[:, None] * x[..., None], x[..., None] - 1)
         yield x.reshape(-1, 5, 1).transpose(0, 2, 1).reshape(-1, 5) @ jnp.arange(15.0, dtype="float32").reshape(3, 5).T
         yield jnp.take(x, jnp.array([4, 1, 1]), axis=1), x.at[:, 1].set(0.5).at[:, jnp.array([0, 2])].add(x[:, 3:])
+        system = 3 * jnp.eye(5, dtype=x.dtype) + jnp.sin(x[:, :, None] - 2 * x[:, None])
+        yield jnp.linalg.solve(system, x[..., None]), jnp.argsort((9 * x).astype("int32"), axis=1).astype(x.dtype)
         index = (x[:, 0] > 0).astype("int32") + 1
         yield jnp.take_along_axis(x, index[:, None], 1), jnp.ones_like(x), 2 * jnp.ones((2, 2), x.dtype)
         yield jax.vmap(lambda x, i: jax.lax.dynamic_slice(x, (i,), (3,)))(x, index)
