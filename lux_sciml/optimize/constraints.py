@@ -4,44 +4,16 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ..components import ComponentMatrix, ComponentVector, Layout
-from .problem import Inputs, Problem, called
+from .named_function import NamedFunction, jacobian, product, values
+from .problem import Inputs, Problem
 from .programs import Programs
 from .progress import Finished
 
 LEAST = 1e-4  # a violation above is no success: methods have tolerances of their own below
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Constrained:
-    """A function that is constrained, of the parameters of a loss."""
-
-    function: Callable
-    loss: Problem
-    trace: Callable | None = None
-
-    def facts(self) -> tuple[Any, ...]:
-        return self.loss.facts()
-
-    def traced(self, trace: Callable, params: Any, inputs: Inputs) -> Callable:
-        return trace(self, params, inputs)[0]
-
-    def returned(self, params: Any, inputs: Inputs) -> Any:
-        given = [self.loss.join(params, inputs)]
-        given += [eqx.combine(inputs.args, self.loss.other_args)] if self.loss.has_args else []
-        return called("constraint", self.function, ["ps", "args"][: len(given)], *given)
-
-    def __call__(self, params: Any, inputs: Inputs) -> jax.Array:
-        """The values, `(m,)`."""
-        if self.trace is not None:
-            return self.trace(params, inputs)
-        out = self.returned(params, inputs)
-        return Layout.of(out).ravel(out, self.loss.dtype)
 
 
 @dataclasses.dataclass
@@ -74,10 +46,10 @@ class Constraints:
         from scipy.optimize import LinearConstraint, NonlinearConstraint
 
         def checked(f, x):
-            values = f(inside(x))
-            if not np.isfinite(values).all():
+            found = f(inside(x))
+            if not np.isfinite(found).all():
                 raise Finished(False, f"a constraint is not finite at a point of {self.method}: keep it so by bounds")
-            return values
+            return found
 
         def made(c):
             if c.products is None:
@@ -112,8 +84,8 @@ class Constraints:
 
 
 def _beyond(c: _Constraint, x: np.ndarray) -> np.ndarray:
-    values = c.values(x)
-    return np.where(np.isfinite(values), np.maximum(np.maximum(c.lower - values, values - c.upper), 0), np.inf)
+    found = c.values(x)
+    return np.where(np.isfinite(found), np.maximum(np.maximum(c.lower - found, found - c.upper), 0), np.inf)
 
 
 def _named(given: Any) -> bool:
@@ -144,29 +116,25 @@ def _constraint(given: Any, problem: Problem, params: Any, inputs: Inputs) -> _C
 def _nonlinear(given: Any, problem: Problem, params: Any, inputs: Inputs) -> _Constraint:
     if not callable(given.fun):
         raise TypeError(f"a constraint is of a function of the parameters, got a {type(given.fun).__name__}")
-    limited, cast = Constrained(given.fun, problem), problem.cast
+    limited, cast = NamedFunction(given.fun, problem, "constraint"), problem.cast
     flat = cast(problem.ravel(params))
-    out = jax.eval_shape(lambda params: limited.returned(params, inputs), params)
-    try:
-        layout = Layout.of(out)
-    except TypeError as error:
-        raise TypeError(f"a constraint is a function whose values are floating-point numbers: {error}") from None
+    layout = limited.layout(params, inputs)
     name = getattr(given.fun, "__name__", "").replace("<lambda>", "") or "the constraint"
     programs = {mode: Programs(limited, params, inputs, mode=mode) for mode in (None, "both")}
-    run = programs[None](_values, flat, inputs)
+    run = programs[None](values, flat, inputs)
     wide = layout.size > problem.layout.size
     mode = "forward" if wide else "reverse"
-    slopes = Programs(limited, params, inputs, wide, mode=mode)(_jacobian, flat, inputs)
-    product = programs["both"](_product, flat, flat, np.zeros(layout.size, problem.dtype), inputs)
+    slopes = Programs(limited, params, inputs, wide, mode=mode)(jacobian, flat, inputs)
+    times = programs["both"](product, flat, flat, np.zeros(layout.size, problem.dtype), inputs)
 
     def products(x, v):
         from scipy.sparse.linalg import LinearOperator
 
-        def times(u):
-            return np.asarray(product(cast(x), cast(np.ravel(u)), cast(np.asarray(v)), inputs), np.float64)
+        def along(u):
+            return np.asarray(times(cast(x), cast(np.ravel(u)), cast(np.asarray(v)), inputs), np.float64)
 
         operator: Any = LinearOperator
-        return operator((x.size, x.size), matvec=times, rmatvec=times, dtype=np.float64)
+        return operator((x.size, x.size), matvec=along, rmatvec=along, dtype=np.float64)
 
     return _Constraint(
         [f"`{name}{f': {label}' if label else ''}`" for label in layout.labels()],
@@ -207,17 +175,3 @@ def _side(side: Any, layout: Layout) -> np.ndarray:
     if side.shape not in ((), (1,), (layout.size,)):
         raise ValueError(f"limits of a constraint of {layout.size} values are as many numbers, got shape {side.shape}")
     return np.broadcast_to(side, (layout.size,)).copy()
-
-
-def _values(limited: Constrained, flat: jax.Array, inputs: Inputs) -> jax.Array:
-    return limited(limited.loss.unravel(flat), inputs)
-
-
-def _jacobian(limited: Constrained, wide: bool, flat: jax.Array, inputs: Inputs) -> jax.Array:
-    return (jax.jacfwd if wide else jax.jacrev)(lambda flat: _values(limited, flat, inputs))(flat)
-
-
-def _product(limited: Constrained, flat: jax.Array, u: jax.Array, v: jax.Array, inputs: Inputs) -> jax.Array:
-    """Forward over reverse mode."""
-    gradient = jax.grad(lambda flat: jnp.vdot(v, _values(limited, flat, inputs)))
-    return jax.jvp(gradient, (flat,), (u,))[1]

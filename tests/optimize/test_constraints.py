@@ -94,7 +94,7 @@ def test_wrong_constraints(start):
         run(radius)
     with pytest.raises(TypeError, match=r"the constraint is called as constraint\(ps, args\), got a function of \(p\)"):
         run(NonlinearConstraint(lambda p: p.b, 0, 1))
-    with pytest.raises(TypeError, match="is a function whose values are floating-point numbers"):
+    with pytest.raises(TypeError, match="has values that are floating-point numbers"):
         run(NonlinearConstraint(lambda p, _: p.b > 0, 0, 1))
     with pytest.raises(ValueError, match="limits of a constraint of 2 values are as many numbers"):
         run(NonlinearConstraint(radius, np.zeros(3), 1))
