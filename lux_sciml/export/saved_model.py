@@ -67,11 +67,7 @@ def saved_model(
 def _tensorflow_function(tf: Any, function: PlainFunction, gradient: bool, platforms: tuple[str, ...]) -> Any:
     """The function in TensorFlow, from the inputs by position or by name to the outputs by name."""
     function.require_types("SavedModel", _types(tf), "lux.export.stablehlo")
-    if function.symbols and not _reads_open_sizes():
-        raise ValueError(
-            f"TensorFlow {tf.__version__} does not read programs for any size of an axis as jax {jax.__version__} "
-            "writes them: batch_axis=None exports for the size of the example; a later TensorFlow may read them"
-        )
+    require_readable_sizes(tf, function)
     options = {"with_gradient": gradient, "native_serialization_platforms": platforms}
     converted = to_tensorflow(function.call, function.specs, **options)
     signature = [
@@ -83,6 +79,15 @@ def _tensorflow_function(tf: Any, function: PlainFunction, gradient: bool, platf
         return dict(zip(function.outputs, converted(*arrays), strict=True))
 
     return tf.function(call, autograph=False, input_signature=signature)
+
+
+def require_readable_sizes(tf: Any, function: PlainFunction) -> None:
+    """Raise `ValueError` for open sizes where TensorFlow does not read them."""
+    if function.symbols and not _reads_open_sizes():
+        raise ValueError(
+            f"TensorFlow {tf.__version__} does not read programs for any size of an axis as jax {jax.__version__} "
+            "writes them: batch_axis=None exports for the size of the example; a later TensorFlow may read them"
+        )
 
 
 @functools.cache

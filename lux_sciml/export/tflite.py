@@ -14,6 +14,7 @@ from ..components.files import replacing
 from .function import PlainFunction, plain_function
 from .plain_program import in_plain_operations, translated
 from .plain_solves import plain_solves
+from .saved_model import require_readable_sizes
 
 _TYPES = (np.float32, np.int8, np.int16, np.int32, np.int64, np.uint8, np.bool_)
 _INSTEAD = "lux.export.onnx, lux.export.stablehlo or lux.export.saved_model"
@@ -41,8 +42,9 @@ def tflite(
       batch, `batch_axis=None`, the file is smaller and LiteRT many times faster.
 
     Raises what `plain_function` raises; `TypeError` for inputs and outputs that are not in single precision, whole or
-    boolean; `ValueError` for what LiteRT has no operation for, above all other solves and the reverse mode of a solve:
-    nothing is written then. `ImportError` without TensorFlow, which comes with `pip install lux-sciml[export]`.
+    boolean; `ValueError` for what LiteRT has no operation for, above all other solves and the reverse mode of a solve,
+    and for open sizes where TensorFlow is too old for this JAX: nothing is written then. `ImportError` without
+    TensorFlow, which comes with `pip install lux-sciml[export]`.
     """
     with plain_solves():
         function = plain_function(model, ps, st, x, batch_axis=batch_axis, params=params, names=names, portable=True)
@@ -60,6 +62,7 @@ def _content(function: PlainFunction) -> bytes:
     except ImportError as error:
         raise ImportError("TFLite files are written by TensorFlow: pip install lux-sciml[export]") from error
     function.require_types("TFLite", _TYPES, _INSTEAD)
+    require_readable_sizes(tf, function)
     module = tf.Module()
     with (
         translated(function.name, "TFLite", _MISSING, _INSTEAD),

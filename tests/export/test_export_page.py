@@ -14,7 +14,7 @@ import pytest
 import lux_sciml as lux
 
 PAGE = Path(__file__).parents[2] / "docs" / "export.md"
-NEEDED = ("tensorflow", "tritonclient")
+NEEDED = ("tensorflow", "tritonclient", "onnx", "onnxruntime", "ai_edge_litert")
 
 
 @pytest.fixture
@@ -60,7 +60,8 @@ def test_the_page_runs(shell, capsys):
     assert float(namespace["loss"](namespace["ps"], namespace["batch"])) < 1e-3
     assert "<exported NeuralODE: (u: float32[batch, 2]) -> (path: float32[11, batch, 2])>" in capsys.readouterr().out
     assert printed["python alone.py"] == "(11, 1, 2) ('cpu', 'cuda', 'rocm', 'tpu')\n"
-    assert printed["python in_tensorflow.py"] == "(11, 1, 2)\n"
+    assert printed["python in_tensorflow.py"] == printed["python in_litert.py"] == "(11, 1, 2)\n"
+    assert printed["python in_onnxruntime.py"] == "(11, 2, 2) lux-sciml\n"
     end = namespace["truth"](namespace["jnp"].array([[1.0, 0.0]]), {}, {})[0][-1, 0, 0]
     assert abs(float(printed["./swing"]) - end) < 0.1 and printed["python plain.py"] == "(2, 1)\n"
     described, shape, error = printed["python client.py 8123"].splitlines()
