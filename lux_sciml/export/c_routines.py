@@ -122,8 +122,8 @@ def routines_of(function: PlainFunction, jvp: bool, vjp: bool) -> list[Routine]:
             if "Reverse-mode differentiation does not work" not in str(error):
                 raise
             raise ValueError(
-                f"{function.name} has a loop of any length, as solves are written, which has no derivative in reverse "
-                "mode: take jvp=True"
+                f"{function.name} has a loop of any length, as solves of equations are, which has no derivative in "
+                "reverse mode: take jvp=True"
             ) from error
     for each in routines:
         _require_samples(function, each)

@@ -65,7 +65,8 @@ def c_source(
     not overlap. Equal models give equal files.
 
     Raises what `plain_function` raises, and `ValueError` for operations that have no translation, for a model
-    whose output for one sample depends on the others, and with `vjp` for loops of any length, which solves are.
+    whose output for one sample depends on the others, and with `vjp` for loops of any length, as solves of equations
+    are.
 
     >>> import jax, jax.numpy as jnp, pathlib, tempfile, lux_sciml as lux
     >>> from lux_sciml.export.c_source import c_source
