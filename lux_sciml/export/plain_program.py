@@ -202,7 +202,8 @@ def _gather(x: Any, indices: Any, *, dimension_numbers: Any, slice_sizes: Any, m
         return None
     for row in rows:
         at = dict(zip(axes, row.tolist(), strict=True))
-        if not all(0 <= i <= x.shape[axis] - slice_sizes[axis] for axis, i in at.items()):
+        sizes = [(x.shape[axis], slice_sizes[axis], i) for axis, i in at.items()]
+        if not all(isinstance(n, int) and 0 <= i <= n - size for n, size, i in sizes):
             return None
         first = [at.get(axis, 0) for axis in range(x.ndim)]
         part = lax.slice(x, first, [i + n for i, n in zip(first, slice_sizes, strict=True)])
@@ -278,6 +279,4 @@ _RULES: Rules = {
     "optimization_barrier": lambda *xs: xs,
     "stop_gradient": lambda x: x,
     "copy": lambda x: x,
-    "copy_p": lambda x: x,
-    "reduce_precision": lambda x, **_: x,
 }

@@ -1,4 +1,4 @@
-"""Solves by plain loops, of operations that every format has: for ONNX and TFLite."""
+"""Solves by plain loops, of operations that every format has."""
 
 import contextlib
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from ..equilibrium.loop import roots_found_by
 
 @contextlib.contextmanager
 def plain_solves() -> Iterator[None]:
-    """Equations and roots that are traced inside are solved by the loops of this file, for ONNX and TFLite.
+    """Equations and roots that are traced inside are solved by the loops of this file.
 
     They take the steps that diffrax and optimistix take: those of the solver's own tableau, with the sizes that the
     layer's controller gives, saved by the solver's own interpolation; and Newton's. `ValueError`, by name, for what
@@ -37,9 +37,9 @@ def plain_solves() -> Iterator[None]:
 
 def _refusal(what: str) -> ValueError:
     return ValueError(
-        "ONNX and TFLite hold solves by explicit solvers, with fixed or PID-controlled steps, saved at times, and "
-        f"roots by Newton's method, but not {what}: export it by lux.export.stablehlo or lux.export.saved_model, "
-        "which hold every solve"
+        "this format holds solves by explicit solvers, with fixed or PID-controlled steps, saved at times, and roots "
+        f"by Newton's method, but not {what}: export it by lux.export.stablehlo or lux.export.saved_model, which "
+        "hold every solve"
     )
 
 
@@ -70,10 +70,14 @@ def _solve(
     stepsize_controller: diffrax.AbstractStepSizeController,
     max_steps: int | None,
     event: Any,
+    throw: bool,
+    progress_meter: diffrax.AbstractProgressMeter,
     **options: Any,
 ) -> diffrax.Solution:
     """What `diffrax.diffeqsolve` returns, without statistics of its own."""
     _require_plain(terms, solver, stepsize_controller, saveat, event)
+    if throw or not isinstance(progress_meter, diffrax.NoProgressMeter):
+        raise ValueError("exported solves do not call back to Python: leave throw=True and the progress meter out")
     backward = t0 > t1
     direction = jnp.where(backward, -1, 1).astype(t0.dtype)
     start, end = t0 * direction, t1 * direction
@@ -215,7 +219,7 @@ def _find_root(f: Any, solver: Any, y0: Any, args: Any, *, max_steps: int, **opt
     start, unravel = ravel_pytree(y0)
     if not isinstance(start.size, int):
         raise ValueError(
-            "a root of a batch of any size has a Jacobian of any size, which ONNX and TFLite do not hold: solve for "
+            "a root of a batch of any size has a Jacobian of any size, which this format does not hold: solve for "
             'each sample, with batching="vmap", or export for one batch, with batch_axis=None'
         )
 
