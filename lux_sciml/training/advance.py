@@ -89,11 +89,15 @@ def _if_active(step: Callable[..., Any], state: Any, active: Any, batch: Any) ->
 def _chunk(
     step: Callable[..., Any], padded: bool, state: Any, active: Any, data: Any, rows: Any, sizes: Any, count: Any
 ) -> tuple[Any, Stats]:
-    """`count` steps on the samples `rows` `(most, batch_size)` of the data; the stats of each, `(most, ...)`."""
+    """`count` steps on the samples `rows` `(most, batch_size)` of the data, or, `(most, 0)`, on all.
+
+    Also the stats of each, `(most, ...)`.
+    """
 
     def batch(i: Any) -> Any:
-        here = jax.tree.map(lambda x: x.at[rows[i]].get(mode="promise_in_bounds"), data)
-        return Padded(here, jnp.arange(rows.shape[1]) < sizes[i]) if padded else here
+        whole = rows.shape[1] == 0
+        here = data if whole else jax.tree.map(lambda x: x.at[rows[i]].get(mode="promise_in_bounds"), data)
+        return Padded(here, jnp.arange(len(jax.tree.leaves(here)[0])) < sizes[i]) if padded else here
 
     def body(i: Any, carry: Any) -> Any:
         state, kept = carry

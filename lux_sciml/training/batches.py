@@ -36,13 +36,18 @@ class Arrays:
             raise ValueError(
                 f'there are {self.n} samples for batches of {self.batch_size}: take smaller ones, or last="pad"'
             )
-        self.shuffle = shuffle
+        self.shuffle, self.whole = shuffle, self.batch_size == self.n
         self.resident = sum(x.nbytes for x in jax.tree.leaves(data)) <= RESIDENT
         self.data = jax.tree.map(jnp.asarray, data) if self.resident else data
         self._orders = (-1, np.zeros((1, 0), np.int32))  # of which group of epochs, and what they are
 
     def rows(self, first: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
-        """The samples of some steps of a run `(steps, batch_size)`, and how many of each are none to fill."""
+        """The samples of some steps of a run `(steps, batch_size)`, and how many of each are none to fill.
+
+        Where all samples are one batch, `(steps, 0)`: they come as they are.
+        """
+        if self.whole:
+            return np.zeros((steps, 0), np.int32), np.full(steps, self.n, np.int32)
         rows = np.zeros((steps, self.batch_size), np.int32)
         sizes = np.full(steps, self.batch_size, np.int32)
         done = 0
@@ -71,8 +76,8 @@ class Arrays:
 
     def batch(self, rows: np.ndarray, size: int) -> Any:
         """The batch of some samples."""
-        data = jax.tree.map(lambda x: x[rows], self.data)
-        return Padded(data, np.arange(len(rows)) < size) if self.last == "pad" else data
+        data = self.data if self.whole else jax.tree.map(lambda x: x[rows], self.data)
+        return Padded(data, np.arange(self.batch_size) < size) if self.last == "pad" else data
 
     def kind(self) -> Any:
         """The shapes and dtypes of a batch."""

@@ -58,7 +58,7 @@ class Run:
         if self.validation is not None:
             size = getattr(self.batches, "batch_size", None)
             self.validation = Validation(self.validation, size, padded, self.programs.evaluate)
-        self.state = copied(self.state)
+        self.state = copied(self.state.replace(skipped=jnp.zeros_like(self.state.skipped)))  # those of this run
         self.first = self.step = int(np.max(self.state.step))
         self.watch = Watch(self.early_stopping, members)
         self.lost_in_a_row = np.zeros(members, np.int64)
@@ -188,9 +188,8 @@ class Run:
         active = jnp.asarray(self.watch.active) if self.ensemble else None
         if isinstance(self.batches, Arrays) and self.looped:
             batches = self.batches
-            most = max(
-                1, min(LONGEST, MOST_ROWS // batches.batch_size, self.length if self.total is None else self.total)
-            )
+            width = 1 if batches.whole else batches.batch_size
+            most = max(1, min(LONGEST, MOST_ROWS // width, (self.total or LONGEST) - self.first))
             limit = min(limit, most)
             rows, sizes = self._rows(batches, limit, most)
             self.state, kept = self.programs.chunk(self.state, active, batches.data, rows, sizes, limit)
@@ -354,9 +353,18 @@ class Run:
             "data": self._kind_of_data(),
             "place": self.batches.place() if isinstance(self.batches, Stream) else None,
         }
-        metric = self.validated.get(self.watch.rule.monitor)
-        value = None if metric is None else float(np.nanmin(metric[-1]) * (-1 if self.watch.rule.higher else 1))
-        checkpoints.save(self.step, {"state": self.state, "run": run}, value)
+        checkpoints.save(
+            self.step, {"state": self.state, "run": run}, self._metric() if checkpoints.keep_best else None
+        )
+
+    def _metric(self) -> float | None:
+        """How good the state is: what is watched of the validation, of an ensemble the best; lower is better."""
+        if self.validation is None:
+            return None
+        fresh = self.validated and self.validated["validation_step"][-1] == self.step - self.first
+        values = {name: x[-1] for name, x in self.validated.items()} if fresh else self.validation(self.state)
+        sign = -1.0 if self.watch.rule.higher else 1.0
+        return float(np.min(sign * values[self.watch.rule.monitor]))
 
     def _kind_of_data(self) -> dict[str, Any]:
         if isinstance(self.batches, Stream):
