@@ -98,7 +98,8 @@ def _reads_open_sizes() -> bool:
     spec = jax.ShapeDtypeStruct(jax.export.symbolic_shape("n"), "float32")
     call = to_tensorflow(jax.numpy.negative, [spec], with_gradient=False)
     try:
-        tf.function(call, autograph=False)(tf.zeros(1))
+        with for_tensorflow():
+            tf.function(call, autograph=False)(tf.zeros(1))
     except tf.errors.InvalidArgumentError:
         return False
     return True

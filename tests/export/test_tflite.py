@@ -10,9 +10,6 @@ import lux_sciml as lux
 
 pytest.importorskip("tensorflow")
 Interpreter = pytest.importorskip("ai_edge_litert.interpreter").Interpreter
-open_sizes = pytest.mark.skipif(
-    jax.__version_info__ >= (0, 11), reason="TensorFlow 2.21 does not read open sizes as this jax writes them"
-)
 
 
 def run(path, **inputs):
@@ -20,7 +17,6 @@ def run(path, **inputs):
     return Interpreter(str(path)).get_signature_runner()(**inputs)
 
 
-@open_sizes
 @pytest.mark.parametrize("name", MODELS)
 def test_any_batch(tmp_path, name):
     layer, shape = MODELS[name]
@@ -44,7 +40,6 @@ def test_one_batch_and_parameters_as_an_input(tmp_path):
     assert about["format"] == "TFLite" and about["inputs"][1] == {"name": "x", "shape": [4, 3], "dtype": "float32"}
 
 
-@open_sizes
 def test_gradient_of_a_loss_with_trees_and_whole_numbers(tmp_path):
     layer, shape = MODELS["mlp"]
     ps, st, _ = set_up(layer)
@@ -60,7 +55,6 @@ def test_gradient_of_a_loss_with_trees_and_whole_numbers(tmp_path):
     np.testing.assert_allclose(out["y_1"], gradient.data, rtol=2e-5, atol=2e-6)
 
 
-@open_sizes
 def test_what_is_refused_is_not_written(tmp_path):
     path = tmp_path / "model.tflite"
     path.write_bytes(b"old")
