@@ -90,11 +90,24 @@ def _dynamic_update_slice(graph: Writer, eqn: Any, x: str, update: str, *first: 
     return graph.node("Concat", graph.sliced(x, axis, graph.ints([0]), start), update, after, axis=axis)
 
 
+def _spread(graph: Writer, x: str, shape: Any, between: list[int], value: str) -> tuple[str, list[Any]]:
+    """`x` with so many values between its elements along each axis, and the sizes that it then has."""
+    shape = list(shape)
+    for axis, gap in enumerate(between):
+        if gap:
+            pads = [0] * (2 * len(shape) + 2)
+            pads[len(shape) + axis + 2] = gap
+            x = graph.node("Pad", graph.node("Unsqueeze", x, graph.ints([axis + 1])), graph.ints(pads), value)
+            shape[axis] = shape[axis] * (gap + 1)
+            x = graph.reshaped(x, shape)
+            shape[axis] = shape[axis] - gap
+            x = graph.sliced(x, axis, graph.ints([0]), graph.size(shape[axis]))
+    return x, shape
+
+
 def _pad(graph: Writer, eqn: Any, x: str, value: str) -> str:
-    shape, config = eqn.invars[0].aval.shape, eqn.params["padding_config"]
-    low, up, between = ([int(pad[i]) for pad in config] for i in range(3))
-    if any(between):
-        raise NoForm("padding between elements")
+    low, up, between = ([int(pad[i]) for pad in eqn.params["padding_config"]] for i in range(3))
+    x, shape = _spread(graph, x, eqn.invars[0].aval.shape, between, value)
     if any(n < 0 for n in (*low, *up)):
         for axis, n in enumerate(shape):
             if low[axis] < 0 or up[axis] < 0:
@@ -219,8 +232,11 @@ def _dot_general(graph: Writer, eqn: Any, x: str, y: str) -> str:
 def _conv(graph: Writer, eqn: Any, x: str, kernel: str) -> str:
     params = eqn.params
     numbers, padding = params["dimension_numbers"], params["padding"]
-    if params["batch_group_count"] != 1 or set(params["lhs_dilation"]) != {1} or any(n < 0 for p in padding for n in p):
-        raise NoForm("a convolution with gaps between inputs, as of lux.ConvTranspose, or with groups of samples")
+    if params["batch_group_count"] != 1 or any(n < 0 for pad in padding for n in pad):
+        raise NoForm("a convolution of groups of samples, or with less than no padding")
+    gaps = dict(zip(numbers.lhs_spec[2:], params["lhs_dilation"], strict=True))
+    shape, zero = eqn.invars[0].aval.shape, graph.constant(0, eqn.invars[0].aval.dtype)
+    x, _ = _spread(graph, x, shape, [gaps.get(axis, 1) - 1 for axis in range(len(shape))], zero)
     out = graph.node(
         "Conv",
         graph.transposed(x, numbers.lhs_spec),

@@ -44,7 +44,13 @@ def test_operations(tmp_path):
         two = [jnp.arctan2] if x.dtype == "float32" else []
         two += [jnp.maximum, jnp.fmod, jnp.greater_equal, jnp.not_equal, lambda x, y: jnp.abs(x) ** y]
         shaped = [jnp.sort(x), *lax.top_k(x, 2), jnp.argmax(x, 1), jnp.argsort(x, axis=0), jnp.cumsum(x, axis=1)]
-        shaped += [jnp.stack([x, y], 1), jnp.pad(x, ((0, 0), (1, 2)), constant_values=2), x[:, 1::2], jnp.prod(x, 1)]
+        shaped += [
+            jnp.stack([x, y], 1),
+            lax.pad(x, np.zeros((), x.dtype), ((0, 0, 0), (1, -1, 2))),
+            jnp.pad(x, ((0, 0), (1, 2)), constant_values=2),
+            x[:, 1::2],
+            jnp.prod(x, 1),
+        ]
         shaped += [jnp.einsum("bi,ci->bc", x, y), jnp.einsum("bi,bj->bij", x, y), jnp.einsum("bi,bi->b", x, y)]
         shaped += [jnp.mean(x), jnp.broadcast_to(jnp.arange(x.shape[0])[:, None], x.shape), jnp.tile(x, (1, 2))]
         shaped += [jnp.zeros_like(x), x.reshape(-1), jnp.any(x > 0, 1), jnp.split(x, [1], 1), jnp.take(x, 7, axis=1)]
@@ -60,7 +66,10 @@ def test_operations(tmp_path):
         carry, ys = lax.scan(lambda c, row: (c + row, c * row), jnp.zeros(3, x.dtype), x, reverse=True)
         return carry, ys, lax.fori_loop(0, 3, lambda k, x: lax.dynamic_update_slice(x, x[:, :1] * 2, (0, k)), x)
 
+    up = lux.ConvTranspose(2, 3, (3, 3), stride=2)
+    ps, st, _ = set_up(up)
     rng = np.random.default_rng(0)
+    check(tmp_path, lambda x: up(x, ps, st)[0], [rng.normal(size=(n, 4, 5, 2)).astype("float32") for n in (3, 1)])
     for dtype in ("float32", "float64"):
         check(tmp_path, of_numbers, [rng.normal(size=(n, 3)).astype(dtype) for n in (4, 1)])
     check(tmp_path, of_loops, [rng.normal(size=(n, 3)) for n in (4, 1)])
