@@ -102,16 +102,10 @@ def test_a_run_that_is_broken_off_goes_on_to_the_same_bits(data, tmp_path):
             if report.step in at:
                 raise KeyboardInterrupt
 
-        return lux.fit(
-            *(objective, state, data),
-            **dict(batch_size=batch_size, epochs=6, validation=(X, Y), early_stopping=EarlyStopping(3, min_delta=0.01)),
-            **dict(
-                checkpoints=Checkpoints(tmp_path / folder, every=3, keep_best=1),
-                callbacks=callback,
-                callback_every=1,
-                **options,
-            ),
-        )
+        rule, checkpoints = EarlyStopping(3, min_delta=0.01), Checkpoints(tmp_path / folder, every=3, keep_best=1)
+        options |= {"batch_size": batch_size, "epochs": 6, "callbacks": callback, "callback_every": 1}
+        options |= {"validation": (X, Y), "early_stopping": rule, "checkpoints": checkpoints}
+        return lux.fit(objective, state, data, **options)
 
     whole = run("whole")
     assert whole.success and whole.steps > 15
