@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from types import ModuleType
@@ -15,16 +16,16 @@ import optimistix as optx
 
 from .._compat import one_blas_thread
 from .._tree import describe
-from ..components import ComponentMatrix, ComponentVector, Layout, Path
+from ..components import ComponentMatrix, Layout, Path
 from ..core.converters import checks_itself, count, flag, number, optional
 from . import damped_systems, fit_statistics, levenberg_marquardt_backend, optimistix_backend, scipy_least_squares
-from .fitted_parameters import text_of
 from .levenberg_marquardt import DIFFERENCE, EXACT, LevenbergMarquardt, prefers_forward
 from .minimize import MinimizeResult, converted, is_whole
 from .programs import Programs
 from .progress import NOT_FINITE_AT_START, Progress, to_its_end
 from .residual_problem import WHOLE, Data, ResidualProblem, not_finite, same_samples
 from .robust_losses import robust
+from .starts import Runs, starting_points
 
 P = TypeVar("P")
 DIRECTIONS = ("forward", "reverse")
@@ -44,10 +45,10 @@ class LeastSquaresResult(MinimizeResult[P]):
     residuals, where they leave directions of the parameters open, which are named, and where a parameter lies on one of
     its bounds.
 
-    >>> import jax, jax.numpy as jnp
+    >>> import jax, jax.numpy as jnp, lux_sciml as lux
     >>> x = jnp.arange(6.0)
     >>> noise = jnp.array([0.1, -0.1, 0.2, -0.2, 0.1, -0.1])
-    >>> line = ComponentVector(offset=0.0, slope=0.0)
+    >>> line = lux.ComponentVector(offset=0.0, slope=0.0)
     >>> fit = least_squares(lambda p, s: p.offset + p.slope * s[0] - s[1], line, samples=(x, 1 + 2 * x + noise))
     >>> fit.success, fit.residuals.shape, fit.standard_errors()
     (True, (6,), ComponentVector(offset=0.1205, slope=0.0398))
@@ -56,7 +57,6 @@ class LeastSquaresResult(MinimizeResult[P]):
     True
     """
 
-    runs: tuple["LeastSquaresResult[P]", ...] = ()
     fitted: "Fitted | None" = None
 
     @functools.cached_property
@@ -170,6 +170,7 @@ def least_squares(
     loss_scale: float = 1.0,
     trainable: str | Sequence[str | Path] | None = None,
     max_steps: int = 1000,
+    max_seconds: float | None = None,
     tol: float | None = None,
     jacobian: str | None = None,
     solver: str | None = None,
@@ -207,14 +208,15 @@ def least_squares(
     * `loss`: `"linear"`, or one that counts outliers less, `"huber"`, `"soft_l1"`, `"cauchy"` or `"arctan"`, for
       `"lm"`, `"trf"` and `"dogbox"`; residuals below `loss_scale` count fully.
     * `max_steps`: the maximum number of steps; one of `"lm"` tries one point, one of SciPy's accepts one.
+    * `max_seconds`: end after this time, compiling included, all `starts` together.
     * `tol`: relative, for `"lm"` and SciPy's methods. By default 1e-12, or what the precision allows, and SciPy's 1e-8.
     * `jacobian`: `"forward"` or `"reverse"`. By default forward without samples, unless parameters outnumber the
       residuals four times, and reverse for each sample. A solver inside with `adjoint="auto"` follows.
     * `solver`: the linear algebra of `"lm"`, as for `LevenbergMarquardt`; by default chosen by size.
     * `resample(key, ps)` returns new samples, of the same shapes, after every `resample_every` steps of `"lm"`: as of
       `adaptive_samples`; with groups a dict of those to renew. The random keys follow from `key`.
-    * `starts`: more starts than `ps`: a list of parameters, or a batch `(k, n)`. All are run, one after the other, and
-      the best is returned; `result.runs` are all of them.
+    * `starts`: more starts than `ps`, as for `minimize`: the number of all, a list of parameters, or a batch `(k, n)`.
+      They are run one after the other, and the best is returned; `result.runs` are all of them.
     * `options`: SciPy's, or those of the optimistix solver.
 
     Levenberg-Marquardt starts well near a solution. From random weights, fits of stiff equations may stick: a few
@@ -236,7 +238,7 @@ def least_squares(
     max_steps = converted("max_steps", count, int(max_steps) if is_whole(max_steps) else max_steps)
     resample_every = converted("resample_every", count, resample_every)
     callback_every = converted("callback_every", optional(count), callback_every)
-    tol = converted("tol", optional(number), tol)
+    tol, max_seconds = converted("tol", optional(number), tol), converted("max_seconds", optional(number), max_seconds)
     converted("progress", flag, progress)
     if tol is not None and not tol >= 0:
         raise ValueError(f"tol: expected a number of at least 0, got {tol:g}")
@@ -254,16 +256,21 @@ def least_squares(
         renew = functools.partial(_resampled, problem, resample, jax.random.key(0) if key is None else key)
         backend = _with_resampling(backend, samples, renew, resample_every)
 
-    def fit(ps):
-        record = Progress(lambda: ps, None, max_steps, callback, callback_every, progress, "least_squares")
-        return _fit(problem, data, ps, weights, box, backend, record)
+    ends = None if max_seconds is None else time.monotonic() + max_seconds
 
-    found = fit(ps)
+    def fit(ps):
+        seconds = None if ends is None else max(ends - time.monotonic(), 0.0)
+        given = (callback, callback_every, progress, "least_squares", seconds)
+        return _fit(problem, data, ps, weights, box, backend, Progress(lambda: ps, None, max_steps, *given))
+
     if starts is None:
-        return found
-    runs = (found, *(fit(start) for start in _starts(starts, ps, problem)))
-    best = min(runs, key=lambda run: run.value if np.isfinite(run.value) else np.inf)
-    return dataclasses.replace(best, runs=runs)
+        return fit(ps)
+    runs: list[LeastSquaresResult] = []
+    for point in starting_points(starts, ps, problem, box):
+        runs.append(fit(point))
+        if runs[-1].stopped:
+            break
+    return dataclasses.replace(Runs(runs).best, runs=Runs(runs))
 
 
 class _Backend(NamedTuple):
@@ -340,21 +347,6 @@ def _resampled(problem: ResidualProblem, resample: Callable, key: jax.Array, ste
     return data._replace(samples={**data.samples, **checked})
 
 
-def _starts(starts: Any, ps: Any, problem: ResidualProblem) -> list[Any]:
-    """Parameters like `ps`, each checked, of a list of them or a batch."""
-    if not isinstance(starts, list | tuple):
-        if jnp.ndim(starts) != 2:
-            raise TypeError(
-                f"starts are a list of parameters, or a batch (k, {problem.whole.size}), got {text_of(starts)}"
-            )
-        rows = starts if isinstance(starts, ComponentVector) else ComponentVector(jnp.asarray(starts), problem.whole)
-        starts = [ComponentVector(row, rows.layout) for row in rows.data]
-        starts = starts if problem.named else [start.tree() for start in starts]
-    for start in starts:
-        problem.whole.require_same(Layout.of(start))
-    return list(starts)
-
-
 def _fit(
     problem: ResidualProblem, data: Data, ps: Any, weights: Any, box: Any, backend: _Backend, record: Progress
 ) -> LeastSquaresResult:
@@ -390,6 +382,7 @@ def _fit(
         steps=record.steps,
         evaluations=record.evaluations,
         history=np.asarray(record.history, np.float64),
+        stopped=record.stopped,
         fitted=Fitted(problem, last[-1], flat, box, programs),
     )
 

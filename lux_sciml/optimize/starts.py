@@ -1,5 +1,6 @@
 """Several runs of one fit: where they start, how they run at once, and the table of their results."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -138,5 +139,7 @@ def to_their_ends(run: Callable[[], list[tuple[bool, str]]], records: list[Progr
     return outcomes or [ended] * len(records)
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def _each(carry: Any, n: int) -> list[Any]:
+    """The carries of n starts; as one program, where slices one by one would be one for each index and shape."""
     return [jax.tree.map(lambda x, i=i: x[i], carry) for i in range(n)]
