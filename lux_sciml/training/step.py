@@ -134,8 +134,7 @@ def one_step(
         if state.loss_scale is not None:  # an overflow that a smaller scale mends is no failure
             lost &= ~(good_loss & (state.loss_scale.scale > 1))
         made = good & (state.skipped == 0) if nonfinite == "stop" else good
-        chosen = where(made, (after.ps, after.st, after.opt_state, after.ema), _varying(state))
-        ps, st, opt_state, ema = chosen
+        ps, st, opt_state, ema = where(made, _varying(after), _varying(state))
         half = jnp.where(lost, 0.5, 1.0) if nonfinite == "back_off" else None
         after = after.replace(
             ps=ps,
@@ -276,6 +275,7 @@ def _trained(state: TrainState) -> Any:
 
 
 def _varying(state: TrainState) -> tuple[Any, ...]:
+    """What stays as it is where a step is left out."""
     return state.ps, state.st, state.opt_state, state.ema
 
 
@@ -288,16 +288,12 @@ def _next_scale(scale: LossScale, good: jax.Array) -> LossScale:
 
 
 def _cast(tree: Any, dtype: Any) -> Any:
-    if isinstance(tree, ComponentVector):
-        return tree.astype(dtype)
-    is_vector = functools.partial(_is_kind, ComponentVector)
-    return jax.tree.map(
-        lambda x: x.astype(dtype) if is_inexact(x) and not jnp.iscomplexobj(x) else x, tree, is_leaf=is_vector
-    )
+    """The real floating-point arrays of a tree, and its ComponentVectors with their layouts, in another type."""
 
+    def cast(x: Any) -> Any:
+        return x.astype(dtype) if is_inexact(x) and jnp.issubdtype(x.dtype, jnp.floating) else x
 
-def _is_kind(kind: type, x: Any) -> bool:
-    return isinstance(x, kind)
+    return jax.tree.map(cast, tree, is_leaf=lambda x: isinstance(x, ComponentVector))
 
 
 def _cut(parts: int, x: Any) -> Any:
