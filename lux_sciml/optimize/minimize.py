@@ -73,7 +73,7 @@ class MinimizeResult(Generic[P]):
 
     def __repr__(self) -> str:
         return (
-            f"MinimizeResult(value={self.value:.6g}, success={self.success}, steps={self.steps}, "
+            f"{type(self).__name__}(value={self.value:.6g}, success={self.success}, steps={self.steps}, "
             f"evaluations={self.evaluations}, message={self.message!r}, params={self.params!r})"
         )
 
