@@ -12,7 +12,7 @@ What there is, by subject; `help(lux.NeuralODE)` and so on tell more.
   `check_finite`, `StatefulLayer`; `lux.testing.check_layer`.
 * Parameters: `ComponentVector`, `ComponentMatrix`, `concat`, `save`, `load`, `load_into`; `Frozen`, `WeightNorm`,
   `SpectralNorm`; `lux.parameters`, `lux.constraints`, `lux.initializers`.
-* Fitting: `minimize`, `least_squares`; `lux.losses`; `hessian`, `jacobian`, `hvp` and `lux.derivatives`;
+* Fitting: `minimize`, `least_squares`, `root_find`; `lux.losses`; `hessian`, `jacobian`, `hvp` and `lux.derivatives`;
   `lux.inference` for errors of parameters; `lux.plot`.
 * Training on minibatches: `TrainState`, `train_step`, `fit`; checkpoints, early stopping and logs in `lux.training`.
 * Models for other programs: `lux.export`.

@@ -25,7 +25,8 @@ def hard(x):
     matrix = x[..., :, None] * x[..., None, :] + 2.0 * jnp.eye(3)
     branch = jax.lax.cond(True, lambda: x[..., 2] ** 3, lambda: x[..., 0])
     smooth = jax.nn.relu(jnp.sort(x, -1)[..., 0] + 3) ** 3 * jnp.where(x[..., 0] > 0, x[..., 1], 2.0)
-    outputs = (last * largest, jnp.linalg.det(matrix) + branch, smooth, jnp.sum(all_of_them, 0), jnp.ones(x.shape[:-1]))
+    squared = jnp.sum(matrix @ matrix, (-2, -1))
+    outputs = (last * largest, squared + branch, smooth, jnp.sum(all_of_them, 0), jnp.ones(x.shape[:-1]))
     return jnp.stack(outputs, -1)
 
 

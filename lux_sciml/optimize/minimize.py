@@ -29,6 +29,8 @@ P = TypeVar("P")
 Method: TypeAlias = str | optax.GradientTransformation | optax.MultiSteps | optx.AbstractMinimiser
 OURS = {"ssbfgs": SSBFGS, "ssbroyden": SSBroyden, "boundedlbfgs": BoundedLBFGS}
 
+FAMILIES = {optax_backend: "optax", optimistix_backend: "optimistix"}
+
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class MinimizeResult(Generic[P]):
@@ -231,7 +233,7 @@ def minimize(
     box = problem.bounds(bounds)
     backend, static, given = _backend(method, box, constraints, tol, patience, keep_best, options or {})
     name = method if isinstance(method, str) else type(method).__name__
-    memory = None if resume is None else memory_of(resume, backend.__name__.rpartition(".")[2][:-8], name)
+    memory = None if resume is None else memory_of(resume, FAMILIES.get(backend, "SciPy"), name)
     points = [ps] if starts is None else starting_points(starts, ps, problem, box)
     if memory is not None:
         _require_alone(starts=starts)

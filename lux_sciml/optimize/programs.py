@@ -14,9 +14,8 @@ import jax
 from .. import derivatives
 from .._compat import ClosedJaxpr, JitKey, parametrized, program_key, random_switches, run_jaxpr, trace_context
 from ..core.frozen import updated_entries
-from .problem import Inputs, Problem
+from .problem import Inputs
 from .reads import reads, together
-from .residual_problem import ResidualProblem
 
 KEPT = 64  # traces that are kept, each with the arrays that it closes over
 _read_inside = JitKey()
@@ -24,6 +23,8 @@ _read_inside = JitKey()
 
 class Programs:
     """Programs of functions `function(problem, *static, *arguments)`, with the loss as it is when this is made.
+
+    The problem is a `Problem`, a `ResidualProblem` or a `NamedFunction`.
 
     `programs(function, *arguments)` is the function of its arguments, compiled for such shapes. Nothing that has
     changed since an earlier call is missed:
@@ -39,7 +40,7 @@ class Programs:
 
     def __init__(
         self,
-        problem: "Problem | ResidualProblem | Any",
+        problem: Any,
         params: Any,
         inputs: Any,
         *static: Any,
