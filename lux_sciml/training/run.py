@@ -26,6 +26,7 @@ from .validation import Validation
 
 MOST_LOST = 100  # steps in a row that are not finite
 MOST_ROWS = 1 << 20  # samples in the order of one chunk
+GROWTH = 64  # at most so many times as long is the next chunk
 
 
 @dataclasses.dataclass(eq=False)
@@ -178,7 +179,7 @@ class Run:
     def _pace(self, made: int, seconds: float) -> None:
         """How many steps the next chunk may have: `SECONDS` long. The first chunk compiles, and is not timed."""
         if made and self.compiled:
-            self.length = max(1, min(LONGEST, 8 * self.length, int(SECONDS * made / seconds)))
+            self.length = max(1, min(LONGEST, GROWTH * self.length, int(SECONDS * made / seconds)))
         self.compiled |= made > 0
 
     # --- steps -----------------------------------------------------------------------------------------------------
@@ -249,7 +250,7 @@ class Run:
     def _rows_ahead(self, batches: Arrays, limit: int, most: int) -> None:
         """Find the samples of the chunk that comes next, while the device computes."""
         start = self.step + limit
-        many = min(most, 8 * limit, most if self.total is None else self.total - start)
+        many = min(most, GROWTH * limit, most if self.total is None else self.total - start)
         first, rows, _ = self._order
         if many > 0 and not first <= start < start + many <= first + len(rows):
             self._order = (start, *batches.rows(start, many))
