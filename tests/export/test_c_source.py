@@ -242,6 +242,7 @@ def test_refusals(net, tmp_path):
     x, path = samples(2, 4), tmp_path / "net.c"
     for f, message in (
         (lambda x: x - jnp.mean(x, 0), "depends on the others of the batch"),
+        (lambda x: jnp.cumsum(x, 0), "depends on the others of the batch, or on its place in it"),
         (lambda x: jnp.mean(x), "has no batch axis and depends on the samples"),
         (lambda x: jnp.sort(x), r"C source has no translation of 'sort'.*StableHLO"),
         (lambda x: (x.astype(jnp.bfloat16) * 2).astype(x.dtype), "computes with bfloat16"),
