@@ -593,6 +593,17 @@ def used_inputs(closed: ClosedJaxpr) -> list[bool]:
         return [id(var) in read for var in jaxpr.invars]
 
 
+def without_unused(closed: ClosedJaxpr) -> ClosedJaxpr:
+    """The program without what its outputs do not depend on, in its loops too."""
+    try:
+        from jax.interpreters.partial_eval import dce_jaxpr
+
+        jaxpr, _ = dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars), instantiate=True)
+        return ClosedJaxpr(jaxpr, closed.consts)
+    except (ImportError, TypeError):
+        return closed
+
+
 def _jaxpr_key(jaxpr: Any) -> Hashable:
     """Of a Jaxpr or ClosedJaxpr: the equations that something needs, with the variables by number."""
     consts = getattr(jaxpr, "consts", [])

@@ -64,7 +64,7 @@ def _model(function: PlainFunction, opset: int) -> Any:
     if not 18 <= opset <= 23:
         raise ValueError(f"the version of ONNX's operators is one of 18 to 23, got {opset}")
     function.require_types("ONNX", (*_REAL, *_WHOLE), _INSTEAD)
-    program = jax.make_jaxpr(in_plain_operations(function.call))(*function.specs)
+    program = _compat.without_unused(jax.make_jaxpr(in_plain_operations(function.call))(*function.specs))
     _require_types(function, program)
     writer = Writer(onnx, {*function.inputs, *function.outputs})
     try:

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from .._compat import Literal, scan_counts
+from .._tree import is_random_key
 from .onnx_arrays import ARRAYS
 from .onnx_elementwise import ELEMENTWISE
 from .onnx_graph import NoForm, Writer
@@ -16,7 +17,8 @@ def run(graph: Writer, closed: Any, inputs: list[str]) -> list[str]:
     """Write a closed jaxpr; the values of its outputs. `NoForm` for what ONNX has no form for."""
     jaxpr = closed.jaxpr
     names = dict(zip(jaxpr.invars, inputs, strict=True))
-    names.update((var, graph.constant(value)) for var, value in zip(jaxpr.constvars, closed.consts, strict=True))
+    constants = [(var, x) for var, x in zip(jaxpr.constvars, closed.consts, strict=True) if not is_random_key(x)]
+    names.update((var, graph.constant(x)) for var, x in constants)  # nothing reads a key
 
     def name(atom: Any) -> str:
         dtype = atom.aval.dtype

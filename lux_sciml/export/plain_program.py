@@ -55,7 +55,7 @@ def _evaluated(closed: Any, args: Any, rules: Rules) -> list[Any]:
     known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*closed.consts, *args], strict=True))
 
     def value(atom: Any) -> Any:
-        return atom.val if isinstance(atom, _compat.Literal) else known[atom]
+        return _typed(atom.val, atom) if isinstance(atom, _compat.Literal) else known[atom]
 
     for eqn in _compat.needed(jaxpr):
         values = list(map(value, eqn.invars))

@@ -69,6 +69,9 @@ def test_operations(tmp_path):
     up = lux.ConvTranspose(2, 3, (3, 3), stride=2)
     ps, st, _ = set_up(up)
     rng = np.random.default_rng(0)
+    blocks = lux.Stack(lux.Chain(lux.Dense(3, 3, jnp.tanh), lux.Dropout(0.5)), 2)  # hands a key on that nothing reads
+    weights, state, _ = set_up(blocks)
+    check(tmp_path, lambda x: blocks(x, weights, state)[0], [rng.normal(size=(n, 3)).astype("float32") for n in (3, 1)])
     check(tmp_path, lambda x: up(x, ps, st)[0], [rng.normal(size=(n, 4, 5, 2)).astype("float32") for n in (3, 1)])
     for dtype in ("float32", "float64"):
         check(tmp_path, of_numbers, [rng.normal(size=(n, 3)).astype(dtype) for n in (4, 1)])

@@ -129,7 +129,8 @@ def test_plain_operations():
         stepped = jax.vmap(lambda row: lax.while_loop(lambda y: y[0] < 9, lambda y: y + row**2 + 1, row))(x)
         branch = lax.cond(i > 1, jnp.sin, jnp.cos, x)
         known = lax.cond(np.array(True), jnp.sin, jnp.cos, x)
-        return *rows, *put, stepped, branch, known, jnp.nextafter(x, jnp.inf), jax.nn.relu(x), jnp.diagonal(x)
+        doubled = lax.while_loop(lambda c: c[1], lambda c: (2 * c[0], lax.select(c[0] > 5, False, c[0] > 0)), (i, True))
+        return *doubled, *rows, *put, stepped, branch, known, jnp.nextafter(x, jnp.inf), jax.nn.relu(x), jnp.diagonal(x)
 
     x, plain = jax.random.normal(jax.random.key(0), (4, 3), "float32"), in_plain_operations(function)
     for i in (0, 2, 3, 11):
