@@ -96,9 +96,12 @@ def describe_file(path: Path) -> dict[str, Any]:
             arrays = [(path_string(leaf.path), leaf.shape, leaf.dtype) for leaf in load(path).layout.leaves]
             return about | {"format": "parameters (npz)"} | _of_arrays(arrays)
         if start[8:] == b"{":
-            header = safetensors.read_header(file)
-            with safetensors.reading(file, header):  # compares the checksum
-                pass
+            try:
+                header = safetensors.read_header(file)
+                with safetensors.reading(file, header):  # compares the checksum
+                    pass
+            except ValueError as error:
+                raise ValueError(f"{str(path)!r} cannot be read: {error}") from error
             arrays = [(name, shape, dtype) for name, (dtype, shape, *_) in header.entries.items()]
             return about | {"format": "parameters and other trees (safetensors)"} | _of_arrays(arrays)
     return about | _of_export(read_metadata(path))

@@ -83,7 +83,7 @@ def test_what_is_wrong_is_one_sentence(folder, capsys, key):
         (["info", "some_nets.py"], "is no file that was exported by lux_sciml"),
         (["info", "."], "is no SavedModel that was exported"),
         (["info", "text.npz"], "cannot be loaded"),
-        (["info", "changed.safetensors"], "sha256"),
+        (["info", "changed.safetensors"], "'changed.safetensors' cannot be read: its sha256"),
         (["export", "list.safetensors", *export, "some_nets:plain"], "neither a ComponentVector nor a dict"),
         (["export", "ps.safetensors", *export, "some_nets:none"], "expected the name of a layer, module:name"),
         (["export", "ps.safetensors", *export, "no_such_nets:net"], "No module named 'no_such_nets'"),
