@@ -6,7 +6,7 @@ import functools
 import importlib.metadata
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import diffrax
@@ -176,6 +176,13 @@ def plain_function(
     return PlainFunction(name, jitted, inputs, outputs, layout, params, values)
 
 
+def require_platforms(platforms: Sequence[str]) -> tuple[str, ...]:
+    """The platforms that a program is for. Raises `ValueError` for none, and for others than JAX's names of them."""
+    if isinstance(platforms, str) or not platforms or not set(platforms) <= set(PLATFORMS):
+        raise ValueError(f"platforms are some of {', '.join(map(repr, PLATFORMS))} in a list, got {platforms!r}")
+    return tuple(platforms)
+
+
 # --- what is called ---------------------------------------------------------------------------------------------
 
 
@@ -291,15 +298,24 @@ def _as_plain(out: Any) -> Any:
     return out
 
 
+def _input_at(path: Path) -> str:
+    return f"the input at `{path_string(path)}`" if path else "the input"
+
+
 def _as_input(path: Path, leaf: Any) -> Any:
     """A leaf of an example as an array or a ShapeDtypeStruct."""
-    where = f"the input at `{path_string(path)}`" if path else "the input"
+    where = _input_at(path)
     if is_random_key(leaf):
         raise TypeError(
             f"{where} is a random key, and exported functions take plain arrays: take the random numbers themselves as "
             "an input, or a seed, from which the function makes its key by `jax.random.key(seed)`"
         )
     if isinstance(leaf, jax.ShapeDtypeStruct):
+        if jax.dtypes.canonicalize_dtype(leaf.dtype) != leaf.dtype:
+            raise TypeError(
+                f"{where} is {leaf.dtype}, and JAX has no 64-bit types here: set the environment variable "
+                'JAX_ENABLE_X64=1, or call `jax.config.update("jax_enable_x64", True)` first'
+            )
         return leaf
     try:
         return jnp.asarray(leaf)
@@ -354,7 +370,7 @@ def _batched(x: Any, leaves: list[tuple[Path, Any]], batch_axis: Any) -> list[ja
         shape = list(leaf.shape)
         if axis is not None and leaf.ndim > 0:
             if not -leaf.ndim <= axis < leaf.ndim:
-                raise ValueError(f"the input at `{path_string(path)}` has {leaf.ndim} axes, and no axis {axis}")
+                raise ValueError(f"{_input_at(path)} has {leaf.ndim} axes, and no axis {axis}")
             sizes[path_string(path)] = shape[axis]
             shape[axis] = batch
         specs.append(jax.ShapeDtypeStruct(tuple(shape), leaf.dtype))
@@ -369,7 +385,7 @@ def _batched(x: Any, leaves: list[tuple[Path, Any]], batch_axis: Any) -> list[ja
 
 def _axis(node: Any, axis: Any, path: Path) -> int | None:
     """The batch axis of the leaf at a path; the one axis of a vector of named components is not it."""
-    whole, where = axis, f"the input at `{path_string(path)}`"
+    whole, where = axis, _input_at(path)
     for key in path:
         node = dict(_items(node))[key]
         if axis is not None and not isinstance(axis, int):

@@ -13,7 +13,7 @@ import jax
 import jax.export
 
 from .._compat import for_tensorflow, to_tensorflow
-from .function import PLATFORMS, PlainFunction, plain_function
+from .function import PLATFORMS, PlainFunction, plain_function, require_platforms
 from .metadata import SAVED_MODEL
 
 
@@ -44,18 +44,20 @@ def saved_model(
     * `gradient`: whether `tf.GradientTape` may differentiate the outputs.
     * `platforms`: of `"cpu"`, `"cuda"`, `"rocm"`, `"tpu"`.
 
-    Raises what `plain_function` raises; `ValueError` for a negative version, and for open sizes where TensorFlow is too
-    old for this JAX; `ImportError` without TensorFlow, which comes with `pip install lux-sciml[export]`.
+    Raises what `plain_function` raises; `ValueError` for a negative version, for unknown platforms, and for open sizes
+    where TensorFlow is too old for this JAX; `ImportError` without TensorFlow, which comes with
+    `pip install lux-sciml[export]`.
     """
     if not isinstance(version, int) or isinstance(version, bool) or version < 0:
         raise ValueError(f"a version of a SavedModel is a number of at least 0, got {version!r}")
+    platforms = require_platforms(platforms)
     function = plain_function(model, ps, st, x, batch_axis=batch_axis, params=params, names=names)
     try:
         import tensorflow as tf
     except ImportError as error:
         raise ImportError("SavedModels are written by TensorFlow: pip install lux-sciml[export]") from error
     with for_tensorflow():
-        module, call = tf.Module(), _tensorflow_function(tf, function, gradient, tuple(platforms))
+        module, call = tf.Module(), _tensorflow_function(tf, function, gradient, platforms)
         setattr(module, "call", call)  # noqa: B010  # a module has whatever attributes it is given
         with replacing_folder(Path(path) / str(version)) as folder:
             tf.saved_model.save(module, str(folder), signatures={"serving_default": call})

@@ -15,7 +15,7 @@ import numpy as np
 from .._tree import describe
 from ..components import ComponentVector, Layout, from_json
 from ..components.replacing import replacing
-from .function import PLATFORMS, plain_function
+from .function import PLATFORMS, plain_function, require_platforms
 from .metadata import read_metadata
 
 
@@ -44,8 +44,8 @@ def stablehlo(
     * `platforms`: of `"cpu"`, `"cuda"`, `"rocm"`, `"tpu"`.
     * `derivatives`: how often the loaded function can be differentiated in reverse mode.
 
-    Raises what `plain_function` raises, `ValueError` for a program that one of the platforms cannot compute, and
-    `ImportError` without the package flatbuffers.
+    Raises what `plain_function` raises, `ValueError` for unknown platforms and for a program that one of them cannot
+    compute, and `ImportError` without the package flatbuffers.
 
     >>> import os, tempfile, lux_sciml as lux
     >>> layer = lux.Dense(2, 3)
@@ -55,9 +55,10 @@ def stablehlo(
     >>> load(path)(jnp.ones((8, 2))).shape
     (8, 3)
     """
+    platforms = require_platforms(platforms)
     function = plain_function(model, ps, st, x, batch_axis=batch_axis, params=params, names=names)
     try:
-        exported = jax.export.export(function.call, platforms=tuple(platforms))(*function.specs)
+        exported = jax.export.export(function.call, platforms=platforms)(*function.specs)
     except NotImplementedError as error:
         raise ValueError(
             f"{function.name} computes what some of the platforms {', '.join(platforms)} lack: {error}. Name those "

@@ -107,6 +107,9 @@ def test_what_is_refused(key, net):
     check(TypeError, "the input at `1` is a random key", lambda x: x[0], x=(X, key))
     check(TypeError, "the output is .*key", jax.random.key, x=np.array(3))
     check(TypeError, "the input is .text., and exported", lambda x: x, x="text")
+    check(ValueError, "the input has 2 axes, and no axis 2", jnp.sin, x=X, batch_axis=2)
+    with jax.enable_x64(False):
+        check(TypeError, "is float64, and JAX has no 64-bit", jnp.sin, x=jax.ShapeDtypeStruct((2, 3), "float64"))
     check(ValueError, "has no parameters", jnp.sin, x=X, params="input")
     check(ValueError, "returns no array", lambda x: None, x=X)
     check(TypeError, "takes no state", jnp.sin, ps, st, X)

@@ -64,6 +64,8 @@ def test_tensorflow_reads_a_solve_and_a_net_with_its_gradient(key, tmp_path):
 def test_what_is_refused_leaves_what_was_there(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="a version of a SavedModel is a number of at least 0, got -1"):
         lux.export.saved_model(tmp_path / "m", jnp.sin, x=np.ones(2), version=-1)
+    with pytest.raises(ValueError, match="platforms are some of"):
+        lux.export.saved_model(tmp_path / "m", jnp.sin, x=np.ones(2), platforms="cpu")
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     with pytest.raises(ImportError, match=r"pip install lux-sciml\[export\]"):
         lux.export.saved_model(tmp_path / "m", jnp.sin, x=np.ones(2))

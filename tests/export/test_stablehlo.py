@@ -194,6 +194,9 @@ def test_broken_files_are_refused(tmp_path):
     assert path.read_bytes() == whole and list(tmp_path.iterdir()) == [path]
     with pytest.raises(ValueError, match=r"eigvals computes what some of the platforms cpu, cuda, rocm, tpu lack"):
         lux.export.save(path, jnp.linalg.eigvals, x=np.ones((2, 2)), batch_axis=None)
+    for platforms in ("cpu", [], ["gpu"]):
+        with pytest.raises(ValueError, match=r"platforms are some of 'cpu', .* in a list, got"):
+            lux.export.save(path, jnp.sin, x=np.ones(3), platforms=platforms)
     with pytest.raises(ValueError, match=r"no format is known by the suffix '\.pkl'; there are \.stablehlo"):
         lux.export.save(tmp_path / "model.pkl", jnp.sin, x=np.ones(3))
     with pytest.raises(FileNotFoundError):
