@@ -16,7 +16,7 @@ import jax
 import jax.export
 import numpy as np
 
-from ._tree import is_random_key
+from ._tree import describe, is_random_key
 from .components import ComponentVector, load, path_string, safetensors
 from .core import Layer, setup, testmode
 from .export import read_metadata
@@ -169,8 +169,11 @@ def _export(given: argparse.Namespace) -> Path:
             f"the state of {given.model} has arrays, such as running statistics, and {str(given.params)!r} has no "
             'state: save both, lux.save(path, {"ps": ps, "st": st})'
         )
-    output = given.output or given.params.with_suffix(_FORMATS[given.to])
-    WRITERS[_FORMATS[given.to]](
+    suffix = _FORMATS[given.to]
+    output = given.output or given.params.with_suffix(suffix)
+    if output.suffix in WRITERS and output.suffix != suffix:
+        raise ValueError(f"--output {output} is not the name of what --to {given.to} writes: {suffix or 'a folder'}")
+    WRITERS[suffix](
         output, model, ps, testmode(fresh if st is None else st), _inputs(given.input, given.dtype),
         params=given.parameters,
     )  # fmt: skip
@@ -181,11 +184,18 @@ def _model(where: str) -> Layer:
     name, _, attribute = where.partition(":")
     sys.path.insert(0, os.getcwd())
     try:
-        model = getattr(importlib.import_module(name), attribute or "model", None)
+        module = importlib.import_module(name)
     finally:
         sys.path.pop(0)
+    attribute = attribute or "model"
+    model = getattr(module, attribute, None)
     if not isinstance(model, Layer):
-        raise TypeError(f"--model {where}: expected the name of a layer, module:name, found {type(model).__name__}")
+        found = describe(model) if hasattr(module, attribute) else f"no {attribute!r}"
+        layers = ", ".join(key for key, value in vars(module).items() if isinstance(value, Layer))
+        raise TypeError(
+            f"--model {where}: expected the name of a layer, module:name, found {found}; the layers in {name} are: "
+            f"{layers or 'none'}"
+        )
     return model
 
 

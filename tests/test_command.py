@@ -77,6 +77,8 @@ def test_what_is_wrong_is_one_sentence(folder, capsys, key):
     changed = bytearray((folder / "ps.safetensors").read_bytes())
     changed[-1] ^= 1
     (folder / "changed.safetensors").write_bytes(changed)
+    lux.save("some_nets.safetensors", lux.load("ps.safetensors"))
+    source = ["--to", "numpy_source", "--input", "batch,2", "--model"]
     export = ["--to", "stablehlo", "--input", "batch,2", "--model"]
     for command, sentence in [
         (["info", "none"], "No such file"),
@@ -85,11 +87,17 @@ def test_what_is_wrong_is_one_sentence(folder, capsys, key):
         (["info", "text.npz"], "cannot be loaded"),
         (["info", "changed.safetensors"], "'changed.safetensors' cannot be read: its sha256"),
         (["export", "list.safetensors", *export, "some_nets:plain"], "neither a ComponentVector nor a dict"),
-        (["export", "ps.safetensors", *export, "some_nets:none"], "expected the name of a layer, module:name"),
+        (
+            ["export", "ps.safetensors", *export, "some_nets:none"],
+            "found no 'none'; the layers in some_nets are: net, plain",
+        ),
         (["export", "ps.safetensors", *export, "no_such_nets:net"], "No module named 'no_such_nets'"),
         (["export", "ps.safetensors", *export, "some_nets:two"], "these are not the parameters"),
         (["export", "ps.safetensors", *export, "some_nets:plain", "--input", "3"], "array"),
+        (["export", "ps.safetensors", *export, "some_nets:plain", "--output", "some.onnx"], "not the name of what"),
+        (["export", "some_nets.safetensors", *source, "some_nets:plain"], "was not written by lux_sciml"),
     ]:
         code, out, err = told(capsys, *command)
         assert code == 1 and out == "" and sentence in err and "\n" not in err, (command, err)
     assert {path.suffix for path in folder.iterdir()} >= {".safetensors"} and not list(folder.glob("*.stablehlo"))
+    assert (folder / "some_nets.py").read_text() == NETS

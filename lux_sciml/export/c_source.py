@@ -20,6 +20,7 @@ from .c_places import Place
 from .c_routines import Argument, Routine, require_independence, routines_of
 from .c_text import TYPES, Constants
 from .function import PlainFunction, plain_function
+from .metadata import MARK, require_not_foreign
 from .plain_solves import plain_solves
 
 _FAST = "cc -O3 -march=native -fno-math-errno -fno-trapping-math -D__FAST_MATH__"
@@ -66,7 +67,7 @@ def c_source(
 
     Raises what `plain_function` raises, and `ValueError` for operations that have no translation, for a model
     whose output for one sample depends on the others, and with `vjp` for loops of any length, as solves of equations
-    are.
+    are; `FileExistsError` where a path is that of other source.
 
     >>> import jax, jax.numpy as jnp, pathlib, tempfile, lux_sciml as lux
     >>> from lux_sciml.export.c_source import c_source
@@ -79,6 +80,9 @@ def c_source(
     """
     path = Path(path)
     name = _identifier(path, name)
+    paths = [path, path.with_suffix(".h"), *[path.with_suffix(".f90")] * fortran]
+    for file in [path] if path.exists() else paths:  # beside our source lie our own
+        require_not_foreign(file)
     with _precision(dtype), plain_solves():
         converted = [_converted(tree, dtype) for tree in (ps, st, x)]
         function = plain_function(model, *converted, batch_axis=batch_axis, params=params, names=names, portable=True)
@@ -86,10 +90,9 @@ def c_source(
         routines = routines_of(function, jvp, vjp)
         require_independence(function)
     metadata = function.metadata("C source")
-    files = {path: _source(path, name, routines, metadata), path.with_suffix(".h"): _header(name, routines, function)}
-    if fortran:
-        files[path.with_suffix(".f90")] = _module(name, routines)
-    for file, text in files.items():
+    texts = [_source(path, name, routines, metadata), _header(name, routines, function)]
+    texts += [_module(name, routines)] * fortran
+    for file, text in zip(paths, texts, strict=True):
         with replacing(file) as out:
             out.write(text.encode())
 
@@ -258,7 +261,7 @@ def _side_by_side(routine: Routine, loops: Loops) -> Loops:
 
 def _header(name: str, routines: list[Routine], function: PlainFunction) -> str:
     guard = f"{name.upper()}_H"
-    lines = [f"/* {function.name}: arrays of n samples, one after the other; they must not overlap. */"]
+    lines = [f"/* {function.name}, {MARK}: arrays of n samples, one after the other; they must not overlap. */"]
     lines += [f"#ifndef {guard}", f"#define {guard}", "", "#include <stdint.h>", ""]
     lines += ["#ifdef __cplusplus", 'extern "C" {', "#endif", ""]
     for routine in routines:
@@ -297,7 +300,8 @@ def _module(name: str, routines: list[Routine]) -> str:
     kinds = sorted({re.findall(r"\((\w+)\)", text)[0] for text in types} | {"c_int"})
     pointers = any(routine.work for routine in routines)
     used = ", ".join([*kinds, *["c_ptr"] * pointers])
-    lines = [f"module {name}", f"  use, intrinsic :: iso_c_binding, only: {used}", "  implicit none", "", "  interface"]
+    lines = [f"! {MARK}", f"module {name}", f"  use, intrinsic :: iso_c_binding, only: {used}"]
+    lines += ["  implicit none", "", "  interface"]
     for routine in routines:
         full, batched = f"{name}_{routine.name}", any(not a.shared for a in routine.arguments)
         given = [*["n"] * batched, *(a.name for a in routine.arguments), *["work"] * bool(routine.work)]

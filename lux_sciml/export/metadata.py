@@ -8,7 +8,20 @@ from pathlib import Path
 from typing import Any
 
 _START = re.compile(rb'\{\s*"lux_sciml_export"\s*:')
+MARK = "written by lux_sciml"  # at the beginning of all source
 SAVED_MODEL = Path("assets.extra", "lux_sciml.json")  # in the folder of a version of a SavedModel
+
+
+def require_not_foreign(path: Path) -> None:
+    """Raise `FileExistsError` where there is source of another hand, such as the module of the model."""
+    if path.is_file():
+        with open(path, "rb") as file:
+            start = file.read(1000)
+        if start and MARK.encode() not in start:
+            raise FileExistsError(
+                f"{os.fspath(path)!r} is source that was not written by lux_sciml, and is not replaced: choose another "
+                "path"
+            )
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -32,5 +45,8 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         document, _ = json.JSONDecoder().raw_decode(text)
     except ValueError:
-        raise ValueError(f"{os.fspath(path)!r} is no file that was exported by lux_sciml, or it is not whole") from None
+        raise ValueError(
+            f"{os.fspath(path)!r} is no file that was exported by lux_sciml, or it is not whole; `lux.load` loads "
+            "what `lux.save` wrote"
+        ) from None
     return document

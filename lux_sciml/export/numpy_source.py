@@ -15,6 +15,7 @@ import numpy as np
 from ..components.replacing import replacing
 from .function import PlainFunction, plain_function
 from .lowering import CONVOLUTIONS, ELEMENTWISE, LOOPS, OTHERS, REDUCTIONS, VIEWS, Block, Operation, Value, lower
+from .metadata import require_not_foreign
 from .plain_solves import plain_solves
 
 SUPPORTED = ELEMENTWISE | VIEWS | REDUCTIONS | LOOPS | OTHERS | CONVOLUTIONS | {"dim_as_value"}
@@ -69,7 +70,8 @@ def numpy_source(
     The function has the inputs as arguments, in order and by name, and returns the output, or the tuple of outputs.
     The batch may have any size. Equal models give equal files. What the function returns differs from JAX by rounding.
 
-    Raises what `plain_function` raises, and `ValueError` for operations that have no translation.
+    Raises what `plain_function` raises, `ValueError` for operations that have no translation, and `FileExistsError`
+    where the path is that of other source, such as the module of the model.
 
     >>> import jax, jax.numpy as jnp, pathlib, runpy, tempfile, lux_sciml as lux
     >>> from lux_sciml.export import numpy_source
@@ -83,6 +85,7 @@ def numpy_source(
     path = Path(path)
     if path.suffix != ".py":
         raise ValueError(f"the path of NumPy source ends in .py, got {str(path)!r}")
+    require_not_foreign(path)
     with plain_solves():
         function = plain_function(model, ps, st, x, batch_axis=batch_axis, params=params, names=names, portable=True)
         block = lower(function.call, *function.specs, supported=SUPPORTED, to="NumPy source")
