@@ -210,6 +210,8 @@ def _dot_general(graph: Writer, eqn: Any, x: str, y: str) -> str:
     (of_x, of_y), (batch_x, batch_y) = eqn.params["dimension_numbers"]
     n, m = (len(var.aval.shape) for var in eqn.invars)
     k = len(batch_x)
+    dtype = eqn.outvars[0].aval.dtype
+    x, y = (v if var.aval.dtype == dtype else graph.cast(v, dtype) for v, var in zip((x, y), eqn.invars, strict=True))
     if len(of_x) == 1 and not k and m == 2:
         x = graph.transposed(x, [*(i for i in range(n) if i != of_x[0]), of_x[0]])
         return graph.node("MatMul", x, graph.transposed(y, [of_y[0], 1 - of_y[0]]))

@@ -52,6 +52,8 @@ def test_operations(tmp_path):
             jnp.prod(x, 1),
         ]
         shaped += [jnp.einsum("bi,ci->bc", x, y), jnp.einsum("bi,bj->bij", x, y), jnp.einsum("bi,bi->b", x, y)]
+        if x.dtype == "float64":  # parameters in single precision
+            shaped.append(lax.dot(x, jnp.ones((x.shape[1], 2), "float32"), preferred_element_type=x.dtype))
         shaped += [jnp.mean(x), jnp.broadcast_to(jnp.arange(x.shape[0])[:, None], x.shape), jnp.tile(x, (1, 2))]
         shaped += [jnp.zeros_like(x), x.reshape(-1), jnp.any(x > 0, 1), jnp.split(x, [1], 1), jnp.take(x, 7, axis=1)]
         return [f(abs(x) if f is lax.rsqrt else x) for f in one], [f(x, y) for f in two], shaped
