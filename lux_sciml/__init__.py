@@ -15,7 +15,7 @@ What there is, by subject; `help(lux.NeuralODE)` and so on tell more.
 * Fitting: `minimize`, `least_squares`, `root_find`; `lux.losses`; `hessian`, `jacobian`, `hvp` and `lux.derivatives`;
   `lux.inference` for errors of parameters; `lux.plot`.
 * Training on minibatches: `TrainState`, `train_step`, `fit`; checkpoints, early stopping and logs in `lux.training`.
-* Models for other programs: `lux.export`.
+* Models for other programs: `lux.export`. Programs compiled once, for later processes too: `compilation_cache`.
 """
 
 import importlib

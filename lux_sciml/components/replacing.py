@@ -25,7 +25,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     target = FilePath(os.path.realpath(path))
     old = target.stat() if target.exists() else None
     if old is not None and not stat.S_ISREG(old.st_mode):
-        raise ValueError(f"{os.fspath(path)!r} is no file that a new one could replace")
+        what = "a folder" if target.is_dir() else "something else"
+        raise ValueError(
+            f"{os.fspath(path)!r} is no file that a new one could replace, but {what}: choose another path"
+        )
     if not target.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(target.parent))
     _remove_left_over(target.parent)

@@ -70,7 +70,10 @@ def read_header(file: BinaryIO) -> Header:
         raise ValueError(f"it is cut off: it has {length} bytes")
     size = int.from_bytes(start, "little")
     if size > min(length - 8, _LONGEST_HEADER):
-        raise ValueError(f"its header claims {size} bytes of a file of {length}")
+        raise ValueError(
+            f"its header claims {size} bytes of a file of {length}: it is cut off, or no safetensors file, as those of "
+            "`lux.export` are, which `lux.export.load` loads"
+        )
     text = file.read(size)
     try:
         header = json.loads(text, object_pairs_hook=unique)

@@ -94,7 +94,8 @@ def routines_of(function: PlainFunction, jvp: bool, vjp: bool) -> list[Routine]:
                 "by names={'old': 'new'}"
             )
         specs = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arguments if not x.output]
-        block = lower(call, *specs, supported=SUPPORTED, to="C source")
+        target = "C source" if name == "forward" else f"C source with {name}=True"
+        block = lower(call, *specs, supported=SUPPORTED, to=target)
         block.outputs = [_before_reshapes(block, value) for value in block.outputs]
         return Routine(name, arguments, block, says)
 

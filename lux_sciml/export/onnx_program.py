@@ -12,6 +12,8 @@ from .onnx_arrays import ARRAYS
 from .onnx_elementwise import ELEMENTWISE
 from .onnx_graph import NoForm, Writer
 
+_MEANT = {"custom_linear_solve": ", a linear system, as in gradients of equilibria"}
+
 
 def run(graph: Writer, closed: Any, inputs: list[str]) -> list[str]:
     """Write a closed jaxpr; the values of its outputs. `NoForm` for what ONNX has no form for."""
@@ -41,7 +43,7 @@ def _written(graph: Writer, eqn: Any, inputs: list[str]) -> list[str]:
         return [out]
     rule = ARRAYS.get(kind) or _LOOPS.get(kind)
     if rule is None:
-        raise NoForm(f"its operation `{kind}`")
+        raise NoForm(f"its operation `{kind}`{_MEANT.get(kind, '')}")
     out = rule(graph, eqn, *map(graph.full, inputs, shapes))
     return out if eqn.primitive.multiple_results else [out]
 

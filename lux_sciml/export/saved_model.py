@@ -46,11 +46,16 @@ def saved_model(
 
     Raises what `plain_function` raises; `ValueError` for a negative version, for unknown platforms, and for open sizes
     where TensorFlow is too old for this JAX; `ImportError` without TensorFlow, which comes with
-    `pip install lux-sciml[export]`.
+    `pip install lux-sciml[export]`; `FileExistsError` where there is a file in the place of the folder.
     """
     if not isinstance(version, int) or isinstance(version, bool) or version < 0:
         raise ValueError(f"a version of a SavedModel is a number of at least 0, got {version!r}")
     platforms = require_platforms(platforms)
+    if Path(path).is_file():
+        raise FileExistsError(
+            f"{os.fspath(path)!r} is a file, and a SavedModel is a folder: choose another path, or, for another format "
+            "by `lux.export.save`, one with its suffix, such as .stablehlo"
+        )
     function = plain_function(model, ps, st, x, batch_axis=batch_axis, params=params, names=names)
     try:
         import tensorflow as tf

@@ -3,7 +3,7 @@
 import functools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +83,12 @@ class ExportedFunction:
     * `layout`: that of the parameters, or `None`.
 
     Calls raise `TypeError` for inputs that are missing, unknown or of another type, and `ValueError` for shapes outside
-    of those that it was exported for, and for parameters of another layout.
+    of those that it was exported for, for parameters of another layout, and under `jax.grad` without `derivatives`.
     """
 
     def __init__(self, exported: jax.export.Exported, metadata: dict[str, Any]):
         self.metadata = metadata
-        self._call = jax.jit(exported.call)
+        self._call = jax.jit(exported.call if exported.has_vjp() else _without_gradient(exported.call, metadata))
 
     @functools.cached_property
     def inputs(self) -> dict[str, tuple[tuple[int | str, ...], np.dtype]]:
@@ -171,6 +171,20 @@ def load(path: str | os.PathLike[str]) -> ExportedFunction:
                 f"{name!r} is {dtype}, and JAX has no 64-bit types here: "
                 'call `jax.config.update("jax_enable_x64", True)` first'
             )
+    return function
+
+
+def _without_gradient(call: Callable[..., Any], metadata: dict[str, Any]) -> Callable[..., Any]:
+    """The function, which says under `jax.grad` how to export it so that it has a gradient."""
+
+    def refuse(*_: Any) -> Any:
+        raise ValueError(
+            f"{metadata['model']} was exported without its gradient: export it with derivatives=1, "
+            "or more for derivatives of higher order"
+        )
+
+    function = jax.custom_vjp(lambda *arrays: call(*arrays))
+    function.defvjp(refuse, refuse)
     return function
 
 

@@ -199,5 +199,8 @@ def test_broken_files_are_refused(tmp_path):
             lux.export.save(path, jnp.sin, x=np.ones(3), platforms=platforms)
     with pytest.raises(ValueError, match=r"no format is known by the suffix '\.pkl'; there are \.stablehlo"):
         lux.export.save(tmp_path / "model.pkl", jnp.sin, x=np.ones(3))
+    lux.export.stablehlo(path, jnp.sin, x=np.ones(3))
+    with pytest.raises(ValueError, match=r"exported without its gradient: export it with derivatives=1"):
+        jax.grad(lambda x: lux.export.load(path)(x).sum())(np.ones(3))
     with pytest.raises(FileNotFoundError):
         lux.export.load(tmp_path / "none.stablehlo")
