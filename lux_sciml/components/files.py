@@ -45,7 +45,7 @@ def save(path: str | os.PathLike[str], tree: Any) -> None:
     """
     structure, arrays = encode(tree)
     with replacing(path) as file:
-        safetensors.write(file, arrays, {_STRUCTURE: structure})
+        safetensors.write(file, {name: np.asarray(x) for name, x in arrays.items()}, {_STRUCTURE: structure})
 
 
 @inspect.unwrap  # of the checks of tests: it says itself what is wrong

@@ -29,32 +29,25 @@ _NUMBERS = {"bool": bool, "int": int, "text": str}
 _MOST = 20  # differences that are told
 
 
-def encode(tree: Any) -> tuple[str, dict[str, np.ndarray]]:
+def encode(tree: Any) -> tuple[str, dict[str, Any]]:
     """The structure of a tree as a JSON document, and its arrays by name, which are the paths where these differ.
+
+    The arrays stay where they are, on devices or in the host's memory.
 
     Raises `TypeError`, with the path, at what is neither array, number, text nor container.
     """
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, Any] = {}
     node = _encode(tree, (), arrays)
     return json.dumps({"lux_sciml_tree": VERSION, "tree": node}), arrays
 
 
-def decode(document: str, arrays: dict[str, np.ndarray], like: Any = None) -> Any:
+def decode(document: str, arrays: dict[str, Any], like: Any = None) -> Any:
     """The tree of a document and its arrays; with `like`, in the containers of this tree.
 
     Raises `ValueError` with all that differs from `like`, for later versions, and for documents that contradict
     themselves.
     """
-    try:
-        parsed = json.loads(document, object_pairs_hook=unique)
-        version, node = parsed["lux_sciml_tree"], parsed["tree"]
-        if type(version) is not int:
-            raise TypeError(f"its version is {version!r}, no integer")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"its structure is no JSON document of a tree: {error}") from None
-    if version > VERSION:
-        raise ValueError(f"it was written as version {version}, this lux_sciml reads version {VERSION}: update it")
-    decoder = _Decoder(arrays)
+    node, decoder = _parsed(document), _Decoder(arrays)
     if like is None:
         return decoder.made(node, ())
     out = decoder.filled(node, like, ())
@@ -65,7 +58,40 @@ def decode(document: str, arrays: dict[str, np.ndarray], like: Any = None) -> An
     return out
 
 
-def _encode(x: Any, path: Path, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+def leaves_by_name(document: str, like: Any) -> dict[str, Any]:
+    """The leaf of `like` that each array of a document belongs to; `None` where there is none."""
+    out: dict[str, Any] = {}
+
+    def walk(node: Any, like: Any, path: Path) -> None:
+        match node:
+            case {"vector": {"name": name}} | {"matrix": {"name": name}} | {"key": {"name": name}}:
+                out[name] = like
+            case {"array": {"name": name}}:
+                out[name] = like
+            case _:
+                one_level = None if like is ANYTHING or _is_leaf(like) else open_container(like)
+                expected = {} if one_level is None else dict(one_level[1])
+                for key, child in _items(_container(node)[1], path):
+                    walk(child, expected.get(key), (*path, key))
+
+    walk(_parsed(document), like, ())
+    return out
+
+
+def _parsed(document: str) -> Any:
+    try:
+        parsed = json.loads(document, object_pairs_hook=unique)
+        version, node = parsed["lux_sciml_tree"], parsed["tree"]
+        if type(version) is not int:
+            raise TypeError(f"its version is {version!r}, no integer")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"its structure is no JSON document of a tree: {error}") from None
+    if version > VERSION:
+        raise ValueError(f"it was written as version {version}, this lux_sciml reads version {VERSION}: update it")
+    return node
+
+
+def _encode(x: Any, path: Path, arrays: dict[str, Any]) -> dict[str, Any]:
     inner = x.data if isinstance(x, ComponentVector | ComponentMatrix) else x
     if is_traced(inner) or isinstance(inner, jax.ShapeDtypeStruct):
         raise TypeError(f"{quoted(path)} has no values, it is {describe(x)}: only values are written")
@@ -104,21 +130,21 @@ def _encode(x: Any, path: Path, arrays: dict[str, np.ndarray]) -> dict[str, Any]
     return {"node": import_path(type(x)), "children": children}
 
 
-def _put(x: Any, path: Path, arrays: dict[str, np.ndarray]) -> dict[str, str]:
+def _put(x: Any, path: Path, arrays: dict[str, Any]) -> dict[str, str]:
     """Add an array under a name of its own, and say which; with its type, where the file does not."""
-    array, name = np.asarray(x), path_string(path) or "value"
-    if array.dtype.hasobject or array.dtype.kind in "USMm":
-        raise TypeError(f"{quoted(path)} is an array of {array.dtype}: files hold numbers")
+    name = path_string(path) or "value"
+    if x.dtype.hasobject or x.dtype.kind in "USMm":
+        raise TypeError(f"{quoted(path)} is an array of {x.dtype}: files hold numbers")
     while name in arrays or name == "__metadata__":
         name += "_"
-    arrays[name] = array
-    return {"name": name, **({"dtype": array.dtype.name} if is_raw(array.dtype) else {})}
+    arrays[name] = x
+    return {"name": name, **({"dtype": x.dtype.name} if is_raw(x.dtype) else {})}
 
 
 class _Decoder:
     """Trees of the nodes of a document."""
 
-    def __init__(self, arrays: dict[str, np.ndarray]):
+    def __init__(self, arrays: dict[str, Any]):
         self.arrays = arrays
         self.wrong: list[str] = []  # what differs from what was expected
 
@@ -163,11 +189,11 @@ class _Decoder:
                 return x
         raise ValueError(f"{quoted(path)} is no part of a tree: {str(node)[:80]}")
 
-    def array(self, place: Any, path: Path) -> np.ndarray:
+    def array(self, place: Any, path: Path) -> Any:
         match place:
             case {"name": str(name)} if name in self.arrays:
-                x = self.arrays[name]
-                return x.view(jnp.dtype(place["dtype"]))[..., 0] if "dtype" in place else x
+                x, dtype = self.arrays[name], jnp.dtype(place["dtype"]) if "dtype" in place else None
+                return x if dtype is None or x.dtype == dtype else x.view(dtype)[..., 0]  # of bytes
         raise ValueError(f"{quoted(path)} stands for an array that is not there: {place}")
 
     # --- in the place of another tree ----------------------------------------------------------------------------
@@ -258,7 +284,7 @@ def _container(node: Any) -> tuple[str | None, Any]:
             return name, children
         case {"dict": children} | {"list": children} | {"tuple": children} | {"none": children}:
             return next(iter(node)), children
-    return None, ()
+    return None, []
 
 
 def _kind(node: Any) -> str:

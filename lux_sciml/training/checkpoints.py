@@ -15,8 +15,6 @@ from ..components.trees import ANYTHING
 from ..core.converters import checks_itself, count, flag, natural
 from .state import copied
 
-_NAME = re.compile(r"step_(\d{12})\.safetensors")
-
 
 class Checkpoints:
     """A folder with the states of a run, each in a file of its own, `step_000000001000.safetensors`.
@@ -42,6 +40,8 @@ class Checkpoints:
     ([20, 30], Array(30., dtype=float32))
     """
 
+    _ending = ".safetensors"
+
     @checks_itself
     def __init__(
         self,
@@ -58,15 +58,16 @@ class Checkpoints:
         self._writer = concurrent.futures.ThreadPoolExecutor(1)
 
     def __repr__(self) -> str:
-        return f"Checkpoints({str(self.folder)!r}, every={self.every}, keep_last={self.keep_last})"
+        return f"{type(self).__name__}({str(self.folder)!r}, every={self.every}, keep_last={self.keep_last})"
 
     def steps(self) -> list[int]:
         """The steps that there are files of, in order."""
-        return sorted(int(found[1]) for found in map(_NAME.fullmatch, self._names()) if found)
+        name = re.compile(rf"step_(\d{{12}}){re.escape(self._ending)}")
+        return sorted(int(found[1]) for found in map(name.fullmatch, self._names()) if found)
 
     def path(self, step: int) -> Path:
         """The file of a step."""
-        return self.folder / f"step_{step:012d}.safetensors"
+        return self.folder / f"step_{step:012d}{self._ending}"
 
     def save(self, step: int, tree: Any, metric: float | None = None) -> None:
         """Write a tree, and remove files that are not to be kept. A lower `metric` is better."""
@@ -92,9 +93,10 @@ class Checkpoints:
         steps = self.steps() if step is None else [step]
         if not steps:
             raise FileNotFoundError(f"there are no checkpoints in {str(self.folder)!r}")
+        like = None if like is None else {"metric": ANYTHING, "tree": like}
         for i, newest in enumerate(reversed(steps)):
             try:
-                return load(self.path(newest), None if like is None else {"metric": ANYTHING, "tree": like})["tree"]
+                return self._read(self.path(newest), like)["tree"]
             except ValueError as error:
                 if i + 1 == len(steps) or "is not like" in str(error):
                     raise
@@ -126,11 +128,23 @@ class Checkpoints:
 
     def _write(self, step: int, tree: Any) -> None:
         save(self.path(step), tree)
+        self._prune()
+
+    def _prune(self) -> None:
         steps = self.steps()
         kept = set(steps[-self.keep_last :])
         if self.keep_best:
-            metrics = {step: read_entry(self.path(step), "metric") for step in steps}
+            metrics = {step: self._metric(self.path(step)) for step in steps}
             known = [step for step in steps if metrics[step] is not None]
             kept |= set(sorted(known, key=metrics.__getitem__)[: self.keep_best])
         for step in set(steps) - kept:
-            self.path(step).unlink(missing_ok=True)
+            self._remove(self.path(step))
+
+    def _read(self, path: Path, like: Any) -> Any:
+        return load(path, like)
+
+    def _metric(self, path: Path) -> Any:
+        return read_entry(path, "metric")
+
+    def _remove(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
