@@ -12,9 +12,14 @@ from typing import Any
 import jax
 import jax.export
 
-from .._compat import for_tensorflow, to_tensorflow
+from .._compat import equations, for_tensorflow, to_tensorflow
 from .function import PLATFORMS, PlainFunction, plain_function, require_platforms
 from .metadata import SAVED_MODEL
+
+_BY_LAPACK = frozenset(
+    "lu triangular_solve cholesky qr geqrf geqp3 householder_product eigh svd eig schur hessenberg tridiagonal"
+    " tridiagonal_solve ormqr sylvester".split()
+)
 
 
 def saved_model(
@@ -35,7 +40,9 @@ def saved_model(
 
     The folder is `path/version`. Its signature `serving_default` takes the inputs and gives the outputs by name, and so
     does `tf.saved_model.load(folder).call`, by position too. The program in it is StableHLO, which TensorFlow compiles
-    by XLA; other readers of SavedModels do not know it. Its metadata is in `assets.extra/lux_sciml.json`.
+    by XLA; other readers of SavedModels do not know it. It holds all layers and solves but those that factorize
+    matrices, as implicit solvers and Newton's method do: TensorFlow lacks these on a CPU. Its metadata is in
+    `assets.extra/lux_sciml.json`.
 
     * `path`: the folder of the model, which may hold other versions.
     * `model`, `ps`, `st`, `x`, `batch_axis`, `params`, `names`: see `lux.export.plain_function`.
@@ -44,9 +51,10 @@ def saved_model(
     * `gradient`: whether `tf.GradientTape` may differentiate the outputs.
     * `platforms`: of `"cpu"`, `"cuda"`, `"rocm"`, `"tpu"`.
 
-    Raises what `plain_function` raises; `ValueError` for a negative version, for unknown platforms, and for open sizes
-    where TensorFlow is too old for this JAX; `ImportError` without TensorFlow, which comes with
-    `pip install lux-sciml[export]`; `FileExistsError` where there is a file in the place of the folder.
+    Raises what `plain_function` raises; `ValueError` for a negative version, for unknown platforms, for factorizations
+    of matrices on a CPU, and for open sizes where TensorFlow is too old for this JAX; `ImportError` without TensorFlow,
+    which comes with `pip install lux-sciml[export]`; `FileExistsError` where there is a file in the place of the
+    folder.
     """
     if not isinstance(version, int) or isinstance(version, bool) or version < 0:
         raise ValueError(f"a version of a SavedModel is a number of at least 0, got {version!r}")
@@ -74,6 +82,7 @@ def saved_model(
 def _tensorflow_function(tf: Any, function: PlainFunction, gradient: bool, platforms: tuple[str, ...]) -> Any:
     """The function in TensorFlow, from the inputs by position or by name to the outputs by name."""
     function.require_types("SavedModel", _types(tf), "lux.export.stablehlo")
+    _require_no_factorizations(function, platforms)
     require_readable_sizes(tf, function)
     options = {"with_gradient": gradient, "native_serialization_platforms": platforms}
     converted = to_tensorflow(function.call, function.specs, **options)
@@ -86,6 +95,16 @@ def _tensorflow_function(tf: Any, function: PlainFunction, gradient: bool, platf
         return dict(zip(function.outputs, converted(*arrays), strict=True))
 
     return tf.function(call, autograph=False, input_signature=signature)
+
+
+def _require_no_factorizations(function: PlainFunction, platforms: tuple[str, ...]) -> None:
+    """Raise `ValueError` for what JAX computes by LAPACK on a CPU, which TensorFlow does not bring along."""
+    found = sorted(_BY_LAPACK & {eqn.primitive.name for eqn in equations(function.jaxpr)})
+    if found and "cpu" in platforms:
+        raise ValueError(
+            f"{function.name} factorizes matrices, by {', '.join(f'`{name}`' for name in found)}, as implicit solvers "
+            "and Newton's method do, for which TensorFlow has no program on a CPU: export it by lux.export.stablehlo"
+        )
 
 
 def require_readable_sizes(tf: Any, function: PlainFunction) -> None:

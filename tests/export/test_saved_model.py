@@ -66,6 +66,8 @@ def test_what_is_refused_leaves_what_was_there(tmp_path, monkeypatch):
         lux.export.saved_model(tmp_path / "m", jnp.sin, x=np.ones(2), version=-1)
     with pytest.raises(ValueError, match="platforms are some of"):
         lux.export.saved_model(tmp_path / "m", jnp.sin, x=np.ones(2), platforms="cpu")
+    with pytest.raises(ValueError, match=r"factorizes matrices, by `lu`, .*: export it by lux.export.stablehlo"):
+        lux.export.saved_model(tmp_path / "m", jnp.linalg.inv, x=np.eye(2), batch_axis=None)
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     with pytest.raises(ImportError, match=r"pip install lux-sciml\[export\]"):
         lux.export.saved_model(tmp_path / "m", jnp.sin, x=np.ones(2))
