@@ -93,7 +93,10 @@ def _outputs(eqn: Any, inputs: list[Any]) -> list[Any]:
         return [y for y, yes in zip(out, inexact, strict=True) if yes], out
 
     values = tuple(inputs[i].value for i in moving)
-    flat = eqn.primitive.name in LINEAR or (len(moving) == 1 and eqn.primitive.name in PRODUCTS)
+    name = eqn.primitive.name
+    flat = name in LINEAR or (len(moving) == 1 and name in PRODUCTS)
+    if name == "abs" and jnp.iscomplexobj(values[0]):  # the length of a vector in the plane: curved
+        flat = False
 
     def along(tangents):
         first = lambda *x: jax.jvp(f, x, tangents, has_aux=True)[1]  # noqa: E731
@@ -112,4 +115,4 @@ def _outputs(eqn: Any, inputs: list[Any]) -> list[Any]:
 
 def _sum(x: jax.Array) -> jax.Array:
     """Over the first axis, one by one where it is short: XLA's fused reductions on CPU are ten times slower."""
-    return functools.reduce(jnp.add, list(x)) if len(x) <= 16 else jnp.sum(x, 0)
+    return functools.reduce(jnp.add, list(x)) if 0 < len(x) <= 16 else jnp.sum(x, 0)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from ._compat import JitKey
 from ._forward_laplacian import second_order
-from ._tree import floating, is_traced, widened
+from ._tree import describe, floating, is_traced, widened
 from .components import ComponentMatrix, ComponentVector, Layout, layout_of
 
 _MODES = ("forward", "reverse", "both")
@@ -355,7 +355,7 @@ def value_gradient_laplacian(
     (Array(12., dtype=float32), Array([ 4., 12.], dtype=float32), Array(6., dtype=float32))
     """
     x = floating(x)
-    shape = jax.eval_shape(f, x).shape
+    shape = _shape_of(f, x)
     _require_batch(x, shape[: x.ndim - 1], shape)
     directions = _directions(x) if axes is None else _directions(x)[jnp.array(_axes(x, axes), int)]
     value, first, second = second_order(f, x, directions)
@@ -376,7 +376,7 @@ def partial(f: Callable[[Any], Any], x: Any, *axes: int) -> Any:
     (Array(12., dtype=float32), Array(6., dtype=float32))
     """
     x = floating(x)
-    shape = jax.eval_shape(f, x).shape
+    shape = _shape_of(f, x)
     _require_batch(x, shape[: x.ndim - 1], shape)
     for axis in _axes(x, axes):
         f = _derivative(f, axis)
@@ -399,6 +399,16 @@ def _directions(x: Any) -> jax.Array:
     n = x.shape[-1]
     unit = jnp.eye(n, dtype=x.dtype).reshape(n, *(1,) * (x.ndim - 1), n)
     return jnp.broadcast_to(unit, (n, *x.shape))
+
+
+def _shape_of(f: Callable[[Any], Any], x: Any) -> tuple[int, ...]:
+    """Of the value of a function of points `(..., n)`."""
+    if not hasattr(x, "ndim") or isinstance(x, ComponentVector) or x.ndim == 0:
+        raise ValueError(f"expected inputs that are an array (..., n), got {describe(x)}: stack them, as in x[None]")
+    out = jax.eval_shape(f, x)
+    if not hasattr(out, "shape") or isinstance(out, ComponentVector):
+        raise TypeError(f"expected a function that returns an array (...) or (..., m), this one gives {describe(out)}")
+    return out.shape
 
 
 def _require_batch(x: Any, leading: tuple[Any, ...], shape: tuple[Any, ...]) -> None:

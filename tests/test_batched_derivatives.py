@@ -69,6 +69,9 @@ def test_laplacian(f):
     assert np.allclose(lux.derivatives.laplacian(harmonic, X), 0, atol=1e-14)
     hessians = one_by_one(jax.hessian(f), X)
     assert np.allclose(lux.derivatives.laplacian(f, X), np.trace(hessians, axis1=2, axis2=3), atol=1e-13)
+    modulus = lambda x: jnp.abs(jax.lax.complex(x[..., 0], x[..., 1]))  # noqa: E731  # the radius r in the plane: 1 / r
+    assert np.allclose(lux.derivatives.laplacian(modulus, X), 1 / np.hypot(X[:, 0], X[:, 1]), atol=1e-13)
+    assert np.all(lux.derivatives.laplacian(modulus, X, axes=()) == 0)
 
 
 def test_operators_nest_and_differentiate():
@@ -100,6 +103,10 @@ def test_operators_refuse_what_mixes_samples():
         lux.derivatives.batched_jacobian(lambda x: x.sum(0), X)
     with pytest.raises(ValueError, match=r"leading axes \(4,\) of inputs \(4, 3\), this one gives \(\)"):
         lux.derivatives.laplacian(jnp.sum, X)
+    with pytest.raises(ValueError, match=r"inputs that are an array \(\.\.\., n\), got"):
+        lux.derivatives.laplacian(jnp.square, 3.0)
+    with pytest.raises(TypeError, match=r"returns an array .* this one gives \(f64\[4\],\)"):
+        lux.derivatives.partial(lambda x: (x[:, 0],), X, 0)
     with pytest.raises(ValueError, match=r"keeps the shape \(4, 3\), this one gives \(4, 2\)"):
         lux.derivatives.divergence(lambda x: x[:, :2], X)
     with pytest.raises(ValueError, match=r"probe of inputs \(4, 3\) has their shape, or \(k, \*that\), got \(3,\)"):
