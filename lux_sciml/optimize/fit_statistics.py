@@ -13,12 +13,12 @@ from ..components import Layout
 MOST_NAMES = 4  # of a direction, in a message
 
 
-def covariance(jacobian: np.ndarray, value: float, layout: Layout, absolute: bool) -> np.ndarray:
+def covariance(jacobian: np.ndarray, value: float, layout: Layout, absolute: bool, eps: float) -> np.ndarray:
     r"""The covariance of parameters :math:`s^2 (J^T J)^{-1}`, from the Jacobian of the weighted residuals `(m, n)`.
 
     :math:`s^2` is twice the loss over m - n, or 1 where the weights are those of known errors, `absolute`. Raises
     `ValueError` where there are too few residuals, and, naming the directions, where they leave some of the parameters
-    open.
+    open, as far as a Jacobian of the relative precision `eps` tells.
     """
     m, n = jacobian.shape
     if m < n or (m == n and not absolute):
@@ -29,7 +29,7 @@ def covariance(jacobian: np.ndarray, value: float, layout: Layout, absolute: boo
     norms = np.linalg.norm(jacobian, axis=0)
     scale = np.where(norms > 0, norms, 1.0)
     _, singular, directions = np.linalg.svd(jacobian / scale, full_matrices=False)
-    open_ones = np.flatnonzero(singular <= max(m, n) * np.finfo(float).eps * singular[0])
+    open_ones = np.flatnonzero(singular <= max(m, n) * eps * singular[0])
     if open_ones.size:
         named = "; ".join(_direction(directions[i] / scale, layout) for i in open_ones[:MOST_NAMES])
         more = "; ..." if open_ones.size > MOST_NAMES else ""

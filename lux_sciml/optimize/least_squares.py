@@ -104,7 +104,8 @@ class LeastSquaresResult(MinimizeResult[P]):
     def _covariance(self, absolute: bool) -> np.ndarray:
         fitted = self._fitted
         fitted.require_inside()
-        return fit_statistics.covariance(fitted.jacobian, self.value, fitted.problem.layout, absolute)
+        eps = float(jnp.finfo(fitted.problem.flat_dtype).eps)
+        return fit_statistics.covariance(fitted.jacobian, self.value, fitted.problem.layout, absolute, eps)
 
     def _quantile(self, level: float, absolute: bool) -> float:
         return fit_statistics.quantile(level, self._fitted.degrees, absolute)
@@ -407,4 +408,4 @@ def _evaluate(problem: ResidualProblem, *arguments: Any) -> tuple[jax.Array, jax
     """Residuals and Jacobian at the parameters and data that are the last of the arguments, as the loss scales them."""
     flat, data = arguments[-2:]
     r, jacobian, _ = problem.at(data).with_jacobian(flat.astype(problem.flat_dtype))
-    return r, jacobian if problem.loss.name == "linear" else problem.loss.scales(r)[0][:, None] * jacobian
+    return r, jacobian if problem.loss.name == "linear" else problem.loss.curvature_rows(r)[:, None] * jacobian

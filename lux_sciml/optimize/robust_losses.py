@@ -24,10 +24,19 @@ class Robust(NamedTuple):
         The square root of rho' + 2 rho'' z, and rho' over it (Triggs et al., "Bundle adjustment", 2000); but at least a
         quarter of rho', for outliers: there the loss is concave, and a step would be one of their noise.
         """
+        first, curvature = self._slopes(r)
+        rows = jnp.sqrt(jnp.maximum(curvature, first / 4))
+        return rows, first / rows
+
+    def curvature_rows(self, r: jax.Array) -> jax.Array:
+        """What scales the rows of J so that J'J is the curvature of the loss, outliers' at least zero: in SciPy too."""
+        return jnp.sqrt(jnp.maximum(self._slopes(r)[1], jnp.finfo(r.dtype).eps))
+
+    def _slopes(self, r: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """rho' and rho' + 2 rho'' z."""
         z = (r / self.scale) ** 2
         _, first, second = self._rho(z)
-        rows = jnp.sqrt(jnp.maximum(first + 2 * second * z, first / 4))
-        return rows, first / rows
+        return first, first + 2 * second * z
 
     def _rho(self, z: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """rho and its first two derivatives."""

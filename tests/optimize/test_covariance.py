@@ -85,6 +85,25 @@ def test_only_the_fitted_components_have_errors():
     assert high > value
 
 
+@pytest.mark.parametrize("loss", ["huber", "cauchy"])
+def test_covariance_of_a_robust_fit_is_that_of_curve_fit(loss):
+    far = Y + np.where(np.arange(15) % 5 == 2, 0.8, 0.0)
+    options = dict(method="trf", loss=loss, f_scale=1.5, xtol=1e-14, ftol=1e-14, gtol=1e-14)
+    _, covariance = scipy.optimize.curve_fit(model, X, far, [1.0, 0.7, 0.0], SIGMA, jac="3-point", **options)
+    np.testing.assert_allclose(fit(far, loss=loss, loss_scale=1.5).covariance().data, covariance, rtol=1e-5)
+
+
+def test_open_directions_are_found_in_float32():
+    x = jnp.linspace(0.0, 3.0, 30, dtype="float32")
+
+    def mixed(p, x):
+        return p["a"] * x + p["b"] * jnp.sin(x) + p["c"] * (x + 0.3 * jnp.sin(x)) - jnp.cos(x)
+
+    result = lux.least_squares(mixed, dict.fromkeys("abc", np.float32(1.0)), samples=x)
+    with pytest.raises(ValueError, match="rank 2, not 3"):
+        result.standard_errors()
+
+
 def test_what_data_leave_open_is_named():
     def twice(p, x):
         return (p.a + p.b) * x + p.c - x**2
