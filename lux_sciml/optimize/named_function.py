@@ -40,9 +40,12 @@ class NamedFunction:
         """Of the value. Raises `TypeError` where it holds no floating-point numbers."""
         out = jax.eval_shape(lambda params: self.returned(params, inputs), params)
         try:
-            return Layout.of(out)
+            layout = Layout.of(out)
         except TypeError as error:
             raise TypeError(f"a {self.noun} has values that are floating-point numbers: {error}") from None
+        if any(jnp.issubdtype(leaf.dtype, jnp.complexfloating) for leaf in layout.leaves):
+            raise TypeError(f"a {self.noun} has real values: of complex ones, return the real and the imaginary parts")
+        return layout
 
     def __call__(self, params: Any, inputs: Inputs) -> jax.Array:
         """The value, `(m,)`."""

@@ -97,6 +97,10 @@ def root_find(
     kind = kind_of("root_find", ps, None, args)
     has = dict(has_args=args is not None, has_state=False, has_aux=False)
     problem, inputs = Problem(function=function, other_args=others, **has, **kind), Inputs(arrays)
+    if isinstance(method, optx.Bisection) and problem.layout.size > 1:
+        raise ValueError(
+            f"Bisection is for one equation of one unknown, got {problem.layout.size}: take optimistix.Newton or 'hybr'"
+        )
     solve = _solver(method, problem.bounds(bounds), tol, max_steps, dict(options or {}))
     params = problem.take(ps)
     named = NamedFunction(function, problem, "function")
@@ -190,18 +194,19 @@ def _optimistix(method: Any, max_steps: int, options: dict[str, Any], *given: An
     function, params, inputs, start, _ = given
     arrays, others = eqx.partition((method, options), eqx.is_array)
     y = jnp.asarray(start, jnp.result_type(float))
+    y = y[0] if isinstance(method, optx.Bisection) else y  # which takes one number
     programs = Programs(function, params, inputs, others, max_steps, mode="both")
     found, result, steps = programs(_root, arrays, y, inputs)(arrays, y, inputs)
     success = bool(result == optx.RESULTS.successful)
     message = "converged: the solver's rtol and atol are met" if success else optx.RESULTS[result].split("\n")[0]
-    return np.asarray(found, np.float64), success, message, int(steps)
+    return np.atleast_1d(np.asarray(found, np.float64)), success, message, int(steps)
 
 
 def _root(function: NamedFunction, others: Any, max_steps: int, arrays: Any, y: jax.Array, inputs: Inputs) -> Any:
     method, options = eqx.combine(arrays, others)
     with jax.numpy_dtype_promotion("standard"):
         solution = optx.root_find(
-            lambda y, inputs: values(function, y, inputs).astype(y.dtype),
+            lambda y, inputs: values(function, jnp.atleast_1d(y), inputs).astype(y.dtype).reshape(y.shape),
             method,
             y,
             inputs,

@@ -46,6 +46,9 @@ def test_trees_bounds_float32_and_what_has_no_root(start):
     wave = lambda x: jnp.sin(x)  # noqa: E731
     bounded = lux.root_find(wave, 1.9, method=OPTIMISTIX["Newton"], bounds=(1.5, 4.0))
     assert bounded.success and np.isclose(bounded.params, np.pi)
+    bisection = optx.Bisection(rtol=1e-10, atol=1e-10)
+    halved = lux.root_find(wave, 2.9, method=bisection, options=dict(lower=1.5, upper=4.0))
+    assert halved.success and halved.params.shape == () and np.isclose(halved.params, np.pi)
     nowhere = lux.root_find(lambda p: p**2 + 1, lux.ComponentVector(x=1.0, y=2.0), method="hybr")
     assert not nowhere.success and nowhere.value < 5 and "; the equation `" in nowhere.message
     newton = lux.root_find(lambda p: p**2 + 1, lux.ComponentVector(x=1.0, y=2.0), method=OPTIMISTIX["Newton"])
@@ -66,6 +69,10 @@ def test_optimistix_takes_named_vectors_inside_of_jit_and_grad(start):
 def test_wrong_calls(start):
     with pytest.raises(ValueError, match="as many equations as unknowns, got 2 of 3 unknowns"):
         lux.root_find(lambda p: p.x, start)
+    with pytest.raises(ValueError, match="Bisection is for one equation of one unknown, got 3"):
+        lux.root_find(equations, start, method=optx.Bisection(1e-3, 1e-3), args=(1.0, ""))
+    with pytest.raises(TypeError, match="a function has real values: of complex ones, return the real and the imagi"):
+        lux.root_find(lambda p: jax.lax.complex(p.data, p.data), start)
     with pytest.raises(ValueError, match="SciPy has no root finder 'newton'"):
         lux.root_find(equations, start, method="newton", args=(1.0, ""))
     with pytest.raises(ValueError, match="hybr takes no bounds"):
