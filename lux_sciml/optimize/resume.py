@@ -41,7 +41,7 @@ def memory_of(result: Any, backend: str, method: str) -> Memory:
             "that is not finite at its start has none; start anew from result.params"
         )
     if memory.backend != backend:
-        raise ValueError(f"resume: the result is of a method of {memory.backend}, {method} is one of {backend}")
+        raise ValueError(f"resume: the result is of a method of {memory.backend}, and this method is one of {backend}")
     return memory
 
 

@@ -82,7 +82,7 @@ def test_what_cannot_go_on_is_refused():
         on(adam, "BFGS")
     with pytest.raises(ValueError, match="this result holds no memory of its method"):
         on(bfgs)
-    with pytest.raises(ValueError, match="the result is of a method of optax, LBFGS is one of optimistix"):
+    with pytest.raises(ValueError, match="the result is of a method of optax, and this method is one of optimistix"):
         on(adam, optx.LBFGS(rtol=1e-3, atol=1e-3))
     for method, other in ((optax.sgd(0.1), start), (optax.adam(0.1), start.astype("float32"))):
         with pytest.raises(ValueError, match="the result is of another method, of one with other options, or of"):
