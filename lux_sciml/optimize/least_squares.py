@@ -22,7 +22,7 @@ from . import damped_systems, fit_statistics, levenberg_marquardt_backend, optim
 from .levenberg_marquardt import DIFFERENCE, EXACT, LevenbergMarquardt, prefers_forward
 from .minimize import MinimizeResult, converted, is_whole
 from .programs import Programs
-from .progress import NOT_FINITE_AT_START, Progress, to_its_end
+from .progress import NOT_FINITE_AT_START, NOT_FINITE_RESAMPLED, Progress, to_its_end
 from .residual_problem import WHOLE, Data, ResidualProblem, not_finite, same_samples
 from .robust_losses import robust
 from .starts import Runs, starting_points
@@ -241,8 +241,11 @@ def least_squares(
     callback_every = converted("callback_every", optional(count), callback_every)
     tol, max_seconds = converted("tol", optional(number), tol), converted("max_seconds", optional(number), max_seconds)
     converted("progress", flag, progress)
-    if tol is not None and not tol >= 0:
-        raise ValueError(f"tol: expected a number of at least 0, got {tol:g}")
+    for name, value in (("tol", tol), ("max_seconds", max_seconds)):
+        if value is not None and not value >= 0:
+            raise ValueError(f"{name}: expected a number of at least 0, got {value:g}")
+    if options is not None and not isinstance(options, Mapping):
+        raise TypeError(f"`options` is a dict, got a {type(options).__name__}")
     for name, function, call in (("callback", callback, "(step, ps, value)"), ("resample", resample, "(key, ps)")):
         if function is not None and not callable(function):
             raise TypeError(f"{name} is a function of {call}, got a {type(function).__name__}")
@@ -371,9 +374,9 @@ def _fit(
     run = functools.partial(backend.module.run, problem, params, data, record, programs, **given)
     with one_blas_thread() if size * problem.layout.size * min(size, problem.layout.size) < SMALL else nullcontext():
         success, message = to_its_end(run, record)
-    if message == NOT_FINITE_AT_START:
-        message += not_finite(programs.problem, params, data)
     found = record.params()
+    if message == NOT_FINITE_AT_START or message.startswith(NOT_FINITE_RESAMPLED):
+        message += not_finite(programs.problem, problem.take(found), last[-1])
     flat = problem.ravel(problem.take(found))
     return LeastSquaresResult(
         params=found,

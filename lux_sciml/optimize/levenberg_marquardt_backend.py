@@ -12,7 +12,7 @@ from . import convergence
 from .chunks import LONGEST, in_chunks, strong
 from .levenberg_marquardt import LevenbergMarquardt, State
 from .programs import Programs
-from .progress import NOT_FINITE_AT_START, Progress
+from .progress import NOT_FINITE_AT_START, NOT_FINITE_RESAMPLED, Progress
 from .residual_problem import Data, ResidualProblem
 
 
@@ -53,8 +53,12 @@ def run(
             progress.history += values.tolist() if made >= 0 or start == 0 else values[1:].tolist()
             made += len(values)
             steps = start + made
-            progress.params, progress.value = functools.partial(at, x), float(state.point.value)
-            if not np.isfinite(progress.value):
+            value = float(state.point.value)
+            if not np.isfinite(value) and steps > 0:
+                del progress.history[steps + 1 :]
+                return False, f"{NOT_FINITE_RESAMPLED} after step {steps}"
+            progress.params, progress.value = functools.partial(at, x), value
+            if not np.isfinite(value):
                 return False, NOT_FINITE_AT_START
             if made > 0 or start == 0:
                 progress.report(steps, progress.params, progress.value)

@@ -135,6 +135,7 @@ class _Lines:
         self.write()
 
 
+NOT_FINITE_RESAMPLED = "the residuals are not finite at the samples that `resample` returned"
 NOT_FINITE_AT_START = (
     "the loss or its gradient is not finite at the start: check the model and the data there, or start elsewhere"
 )

@@ -13,6 +13,7 @@ from jax.flatten_util import ravel_pytree
 
 from .._tree import describe, is_inexact
 from ..components import ComponentVector
+from .chunks import strong
 from .fitted_parameters import FittedParameters, kind_of, text_of
 from .levenberg_marquardt import Residuals, forward_jacobian, prefers_forward, reverse_jacobian
 from .problem import as_jax, called, facts_of, parts_of_args
@@ -296,7 +297,7 @@ def _samples(name: str, samples: Any) -> Any:
         raise ValueError(f"samples{_of_group(name)} have one leading axis, of one length, got {describe(samples)}")
     if leaves[0].shape[0] == 0:
         raise ValueError(f"there are no samples{_of_group(name)}: {describe(samples)}")
-    return samples
+    return strong(samples)
 
 
 def _of_group(name: str) -> str:

@@ -230,6 +230,16 @@ def test_samples_are_renewed():
     assert result.history.shape == (result.steps + 1,)
     np.testing.assert_allclose(result.residuals["moving"], 0.0, atol=1e-5)
 
+    def broken(key, ps):
+        return {"fixed": jnp.where(x > 0.9, jnp.nan, x), "moving": jnp.full(8, 3.0)}  # weakly typed, as literals are
+
+    result = lux.least_squares(
+        residuals, ps, samples={"moving": 0 * x, "fixed": x}, resample=broken, resample_every=5, max_steps=17
+    )
+    assert not result.success and np.isfinite(result.value) and result.history.shape == (result.steps + 1,)
+    where = "(the residual of group 'fixed' of sample 7, which itself holds NaN"
+    assert f"after step {result.steps} {where}" in result.message
+
 
 def test_several_starts():
     def valleys(x):
@@ -343,6 +353,12 @@ WRONG = {
         "resample must return samples of the same structure",
     ),
     "starts": (lambda: lux.least_squares(linear, jnp.zeros(2), samples=T, starts=[jnp.zeros(3)]), ValueError, "shape"),
+    "options": (
+        lambda: lux.least_squares(linear, jnp.zeros(2), samples=T, options=3),
+        TypeError,
+        "`options` is a dict",
+    ),
+    "seconds": (lambda: lux.least_squares(linear, jnp.zeros(2), samples=T, max_seconds=-1), ValueError, "at least 0"),
     "traced": (
         lambda: jax.jit(lambda p: lux.least_squares(linear, p, samples=T).params)(jnp.zeros(2)),
         TypeError,
