@@ -392,18 +392,23 @@ def _fit(
 
 
 def _traced(
-    problem: ResidualProblem, params: Any, data: Data, backend: _Backend
+    problem: ResidualProblem, params: Any, data: Data, backend: _Backend, products: bool = False
 ) -> tuple[ResidualProblem, Programs, dict[str, tuple[int, int]]]:
     """The problem with the direction of its Jacobian, its programs, and the sizes of its groups."""
     chosen = problem.jacobian
     if not problem.has_samples and chosen is None:
         problem = dataclasses.replace(problem, jacobian="forward")
     forward = problem.jacobian == "forward"
-    mode = "forward" if forward else "both" if backend.both_modes else "reverse"
+    mode = "forward" if forward and not products else "both" if backend.both_modes else "reverse"
     programs = Programs(problem, params, data, *backend.static, mode=mode)
     sizes = programs.problem.sizes(params, data)
-    if forward and chosen is None and not prefers_forward(sum(k for _, k in sizes.values()), problem.layout.size):
+    m, n = sum(count * k for count, k in sizes.values()), problem.layout.size
+    if forward and chosen is None and not prefers_forward(m, n):
         return _traced(dataclasses.replace(problem, jacobian="reverse"), params, data, backend)
+    method = backend.given.get("method")
+    if mode == "forward" and isinstance(method, LevenbergMarquardt):
+        if (method.solver or damped_systems.choose(m, n)) == damped_systems.CG:  # products with J' too
+            return _traced(problem, params, data, backend, products=True)
     return problem, programs, sizes
 
 

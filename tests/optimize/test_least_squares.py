@@ -160,8 +160,8 @@ def test_a_solve_inside_takes_the_adjoint_that_the_jacobian_needs():
     def residual(p):
         return decay(p.u0[None], lux.ComponentVector(), st)[0].ys[:, 0] - 2.0 * jnp.exp(-decay.ts.value)
 
-    for direction in (None, "reverse"):
-        result = lux.least_squares(residual, lux.ComponentVector(u0=1.0), jacobian=direction)
+    for given in ({}, {"jacobian": "reverse"}, {"solver": "cg"}):
+        result = lux.least_squares(residual, lux.ComponentVector(u0=1.0), **given)
         np.testing.assert_allclose(result.params.u0, 2.0, rtol=1e-5)
 
 
