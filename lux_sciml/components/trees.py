@@ -13,6 +13,7 @@ from .._tree import describe, is_random_key, is_traced
 from .documents import from_json, import_path, imported, to_json, unique
 from .matrix import ComponentMatrix
 from .nodes import (
+    NONE,
     Path,
     close_container,
     container_name,
@@ -95,13 +96,13 @@ def _encode(x: Any, path: Path, arrays: dict[str, Any]) -> dict[str, Any]:
     inner = x.data if isinstance(x, ComponentVector | ComponentMatrix) else x
     if is_traced(inner) or isinstance(inner, jax.ShapeDtypeStruct):
         raise TypeError(f"{quoted(path)} has no values, it is {describe(x)}: only values are written")
-    if isinstance(x, ComponentVector):
+    if is_random_key(x):
+        return {"key": _put(jax.random.key_data(x), path, arrays), "impl": str(jax.random.key_impl(x))}
+    if isinstance(x, ComponentVector) and not _is_filled(x):
         return {"vector": _put(x.data, path, arrays), "layout": json.loads(to_json(x.layout))}
     if isinstance(x, ComponentMatrix):
         layouts = [json.loads(to_json(layout)) for layout in (x.rows, x.columns)]
         return {"matrix": _put(x.data, path, arrays), "layouts": layouts}
-    if is_random_key(x):
-        return {"key": _put(jax.random.key_data(x), path, arrays), "impl": str(jax.random.key_impl(x))}
     if isinstance(x, np.ndarray | np.generic | jax.Array):
         kind = {} if isinstance(x, jax.Array) else {"numpy": "array" if isinstance(x, np.ndarray) else "scalar"}
         return {"array": _put(x, path, arrays), **kind}
@@ -209,7 +210,8 @@ class _Decoder:
         theirs, children = _container(node)
         ours = container if isinstance(container, str) else import_path(type(like))
         if theirs != ours:
-            self.wrong.append(f"{quoted(path)} should be {_noun(like)}, and is {_kind(node)}")
+            got = _noun(self.leaf(node, path)) if theirs is None else _kind(node)
+            self.wrong.append(f"{quoted(path)} should be {_noun(like)}, and is {got}")
             return like
         there, expected = dict(_items(children, path)), dict(items)
         for key in there.keys() - expected.keys():
@@ -243,7 +245,14 @@ class _Decoder:
         return found
 
 
+def _is_filled(x: Any) -> bool:
+    """Whether a transform has put something else into a ComponentVector, as Adafactor does in its memory."""
+    return isinstance(x, ComponentVector) and np.shape(x.data)[-1:] != (x.layout.size,)
+
+
 def _is_leaf(x: Any) -> bool:
+    if _is_filled(x):
+        return False
     return isinstance(x, ComponentVector | ComponentMatrix | enum.Enum | jax.ShapeDtypeStruct) or is_random_key(x)
 
 
@@ -265,6 +274,8 @@ def _noun(x: Any) -> str:
         return f"a {type(x).__name__} of {describe(x.data)}"
     if hasattr(x, "dtype") and hasattr(x, "shape"):
         return describe(x) if isinstance(x, np.ndarray | jax.Array) and not is_random_key(x) else _abstract(x)
+    if x is None:
+        return "None"
     one_level = None if isinstance(x, enum.Enum) else open_container(x)
     return _article(type(x).__name__ if one_level is None else container_name(one_level[0]))
 
@@ -288,7 +299,8 @@ def _container(node: Any) -> tuple[str | None, Any]:
 
 
 def _kind(node: Any) -> str:
-    return _article(str(_container(node)[0]).rpartition(":")[2])
+    name = str(_container(node)[0]).rpartition(":")[2]
+    return "None" if name == NONE else _article(name)
 
 
 def _items(children: Any, path: Path) -> list[tuple[Hashable, Any]]:

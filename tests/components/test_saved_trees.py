@@ -70,6 +70,14 @@ def test_trees_come_back_bit_for_bit(tmp_path):
     assert back["z"].layout is saved["z"].layout
     assert same(lux.load(path, like=saved), saved)
     assert same(lux.load(path, like=jax.eval_shape(lambda: saved["z"]) and {**saved, "z": saved["z"] * 0}), saved)
+    memory = optax.adafactor(1e-3).init(saved["z"])  # with other things in ComponentVectors than their elements
+    lux.save(path, memory)
+    assert same(lux.load(path, like=memory), memory)
+    with pytest.raises(ValueError, match=r"`0` should be None, and is an? [A-Z]\w+"):
+        lux.load(path, like=(None, *memory[1:]))
+    lux.save(path, {"a": saved["z"]})
+    with pytest.raises(ValueError, match=r"`a` should be None, and is a ComponentVector of f\d\d\[\d+\]"):
+        lux.load(path, like={"a": None})
     for root in (jnp.ones(3), jax.random.key(0), 1.5, lux.Mode.TRAIN, None, [], lux.ComponentVector()):
         lux.save(path, root)
         assert same(lux.load(path), root) and same(lux.load(path, like=root), root)
