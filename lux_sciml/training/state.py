@@ -1,6 +1,7 @@
 """TrainState: all that a training run carries from one step to the next."""
 
 import dataclasses
+import itertools
 import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -142,7 +143,7 @@ class TrainState:
 
         `update_scale` multiplies all updates, whatever the optimizer. Others are those of an optimizer inside of
         `optax.inject_hyperparams`: `state.adjust(learning_rate=1e-4)`. For an ensemble they are arrays, one entry for
-        each member. Raises `ValueError` for those that the optimizer does not have.
+        each member. Raises `ValueError` for those that the optimizer does not have, or that follow a schedule.
 
         >>> import lux_sciml as lux
         >>> optimizer = optax.inject_hyperparams(optax.adam)(learning_rate=1e-3)
@@ -162,6 +163,11 @@ class TrainState:
                 raise ValueError(
                     f"the optimizer's memory has no hyperparameter `{name}`: make the optimizer by "
                     f"optax.inject_hyperparams(optax.adam)({name}=...), or adjust `update_scale`, which all have"
+                )
+            if any(_is_of_a_schedule(path, name) for path in paths):
+                raise ValueError(
+                    f"`{name}` follows a schedule, which would overwrite it in the next step: adjust `update_scale`, "
+                    "which multiplies the updates"
                 )
             for i in found:
                 values[i] = _in_place_of(values[i], value, name)
@@ -210,8 +216,16 @@ def _only_testing(st: Any) -> bool:
 
 def _is_hyperparameter(path: Any, name: str) -> bool:
     """Of an optimizer in `optax.inject_hyperparams`, not an entry of its memory that has the same name."""
-    where = [getattr(entry, "name", getattr(entry, "key", None)) for entry in path]
-    return where[-2:] == ["hyperparams", name]
+    return _names(path)[-2:] == ["hyperparams", name]
+
+
+def _is_of_a_schedule(path: Any, name: str) -> bool:
+    names = _names(path)
+    return any(pair == ("hyperparams_states", name) for pair in itertools.pairwise(names))
+
+
+def _names(path: Any) -> list[Any]:
+    return [getattr(entry, "name", getattr(entry, "key", None)) for entry in path]
 
 
 def _in_place_of(old: Any, value: Any, name: str) -> jax.Array:

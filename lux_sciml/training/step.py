@@ -133,8 +133,7 @@ def one_step(
         lost = ~good
         if state.loss_scale is not None:  # an overflow that a smaller scale mends is no failure
             lost &= ~(good_loss & (state.loss_scale.scale > 1))
-        made = good & (state.skipped == 0) if nonfinite == "stop" else good
-        ps, st, opt_state, ema = where(made, _varying(after), _varying(state))
+        ps, st, opt_state, ema = where(good, _varying(after), _varying(state))
         half = jnp.where(lost, 0.5, 1.0) if nonfinite == "back_off" else None
         after = after.replace(
             ps=ps,
@@ -145,6 +144,8 @@ def one_step(
             update_scale=state.update_scale if half is None else state.update_scale * half.astype(jnp.float32),
             loss_scale=state.loss_scale and _next_scale(state.loss_scale, good),
         )
+        if nonfinite == "stop":
+            after = where(state.skipped == 0, after, state)
         return after, {**stats, "finite": good}
 
     return step
