@@ -96,7 +96,7 @@ def _encode(x: Any, path: Path, arrays: dict[str, Any]) -> dict[str, Any]:
     inner = x.data if isinstance(x, ComponentVector | ComponentMatrix) else x
     if is_traced(inner) or isinstance(inner, jax.ShapeDtypeStruct):
         raise TypeError(f"{quoted(path)} has no values, it is {describe(x)}: only values are written")
-    if is_random_key(x):
+    if is_random_key(x) and not isinstance(x, ComponentVector | ComponentMatrix):
         return {"key": _put(jax.random.key_data(x), path, arrays), "impl": str(jax.random.key_impl(x))}
     if isinstance(x, ComponentVector) and not _is_filled(x):
         return {"vector": _put(x.data, path, arrays), "layout": json.loads(to_json(x.layout))}

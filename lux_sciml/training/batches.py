@@ -29,6 +29,8 @@ class Arrays:
 
     def __init__(self, data: Any, batch_size: int | None, shuffle: bool, last: str, key: jax.Array):
         self.n = samples(data)
+        if not self.n:
+            raise ValueError(f"the data have no samples, got {describe(data)}")
         self.batch_size = count(self.n if batch_size is None else batch_size)
         self.last, self.key = last, key
         self.per_epoch = -(-self.n // self.batch_size) if last == "pad" else self.n // self.batch_size
@@ -155,7 +157,7 @@ def source(data: Any, batch_size: Any, shuffle: bool, last: str, key: jax.Array)
     """The batches of what a user has. Raises `TypeError` for what is neither arrays nor yields batches."""
     if last not in LAST:
         raise ValueError(f"last is 'drop' or 'pad', got {last!r}")
-    key = key if not jnp.ndim(key) else key[0]
+    key = one_key(key)
     if is_arrays(data):
         return Arrays(data, batch_size, shuffle, last, key)
     nothing_else = hasattr(data, "__next__") or (hasattr(data, "__iter__") and jax.tree_util.all_leaves([data]))
@@ -175,6 +177,11 @@ def is_arrays(data: Any) -> bool:
         return False
     leaves = jax.tree.leaves(data)
     return bool(leaves) and all(isinstance(x, np.ndarray | jax.Array) for x in leaves)
+
+
+def one_key(key: jax.Array) -> jax.Array:
+    """The key that orders the data: of an ensemble, the first member's."""
+    return key if not jnp.ndim(key) else key[0]
 
 
 def number(key: jax.Array) -> int:

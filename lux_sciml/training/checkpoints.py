@@ -134,9 +134,12 @@ class Checkpoints:
         steps = self.steps()
         kept = set(steps[-self.keep_last :])
         if self.keep_best:
-            metrics = {step: self._metric(self.path(step)) for step in steps}
-            known = [step for step in steps if metrics[step] is not None]
-            kept |= set(sorted(known, key=metrics.__getitem__)[: self.keep_best])
+            known: dict[int, float] = {}
+            for step in steps:
+                with contextlib.suppress(ValueError, KeyError):  # of a file that was damaged it is not known
+                    known[step] = self._metric(self.path(step))
+            known = {step: metric for step, metric in known.items() if metric is not None}
+            kept |= set(sorted(known, key=known.__getitem__)[: self.keep_best])
         for step in set(steps) - kept:
             self._remove(self.path(step))
 

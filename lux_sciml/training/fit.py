@@ -70,8 +70,8 @@ def fit(
 
     What the objective and the metrics read besides their arguments is read anew by each call; where it is known and as
     it was, nothing compiles again. Ctrl-C ends a run after the steps under way, with the result so far; again, at once.
-    What data or callbacks raise comes as a `FitError`, whose `result` has the state so far; in both cases a checkpoint
-    is written.
+    What data, callbacks, the validation or the disk raise comes as a `FitError`, whose `result` has the state so far.
+    In both cases a checkpoint is written, where the disk takes it.
 
     Raises `TypeError` and `ValueError` for arguments that are wrong or contradict each other, `RuntimeError` where
     another run writes to the checkpoints.
@@ -89,19 +89,28 @@ def fit(
     """
     if not isinstance(state, TrainState):
         raise TypeError(f"fit takes a TrainState, TrainState.create(model, optimizer, ...), got {describe(state)}")
-    for name, value in {"epochs": epochs, "steps": steps, "validate_every": validate_every}.items():
+    for name, value in {
+        "batch_size": batch_size,
+        "epochs": epochs,
+        "steps": steps,
+        "validate_every": validate_every,
+    }.items():
         if value is not None:
             _checked(name, count, value)
     for name, value in {"shuffle": shuffle, "resume": resume, "progress": progress}.items():
         _checked(name, flag, value)
     if epochs is not None and steps is not None:
         raise ValueError("give `epochs` or `steps`, not both")
+    if metrics is not None and not all(map(callable, metrics.values())):
+        raise TypeError(f"metrics are functions of (model, ps, st, batch) by name, got {describe(metrics)}")
     if metrics is not None and validation is None:
         raise ValueError("metrics are of the validation: give `validation=`")
     if early_stopping is not None and (validation is None or not isinstance(early_stopping, EarlyStopping)):
         raise ValueError("early stopping is an EarlyStopping, and watches the validation: give `validation=`")
     if isinstance(checkpoints, str | os.PathLike):
         checkpoints = Checkpoints(checkpoints)
+    if checkpoints is not None and not callable(getattr(checkpoints, "writing", None)):
+        raise TypeError(f"checkpoints are lux.training.Checkpoints, or the path of a folder, got {checkpoints!r}")
     if resume and checkpoints is None:
         raise ValueError("resume=True goes on from checkpoints: give `checkpoints=`")
     callbacks = [callbacks] if callable(callbacks) else list(callbacks)

@@ -38,7 +38,7 @@ class FitResult:
 
 
 class FitError(RuntimeError):
-    """What data or a callback of a run raised; `result` is the `FitResult` so far."""
+    """What data, a callback, the validation or the disk raised in a run; `result` is the `FitResult` so far."""
 
     def __init__(self, message: str, result: FitResult):
         super().__init__(message)

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from ..optimize.chunks import LONGEST, SECONDS
 from ..optimize.problem import called, not_finite
 from ..optimize.progress import display, is_true
 from .advance import Programs
-from .batches import Arrays, Stream
+from .batches import Arrays, Stream, one_key
 from .checkpoints import Checkpoints
 from .interrupts import Interrupts
 from .result import FitError, FitResult, Report
@@ -69,6 +69,8 @@ class Run:
         self.row_written = -np.inf
         self.length, self.compiled = 1, False
         self.raised: BaseException | None = None
+        self.due = False  # a validation, which was not made yet
+        self.saved = self.step  # the newest step that needs no checkpoint any more
         self._order: tuple[int, Any, Any] = (0, np.zeros((0, 0)), np.zeros(0))
         self.total = self._total()
 
@@ -86,7 +88,6 @@ class Run:
     # --- the run ---------------------------------------------------------------------------------------------------
 
     def __call__(self) -> FitResult:
-        raised = None
         with contextlib.ExitStack() as stack:
             if self.checkpoints is not None:
                 stack.enter_context(self.checkpoints.writing())
@@ -101,19 +102,13 @@ class Run:
             if self.log is not None:
                 self.log.start(self.step - self.first)
                 stack.callback(self.log.close)
-            try:
-                success, message = self._loop()
-                if success:
-                    self._at_the_end()
-            except KeyboardInterrupt:
-                success, message = False, f"interrupted after {self.step - self.first} steps"
-            except _OfOthers as error:
-                success, message, raised = False, f"{error}, after {self.step - self.first} steps", error
+            success, message, raised = self._outcome(self._loop)
+            last = self._outcome(lambda: self._at_the_end(success))
+            if not last[0] and raised is None:
+                success, message, raised = last
             lost = int(np.max(self.state.skipped))
             if lost and self.nonfinite != "stop":
                 message += f"; {lost} steps were left out, as the loss or its gradient was not finite"
-            if self.checkpoints is not None and self.step % self.checkpoints.every:
-                self._save(self.checkpoints)
         result = FitResult(
             state=self.state,
             best=self.watch.best,
@@ -126,7 +121,18 @@ class Run:
             raise FitError(f"{message}; `error.result` has the state so far", result) from raised.__cause__
         return result
 
+    def _outcome(self, work: Callable[[], tuple[bool, str]]) -> tuple[bool, str, BaseException | None]:
+        """What `work` returns, and what it raised that is not to cost the state."""
+        try:
+            return (*work(), None)
+        except KeyboardInterrupt:
+            return False, f"interrupted after {self.step - self.first} steps", None
+        except _OfOthers as error:
+            return False, f"{error}, after {self.step - self.first} steps", error
+
     def _loop(self) -> tuple[bool, str]:
+        if self.due:
+            self._validate()
         while True:
             if self.raised is not None:
                 raise self.raised
@@ -151,7 +157,7 @@ class Run:
         if self.watch.stops and not self.watch.active.any():
             rule = self.watch.rule
             return True, f"stopped early: `{rule.monitor}` was not better in {rule.patience} validations"
-        if self.nonfinite == "stop" and np.all(self.state.skipped):
+        if self.nonfinite == "stop" and np.all(self.state.skipped, where=self.watch.active):
             where = not_finite(ps=self.state.ps, st=self.state.st)
             return False, f"stopped at step {made}, whose loss or gradient is not finite{where}"
         if made and np.all(self.lost_in_a_row[self.watch.active] >= MOST_LOST):
@@ -260,10 +266,10 @@ class Run:
     def _note(self, stats: dict[str, np.ndarray]) -> None:
         finite = stats["finite"]
         if self.nonfinite == "stop" and not self.ensemble and not finite.all():
-            made = int(np.argmin(finite)) + 1
-            self.step -= len(finite) - made
-            stats, finite = {name: x[:made] for name, x in stats.items()}, finite[:made]
-            self.state = self.state.replace(step=jnp.asarray(self.step, self.state.step.dtype))
+            more = self.step - int(self.state.step)  # after the last one that the state has made
+            self.step -= more
+            stats = {name: x[: len(finite) - more] for name, x in stats.items()}
+            finite = stats["finite"]
         trailing = np.where(finite.any(0), np.argmax(finite[::-1], 0), len(finite))
         self.lost_in_a_row = np.where(finite.any(0), trailing, self.lost_in_a_row + trailing)
         for name, x in stats.items():
@@ -273,6 +279,7 @@ class Run:
         """What is done between chunks; whether a callback asks to stop."""
         due = epoch_ended if self.validate_every is None else made and self.step % self.validate_every == 0
         if self.validation is not None and due:
+            self.due = True
             self._validate()
         if self.checkpoints is not None and made and self.step % self.checkpoints.every == 0:
             self._save(self.checkpoints)
@@ -285,11 +292,8 @@ class Run:
         report = self._report()
         stop = False
         for callback in self.callbacks:
-            try:
-                with self.interrupts.at_once():
-                    stop |= is_true(called("callback", callback, ("report",), report))
-            except Exception as error:
-                raise _of_others("callback", error) from error
+            with _blamed("callback"), self.interrupts.at_once():
+                stop |= is_true(called("callback", callback, ("report",), report))
         return stop
 
     def _report(self) -> Report:
@@ -303,16 +307,26 @@ class Run:
         return batches.epoch if isinstance(batches, Stream) else (self.step - self.first) // batches.per_epoch
 
     def _validate(self) -> None:
-        values = self.validation(self.state)
+        with _blamed("validation"), self.interrupts.at_once():
+            values = self.validation(self.state)
+        self.due = False
         self.watch.see(self.state, values, self.step - self.first)
         for name, x in {"validation_step": np.asarray(self.step - self.first), **values}.items():
             self.validated.setdefault(name, []).append(x)
 
-    def _at_the_end(self) -> None:
-        if self.validation is not None and self.step > self.first:
+    def _at_the_end(self, success: bool) -> tuple[bool, str]:
+        """The last checkpoint, and then the last validation, which a longer run would not make at this step."""
+        if self.checkpoints is not None:
+            if self.step != self.saved:
+                self._save(self.checkpoints)
+            with _blamed("checkpoints"):
+                self.checkpoints.wait()
+        if success and self.validation is not None and self.step > self.first:
             if not self.validated or self.validated["validation_step"][-1] != self.step - self.first:
                 self._validate()
-        self._write_row(at_once=True)
+        if success:
+            self._write_row(at_once=True)
+        return True, ""
 
     def _write_row(self, at_once: bool) -> None:
         """The means since the last row of the log."""
@@ -332,7 +346,8 @@ class Run:
             elif np.shape(x) == members:
                 row |= {f"{name}[{i}]": float(x[i]) for i in range(members[0])}
         if row:
-            self.log.write(self.step - self.first, self._epoch(), row)
+            with _blamed("log"):
+                self.log.write(self.step - self.first, self._epoch(), row)
         self.logged, self.row_written = (made, seen), time.monotonic()
 
     def _arrays(self) -> dict[str, np.ndarray]:
@@ -351,19 +366,22 @@ class Run:
             "validated": {name: arrays[name] for name in self.validated},
             "watch": self.watch.place(),
             "lost_in_a_row": self.lost_in_a_row,
+            "due": self.due,
             "data": self._kind_of_data(),
             "place": self.batches.place() if isinstance(self.batches, Stream) else None,
         }
-        checkpoints.save(
-            self.step, {"state": self.state, "run": run}, self._metric() if checkpoints.keep_best else None
-        )
+        metric = self._metric() if checkpoints.keep_best else None
+        with _blamed("checkpoints"):
+            checkpoints.save(self.step, {"state": self.state, "run": run}, metric)
+        self.saved = self.step
 
     def _metric(self) -> float | None:
         """How good the state is: what is watched of the validation, of an ensemble the best; lower is better."""
         if self.validation is None:
             return None
         fresh = self.validated and self.validated["validation_step"][-1] == self.step - self.first
-        values = {name: x[-1] for name, x in self.validated.items()} if fresh else self.validation(self.state)
+        with _blamed("validation"):
+            values = {name: x[-1] for name, x in self.validated.items()} if fresh else self.validation(self.state)
         sign = -1.0 if self.watch.rule.higher else 1.0
         return float(np.min(sign * values[self.watch.rule.monitor]))
 
@@ -390,19 +408,29 @@ class Run:
                 "it would not be the same run; start from `state` in a folder of its own"
             )
         self.state, self.first = copied(tree["state"]), run["first"]
-        self.step = int(np.max(self.state.step))
+        self.step = self.saved = int(np.max(self.state.step))
         self.history = {name: [x] for name, x in run["history"].items()}
         self.validated = {name: list(x) for name, x in run["validated"].items()}
         self.logged = (self.step - self.first, len(self.validated.get("validation_step", ())))
         self.watch.go_to(run["watch"])
-        self.lost_in_a_row = run["lost_in_a_row"]
+        self.lost_in_a_row, self.due = run["lost_in_a_row"], self.validation is not None and run.get("due", False)
+        self.batches.key = copied(one_key(self.state.key))
         if isinstance(self.batches, Stream):
             self.batches.go_to(run["place"])
         self.total = self._total()
 
 
 class _OfOthers(Exception):
-    """What data or callbacks raised."""
+    """What data, callbacks, the validation or the disk raised."""
+
+
+@contextlib.contextmanager
+def _blamed(what: str) -> Iterator[None]:
+    """Inside, what is raised is told to be of this part of the run."""
+    try:
+        yield
+    except Exception as error:
+        raise _of_others(what, error) from error
 
 
 def _of_others(what: str, error: Exception) -> _OfOthers:

@@ -80,9 +80,10 @@ class Watch:
     def place(self) -> dict[str, Any]:
         """What has been seen, as a tree for a file."""
         best = None if self.best is None else self.best._asdict()
-        return {"best": best, "waited": self.waited, "active": self.active}
+        return {"best": best, "waited": self.waited}
 
     def go_to(self, place: dict[str, Any]) -> None:
         """Go on from what was seen."""
         self.best = None if place["best"] is None else Best(**place["best"])
-        self.waited, self.active = place["waited"], place["active"]
+        self.waited = place["waited"]
+        self.active = self.waited < self.rule.patience if self.stops else np.ones_like(self.active)

@@ -19,6 +19,8 @@ class Validation:
         self.arrays = is_arrays(data)
         if self.arrays:
             self.n = samples(data)
+            if not self.n:
+                raise ValueError(f"the validation has no samples, got {describe(data)}")
             self.batch_size = self.n if batch_size is None else batch_size
         elif not hasattr(data, "__iter__") or iter(data) is data:
             raise TypeError(

@@ -57,6 +57,10 @@ def test_what_is_kept(tmp_path):
         assert checkpoints.load()["n"] == 4
     with pytest.raises(ValueError, match="is not like `like`"):
         checkpoints.load(4, like={"x": jnp.zeros(2), "n": 0})
+    checkpoints.path(1).write_bytes(b"")  # its metric is not known any more
+    checkpoints.save(7, {"x": jnp.zeros(3), "n": 7}, 0.5)
+    checkpoints.wait()
+    assert checkpoints.steps() == [2, 5, 7]
     checkpoints.folder = tmp_path / "a" / ".lock"  # no folder: what the other thread raises comes out
     with pytest.raises(OSError):
         checkpoints.save(6, {})
@@ -123,6 +127,57 @@ def test_a_run_that_is_broken_off_goes_on_to_the_same_bits(data, tmp_path):
         with pytest.raises(ValueError, match=r"the run that is resumed had data of .*'batch_size': 4"):
             batch_size = 5
             run("parts", resume=True)
+
+
+class Validation:
+    """One that raises when it is iterated the given time; `fit` looks at an iterator of it first."""
+
+    def __init__(self, at=None):
+        self.i, self.at = 0, at
+
+    def __iter__(self):
+        self.i += 1
+        if self.i == self.at:
+            raise OSError("no such file")
+        return iter([(X, Y)])
+
+
+@pytest.mark.parametrize("data", [(X, Y), Batches()], ids=["arrays", "iterable"])
+def test_what_ends_a_run_leaves_no_trace_in_one_that_goes_on(data, tmp_path, monkeypatch):
+    def run(folder, key=3, validation=None, patience=2, **options):
+        state = lux.TrainState.create(MODEL, optax.adam(0.05), key=jax.random.key(key))
+        batch_size = 4 if isinstance(data, tuple) else None
+        rule = EarlyStopping(patience, min_delta=0.05)
+        options = {"epochs": 30, "callback_every": 1, "early_stopping": rule, "resume": True} | options
+        checkpoints = Checkpoints(tmp_path / folder, every=5)
+        return lux.fit(
+            objective,
+            state,
+            data,
+            batch_size=batch_size,
+            validation=validation or Validation(),
+            checkpoints=checkpoints,
+            **options,
+        )
+
+    stop = run("parts", callbacks=lambda report: report.step == 7)  # and validates there, as the whole does not
+    assert stop.history["validation_step"].tolist() == [5, 7]
+    with pytest.raises(FitError, match="the validation raised OSError: no such file, after 15 steps") as error:
+        run("parts", key=4, validation=Validation(3))  # its key is the checkpoint's
+    assert error.value.result.state.step == 15 and error.value.result.history["validation_step"].tolist() == [5, 10]
+    assert Checkpoints(tmp_path / "parts").steps() == [10, 15]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: exec('raise OSError(28, "No space left on device")'))
+        with pytest.raises(
+            FitError, match=r"the checkpoints raised OSError: .* No space left.*, after 20 steps"
+        ) as error:
+            run("parts")
+    assert error.value.result.history["validation_step"].tolist()[:3] == [5, 10, 15]
+    short, whole = run("parts"), run("whole")
+    assert bits(short.state) == bits(whole.state) and bits(short.history) == bits(whole.history)
+    assert short.message.startswith("stopped early: `validation_loss` was not better in 2")
+    longer, whole = run("parts", patience=4), run("patient", patience=4)
+    assert longer.steps == whole.steps > short.steps and bits(longer.state) == bits(whole.state)
 
 
 def test_what_a_run_raises_is_behind_a_checkpoint(tmp_path):

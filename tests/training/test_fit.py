@@ -211,6 +211,12 @@ def test_steps_that_are_not_finite(nonfinite):
             "all 24 steps made; 2 steps were left out, as the loss or its gradient was not finite"
         )
         assert result.state.update_scale == (1 if nonfinite == "skip" else 0.25)
+    if nonfinite == "stop":  # an overflow in float16 is mended, and is no reason to stop
+        state = lux.TrainState.create(MODEL, optax.adam(0.05), key=jax.random.key(0), dtype=jnp.float16)
+        state = state.replace(loss_scale=state.loss_scale._replace(scale=jnp.float32(2.0**20)))
+        result = fit(state=state, batch_size=2, steps=40, nonfinite="stop")
+        overflows = int((~result.history["finite"]).sum())
+        assert result.success and 0 < overflows < 20 and result.state.opt_state[0].count == 40 - overflows
     if nonfinite == "skip":
         result = fit((X * np.nan, Y), batch_size=2, steps=9999)
         assert not result.success and 100 <= result.steps < 9999
@@ -261,6 +267,13 @@ def test_ctrl_c_ends_between_steps_and_at_once_in_code_of_others(capsys):
     )
     assert re.search(r"fit: step 5, \d+ s, loss=", capsys.readouterr().err)
 
+    class Validation:
+        def __iter__(self):
+            return waiting()
+
+    result = fit(batch_size=4, epochs=3, validation=Validation())
+    assert result.message == "interrupted after 5 steps" and "validation_loss" not in result.history
+
 
 def test_logs(tmp_path):
     result = fit(batch_size=4, epochs=2, validation=(X, Y), log=tmp_path / "run.csv")
@@ -306,6 +319,10 @@ def test_logs(tmp_path):
         (dict(epochs=1, resume=True), ValueError, "give `checkpoints=`"),
         (dict(epochs=1, callbacks=[1]), TypeError, "callbacks are functions of a Report"),
         (dict(epochs=1, log=1), TypeError, "a log is a path"),
+        (dict(epochs=1, checkpoints=1), TypeError, "or the path of a folder, got 1"),
+        (dict(epochs=1, data=(X[:0], Y[:0])), ValueError, "the data have no samples"),
+        (dict(epochs=1, validation=(X[:0], Y[:0])), ValueError, "the validation has no samples"),
+        (dict(epochs=1, validation=(X, Y), metrics={"a": 1}), TypeError, "metrics are functions"),
         (dict(epochs=1, data=iter([])), FitError, "the data yield no batches"),
         (dict(epochs=1, state=1), TypeError, "fit takes a TrainState"),
     ],
