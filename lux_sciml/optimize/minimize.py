@@ -48,7 +48,8 @@ class MinimizeResult(Generic[P]):
     * `steps`: iterations of the method;
     * `evaluations`: evaluations of the loss, each with its gradient where the method uses one. For optax and optimistix
       those that a method makes inside one step (line searches, simplices) are counted once;
-    * `history`: the loss at the start and after each step, `(steps + 1,)`;
+    * `history`: the loss at the start and after each step, `(steps + 1,)`; of an optimistix method that was stopped,
+      `(steps,)`, as it has not evaluated its last point yet;
     * `aux`: with `has_aux=True`, what the loss returned beside its value at `params`;
     * `state`: with `state=`, the state that the loss returned at `params`;
     * `stopped`: whether the callback, Ctrl-C or `max_seconds` ended the run;
