@@ -392,14 +392,14 @@ def _fit(
 
 
 def _traced(
-    problem: ResidualProblem, params: Any, data: Data, backend: _Backend, products: bool = False
+    problem: ResidualProblem, params: Any, data: Data, backend: _Backend, both: bool = False
 ) -> tuple[ResidualProblem, Programs, dict[str, tuple[int, int]]]:
     """The problem with the direction of its Jacobian, its programs, and the sizes of its groups."""
     chosen = problem.jacobian
     if not problem.has_samples and chosen is None:
         problem = dataclasses.replace(problem, jacobian="forward")
     forward = problem.jacobian == "forward"
-    mode = "forward" if forward and not products else "both" if backend.both_modes else "reverse"
+    mode = "both" if both else "forward" if forward else "both" if backend.both_modes else "reverse"
     programs = Programs(problem, params, data, *backend.static, mode=mode)
     sizes = programs.problem.sizes(params, data)
     m, n = sum(count * k for count, k in sizes.values()), problem.layout.size
@@ -408,7 +408,9 @@ def _traced(
     method = backend.given.get("method")
     if mode == "forward" and isinstance(method, LevenbergMarquardt):
         if (method.solver or damped_systems.choose(m, n)) == damped_systems.CG:  # products with J' too
-            return _traced(problem, params, data, backend, products=True)
+            return _traced(problem, params, data, backend, both=True)
+    if mode == "reverse" and any(problem.direction(k) == "forward" for _, k in sizes.values()):
+        return _traced(problem, params, data, backend, both=True)  # groups may differ
     return problem, programs, sizes
 
 

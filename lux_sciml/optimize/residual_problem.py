@@ -114,6 +114,10 @@ class ResidualProblem(FittedParameters):
             raise ValueError(f"the residual{_of_group(name)} returned no numbers: there is nothing to fit")
         return jax.tree.map(jnp.asarray, out)
 
+    def direction(self, k: int) -> str:
+        """Of the Jacobian of k residuals; by itself reverse, unless one sample has many."""
+        return self.jacobian or ("forward" if k > 1 and prefers_forward(k, self.layout.size) else "reverse")
+
     def returned(self, params: Any, data: Data) -> Any:
         """What the user's functions return, for all samples."""
 
@@ -227,10 +231,7 @@ class Fit(Residuals):
 
     def _rows(self, name: str, x: jax.Array, sample: Any) -> tuple[jax.Array, jax.Array]:
         f = functools.partial(self._group, name, sample=sample)
-        direction = self.problem.jacobian
-        if direction is None:  # of samples: reverse, unless one has many residuals
-            k = jax.eval_shape(f, x)[0].size
-            direction = "forward" if k > 1 and prefers_forward(k, x.size) else "reverse"
+        direction = self.problem.direction(jax.eval_shape(f, x)[0].size)
         r, rows, _ = (forward_jacobian if direction == "forward" else reverse_jacobian)(f, x)
         return r, rows
 

@@ -163,6 +163,9 @@ def test_a_solve_inside_takes_the_adjoint_that_the_jacobian_needs():
     for given in ({}, {"jacobian": "reverse"}, {"solver": "cg"}):
         result = lux.least_squares(residual, lux.ComponentVector(u0=1.0), **given)
         np.testing.assert_allclose(result.params.u0, 2.0, rtol=1e-5)
+    of_one = lambda p, s: s * residual(p)  # noqa: E731
+    result = lux.least_squares(of_one, lux.ComponentVector(u0=1.0), samples=jnp.ones(2), method="trf")
+    np.testing.assert_allclose(result.params.u0, 2.0, rtol=1e-5)
 
 
 # --- runs ---------------------------------------------------------------------------------------------------------
