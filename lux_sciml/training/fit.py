@@ -53,7 +53,8 @@ def fit(
       needed for an iterator, which ends by itself.
     * `shuffle`: whether arrays come in another order in each epoch, by the state's key.
     * `last`: a last batch that is smaller is left out with `"drop"`; with `"pad"`, the objective is given
-      `batch.data`, filled with copies, and `batch.mask`, false at these.
+      `batch.data`, filled with copies, and `batch.mask`, false at these. With `accumulate`, all of a part may be such:
+      divide by at least 1, as the mean of none is NaN and the step would be left out.
     * `accumulate`, `nonfinite`: as for `train_step`. After 100 steps in a row that were not finite, a run ends.
     * `validation`: data as above, all of which are evaluated, by `learned` parameters (the average, where there is
       one) in test mode, after each epoch, or after every `validate_every` steps. What is reported is the mean over the
