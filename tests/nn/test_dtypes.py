@@ -98,6 +98,7 @@ LAYERS = [
     (lux.PositiveDefinite(BLOCK, np.array([0.5, 0.2, 0.1])), X),
     (lux.PositiveDefinite(BLOCK), X),
     (lux.Pinned(lux.Dense(3, 1), [0.5, 0.7, 0.1], [5.5]), X),
+    (lux.HardConstraint(lux.Dense(3, 2), lambda x: x[..., :1] * (4 - x[..., :1]), lambda x: x[..., 1:]), X),
     (lux.Recurrence(lux.RNNCell(3, 2)), SERIES),
     (lux.Recurrence(lux.GRUCell(3, 2), return_sequence=True), (SERIES, None, np.ones((4, 5), bool))),
     (lux.BidirectionalRNN(lux.LSTMCell(3, 2)), SERIES),
