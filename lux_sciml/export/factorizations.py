@@ -85,3 +85,10 @@ def sorted_integers(keys: jax.Array, *others: jax.Array, **_: Any) -> tuple[jax.
     rank = jnp.sum(before.astype(jnp.int32), axis=1, dtype=jnp.int32)
     order = jnp.argmax(rank == places[:, None], axis=1)
     return tuple(x[order] for x in (keys, *others))
+
+
+RULES: dict[str, Callable[..., Any]] = {
+    "lu": over_batch(lu, 2),
+    "lu_pivots_to_permutation": over_batch(permutation, 1),
+    "triangular_solve": over_batch(triangular_solve, 2),
+}

@@ -14,7 +14,8 @@ import numpy as np
 
 from .._compat import scan_counts
 from .._tree import is_random_key
-from .factorizations import lu, over_batch, permutation, sorted_integers, triangular_solve
+from . import factorizations
+from .factorizations import over_batch, sorted_integers
 
 UNARY = frozenset(
     "neg sign floor ceil round is_finite abs exp exp2 log log1p expm1 sin cos tan asin acos atan sinh cosh tanh asinh"
@@ -334,9 +335,7 @@ _REWRITTEN |= {"one_minus_square": _one_minus_square, "polynomial": _polynomial}
 
 _REWRITTEN |= {
     "sort": _sort,
-    "lu": _by(over_batch(lu, 2)),
-    "lu_pivots_to_permutation": _by(over_batch(permutation, 1)),
-    "triangular_solve": _by(over_batch(triangular_solve, 2)),
+    **{name: _by(function) for name, function in factorizations.RULES.items()},
 }
 
 

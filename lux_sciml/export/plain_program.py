@@ -68,6 +68,10 @@ def _results(eqn: Any, values: list[Any], rules: Rules) -> list[Any]:
     inner = next((params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in params), None)
     if inner is not None and name not in _LOOPS and name not in rules:
         return _evaluated(inner, values, rules)
+    if name in ("linear_solve", "vprim"):  # of lineax, and in a batch: a program only when it is lowered
+        solve = lambda *xs: eqn.primitive.impl(*xs, **params)  # noqa: E731
+        specs = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in values]
+        return _evaluated(jax.make_jaxpr(solve)(*specs), values, rules)
     if _is_constant(eqn, values):
         with jax.ensure_compile_time_eval():
             return _compat.run_equation(eqn, values)

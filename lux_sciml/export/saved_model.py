@@ -5,16 +5,18 @@ import functools
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.export
 
-from .._compat import equations, for_tensorflow, to_tensorflow
+from .._compat import equations, for_tensorflow, run_jaxpr, to_tensorflow
+from . import factorizations
 from .function import PLATFORMS, PlainFunction, plain_function, require_platforms
 from .metadata import SAVED_MODEL
+from .plain_program import in_plain_operations
 
 _BY_LAPACK = frozenset(
     "lu triangular_solve cholesky qr geqrf geqp3 householder_product eigh svd eig schur hessenberg tridiagonal"
@@ -40,9 +42,9 @@ def saved_model(
 
     The folder is `path/version`. Its signature `serving_default` takes the inputs and gives the outputs by name, and so
     does `tf.saved_model.load(folder).call`, by position too. The program in it is StableHLO, which TensorFlow compiles
-    by XLA; other readers of SavedModels do not know it. It holds all layers and solves but those that factorize
-    matrices, as implicit solvers and Newton's method do: TensorFlow lacks these on a CPU. Its metadata is in
-    `assets.extra/lux_sciml.json`.
+    by XLA; other readers of SavedModels do not know it. It holds all layers and solves. TensorFlow brings no LAPACK for
+    CPUs: linear systems, as of implicit solvers and Newton's method, are solved by elimination in loops, and other
+    factorizations refused. Its metadata is in `assets.extra/lux_sciml.json`.
 
     * `path`: the folder of the model, which may hold other versions.
     * `model`, `ps`, `st`, `x`, `batch_axis`, `params`, `names`: see `lux.export.plain_function`.
@@ -51,10 +53,10 @@ def saved_model(
     * `gradient`: whether `tf.GradientTape` may differentiate the outputs.
     * `platforms`: of `"cpu"`, `"cuda"`, `"rocm"`, `"tpu"`.
 
-    Raises what `plain_function` raises; `ValueError` for a negative version, for unknown platforms, for factorizations
-    of matrices on a CPU, and for open sizes where TensorFlow is too old for this JAX; `ImportError` without TensorFlow,
-    which comes with `pip install lux-sciml[export]`; `FileExistsError` where there is a file in the place of the
-    folder.
+    Raises what `plain_function` raises; `ValueError` for a negative version, for unknown platforms, for other
+    factorizations than that of linear systems on a CPU, for these with `gradient`, and for open sizes where TensorFlow
+    is too old for this JAX; `ImportError` without TensorFlow, which comes with `pip install lux-sciml[export]`;
+    `FileExistsError` where there is a file in the place of the folder.
     """
     if not isinstance(version, int) or isinstance(version, bool) or version < 0:
         raise ValueError(f"a version of a SavedModel is a number of at least 0, got {version!r}")
@@ -82,10 +84,9 @@ def saved_model(
 def _tensorflow_function(tf: Any, function: PlainFunction, gradient: bool, platforms: tuple[str, ...]) -> Any:
     """The function in TensorFlow, from the inputs by position or by name to the outputs by name."""
     function.require_types("SavedModel", _types(tf), "lux.export.stablehlo")
-    _require_no_factorizations(function, platforms)
     require_readable_sizes(tf, function)
     options = {"with_gradient": gradient, "native_serialization_platforms": platforms}
-    converted = to_tensorflow(function.call, function.specs, **options)
+    converted = to_tensorflow(_without_lapack(function, platforms, gradient), function.specs, **options)
     signature = [
         tf.TensorSpec([n if isinstance(n, int) else None for n in spec.shape], spec.dtype, name=name)
         for name, spec in function.inputs.items()
@@ -97,14 +98,29 @@ def _tensorflow_function(tf: Any, function: PlainFunction, gradient: bool, platf
     return tf.function(call, autograph=False, input_signature=signature)
 
 
-def _require_no_factorizations(function: PlainFunction, platforms: tuple[str, ...]) -> None:
-    """Raise `ValueError` for what JAX computes by LAPACK on a CPU, which TensorFlow does not bring along."""
-    found = sorted(_BY_LAPACK & {eqn.primitive.name for eqn in equations(function.jaxpr)})
-    if found and "cpu" in platforms:
+def _without_lapack(function: PlainFunction, platforms: tuple[str, ...], gradient: bool) -> Callable[..., Any]:
+    """The function without what JAX computes by LAPACK on a CPU, which TensorFlow does not bring along."""
+    found = _BY_LAPACK & {eqn.primitive.name for eqn in equations(function.jaxpr)}
+    if not found or "cpu" not in platforms:
+        return function.call
+    refused = found if gradient else found - factorizations.RULES.keys()
+    if refused:
         raise ValueError(
-            f"{function.name} factorizes matrices, by {', '.join(f'`{name}`' for name in found)}, as implicit solvers "
-            "and Newton's method do, for which TensorFlow has no program on a CPU: export it by lux.export.stablehlo"
+            f"{function.name} factorizes matrices, by {', '.join(f'`{name}`' for name in sorted(refused))}, for which "
+            f"TensorFlow has no program on a CPU{' that has a gradient' if gradient else ''}: export it by "
+            "lux.export.stablehlo"
         )
+    return in_plain_operations(function.call, _RULES)
+
+
+def _linear_solve(*values: Any, const_lengths: Any, jaxprs: Any, **_: Any) -> list[Any]:
+    """What `jax.lax.custom_linear_solve` returns, without what stands for its derivatives."""
+    start = const_lengths.matvec + const_lengths.vecmat
+    given = [*values[start : start + const_lengths.solve], *values[sum(const_lengths) :]]
+    return in_plain_operations(lambda *xs: run_jaxpr(jaxprs.solve, *xs), _RULES)(*given)
+
+
+_RULES = {**factorizations.RULES, "custom_linear_solve": _linear_solve}
 
 
 def require_readable_sizes(tf: Any, function: PlainFunction) -> None:

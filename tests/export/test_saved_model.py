@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +19,7 @@ import tensorflow as tf
 
 solve = tf.saved_model.load(sys.argv[1] + "/1").signatures["serving_default"]
 net = tf.saved_model.load(sys.argv[1] + "/2")
+implicit = tf.saved_model.load(sys.argv[1] + "/3")
 out = {}
 for batch in (1, 5):
     u = tf.Variable(np.linspace(-1, 1, 3 * batch, dtype=np.float32).reshape(batch, 3))
@@ -25,13 +27,14 @@ for batch in (1, 5):
         total = tf.reduce_sum(net.call(u)["y"])
     served = solve(u=u, shift=tf.constant(0.5))
     out[batch] = {name: y.numpy().tolist() for name, y in served.items()}
+    out[batch]["implicit"] = implicit.call(u)["y"].numpy().tolist()
     out[batch]["gradient"] = tape.gradient(total, u).numpy().tolist()
 assert not {"lux_sciml", "equinox", "diffrax"} & set(sys.modules)
 print(json.dumps(out))
 """
 
 
-def test_tensorflow_reads_a_solve_and_a_net_with_its_gradient(key, tmp_path):
+def test_tensorflow_reads_solves_and_a_net_with_its_gradient(key, tmp_path):
     pytest.importorskip("tensorflow")
     model = lux.Chain(lux.Dense(3, 2, jnp.tanh), lux.NeuralODE(lux.MLP(2, 4, 2), ts=[0.0, 1.0]))
     ps, st = lux.setup(key, model, dtype="float32")
@@ -47,8 +50,11 @@ def test_tensorflow_reads_a_solve_and_a_net_with_its_gradient(key, tmp_path):
     lux.export.saved_model(folder, net, x=example["u"])
     lux.export.save(folder, both, x=example)  # replaces version 1
     lux.export.saved_model(folder, net, x=example["u"], version=2, gradient=True)
-    assert sorted(path.name for path in folder.iterdir()) == ["1", "2"]
-    assert lux.export.read_metadata(folder)["model"] == "net"
+    stiff = lux.NeuralODE(lux.MLP(3, 4, 3), ts=[0.0, 0.5], solver=diffrax.Kvaerno3(), batching="vmap", output="final")
+    stiff_ps, stiff_st = lux.setup(key, stiff, dtype="float32")
+    lux.export.saved_model(folder, stiff, stiff_ps, stiff_st, example["u"], version=3)
+    assert sorted(path.name for path in folder.iterdir()) == ["1", "2", "3"]
+    assert lux.export.read_metadata(folder)["model"] == "NeuralODE"  # the highest version
     u = {"name": "u", "shape": ["batch", 3], "dtype": "float32"}
     assert lux.export.read_metadata(folder / "1")["inputs"][0] == u
     command = [sys.executable, "-c", IN_TENSORFLOW, str(folder)]
@@ -58,6 +64,7 @@ def test_tensorflow_reads_a_solve_and_a_net_with_its_gradient(key, tmp_path):
         expected = both({"u": u, "shift": np.float32(0.5)})
         np.testing.assert_allclose(got["net"], expected["net"], atol=1e-6)
         np.testing.assert_allclose(got["ys"], expected["ys"], rtol=1e-5, atol=1e-6)  # the solver's tolerance
+        np.testing.assert_allclose(got["implicit"], stiff(u, stiff_ps, stiff_st)[0], rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(got["gradient"], jax.grad(lambda u: net(u).sum())(u), atol=1e-6)
 
 
@@ -66,8 +73,10 @@ def test_what_is_refused_leaves_what_was_there(tmp_path, monkeypatch):
         lux.export.saved_model(tmp_path / "m", jnp.sin, x=np.ones(2), version=-1)
     with pytest.raises(ValueError, match="platforms are some of"):
         lux.export.saved_model(tmp_path / "m", jnp.sin, x=np.ones(2), platforms="cpu")
-    with pytest.raises(ValueError, match=r"factorizes matrices, by `lu`, .*: export it by lux.export.stablehlo"):
-        lux.export.saved_model(tmp_path / "m", jnp.linalg.inv, x=np.eye(2), batch_axis=None)
+    with pytest.raises(ValueError, match=r"factorizes matrices, by `qr`, .*: export it by lux.export.stablehlo"):
+        lux.export.saved_model(tmp_path / "m", jnp.linalg.qr, x=np.eye(2), batch_axis=None)
+    with pytest.raises(ValueError, match=r"by `lu`, .* no program on a CPU that has a gradient"):
+        lux.export.saved_model(tmp_path / "m", jnp.linalg.inv, x=np.eye(2), batch_axis=None, gradient=True)
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     with pytest.raises(ImportError, match=r"pip install lux-sciml\[export\]"):
         lux.export.saved_model(tmp_path / "m", jnp.sin, x=np.ones(2))
