@@ -7,14 +7,27 @@ others), `tflite` (for LiteRT on phones and other edge devices), `c_source` (for
 `read_metadata` reads what a file tells of itself.
 """
 
-from .c_source import c_source as c_source
-from .function import PlainFunction as PlainFunction, plain_function as plain_function
-from .metadata import read_metadata as read_metadata
-from .numpy_source import numpy_source as numpy_source
-from .onnx import onnx as onnx
-from .save import save as save
-from .saved_model import saved_model as saved_model
-from .stablehlo import ExportedFunction as ExportedFunction, load as load, stablehlo as stablehlo
-from .tflite import tflite as tflite
+from .c_source import c_source
+from .function import PlainFunction, plain_function
+from .metadata import read_metadata
+from .numpy_source import numpy_source
+from .onnx import onnx
+from .save import save
+from .saved_model import saved_model
+from .stablehlo import ExportedFunction, load, stablehlo
+from .tflite import tflite
 
-__all__ = []
+__all__ = [
+    "ExportedFunction",
+    "PlainFunction",
+    "c_source",
+    "load",
+    "numpy_source",
+    "onnx",
+    "plain_function",
+    "read_metadata",
+    "save",
+    "saved_model",
+    "stablehlo",
+    "tflite",
+]

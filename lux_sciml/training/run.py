@@ -209,10 +209,16 @@ class Run:
             if batch is None or self.raised is not None:
                 epoch_ended = self.raised is None
                 break
-            self.state, stats = self.programs.single(self.state, active, batch)
+            try:
+                self.state, stats = self.programs.single(self.state, active, batch)
+            except Exception as error:  # of a batch unlike those before
+                if self.step + i == self.first:
+                    raise
+                self.raised = _of_others("objective", error)
+                break
             pending.append(stats)
         if isinstance(self.batches, Arrays):
-            epoch_ended = self.step % self.batches.per_epoch + limit >= self.batches.per_epoch
+            epoch_ended = self.step % self.batches.per_epoch + len(pending) >= self.batches.per_epoch
         found = jax.device_get(pending)
         stats = {name: np.stack([stats[name] for stats in found]) for name in (found[0] if found else ())}
         return stats, len(pending), epoch_ended

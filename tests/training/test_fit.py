@@ -233,6 +233,14 @@ def test_what_data_and_callbacks_raise_leaves_the_state():
     assert error.value.result.steps == 3 and len(error.value.result.history["loss"]) == 3
     assert isinstance(error.value.__cause__, OSError) and error.value.result.state.step == 3
 
+    def unlike():
+        yield from list(Batches())[:2]
+        yield (X[:4],)
+
+    with pytest.raises(FitError, match=r"the objective raised .*, after 2 steps") as error:
+        fit(unlike())
+    assert error.value.result.state.step == 2 and len(error.value.result.history["loss"]) == 2
+
     def callback(report):
         report.state.ps.data.block_until_ready()
         return 1 / 0 if report.step == 4 else False
