@@ -6,6 +6,7 @@ The switches are set for each test, so that the doctests, in the same process, r
 import gc
 import itertools
 import os
+import signal
 
 import equinox as eqx
 import jax
@@ -18,6 +19,7 @@ jax.config.update("jax_disable_most_optimizations", True)
 if jax.__version_info__ < (0, 11):  # later versions do not have the choice
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_use_fusion_emitters=false"
 gc.set_threshold(50_000)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests interrupt themselves; the background ignores it
 TESTS = itertools.count(1)
 
 

@@ -260,7 +260,7 @@ def test_ctrl_c_ends_between_steps_and_at_once_in_code_of_others(capsys):
         if len(seen) == 2:
             threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
 
-    result = fit(batch_size=4, steps=10**9, callbacks=callback)
+    result = fit(batch_size=4, steps=10**6, callbacks=callback)
     assert not result.success and result.message == f"interrupted after {result.steps} steps"
     assert len(result.history["loss"]) == result.steps == result.state.step
 
