@@ -117,6 +117,16 @@ class JitKey:
             jax.clear_caches()
             self._kept.value = value
 
+    @contextlib.contextmanager
+    def holding(self, value: Any) -> Iterator[None]:
+        """Inside, this value; then the one from before."""
+        before = self.value
+        self.set(value)
+        try:
+            yield
+        finally:
+            self.set(before)
+
 
 def never_inlined() -> contextlib.AbstractContextManager[Any] | None:
     """A context in which XLA inlines no function that is called; `None` where there is none."""
@@ -139,6 +149,11 @@ def passed_through(closed: Any, output: int) -> int | None:
 _INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr")  # of jit, checkpoint, and custom derivative rules
 
 
+def called_program(eqn: Any) -> Any:
+    """The program in an equation that calls one, as of jit or a custom derivative rule; a scan has one, too."""
+    return next((eqn.params[name] for name in _INNER if name in eqn.params), None)
+
+
 def _origin(jaxpr: Any, var: Any) -> int | None:
     if hasattr(var, "val"):  # a constant
         return None
@@ -147,7 +162,7 @@ def _origin(jaxpr: Any, var: Any) -> int | None:
     for eqn in jaxpr.eqns:
         if var not in eqn.outvars:
             continue
-        inner = next((eqn.params[name] for name in _INNER if name in eqn.params), None)
+        inner = called_program(eqn)
         if inner is None or eqn.primitive.name in ("scan", "while", "cond"):
             return None
         inner = getattr(inner, "jaxpr", inner)
@@ -485,7 +500,7 @@ def _followed(jaxpr: Any, holds: dict[Any, np.ndarray], used: np.ndarray) -> lis
             continue
         name, params = eqn.primitive.name, eqn.params
         out: list[Any] = []
-        inner = next((params[key] for key in _INNER if key in params), None)
+        inner = called_program(eqn)
         if name == "split" and known[0].ndim == len(eqn.invars[0].aval.shape):
             out = np.split(known[0], np.cumsum(params["sizes"])[:-1])
         elif name == "slice" and known[0].ndim == len(eqn.invars[0].aval.shape):
@@ -508,16 +523,8 @@ def _followed(jaxpr: Any, holds: dict[Any, np.ndarray], used: np.ndarray) -> lis
 
 def slow_in_loops(closed: Any) -> bool:
     """Whether a program has convolutions and is for the CPU, where XLA takes 50 times as long for them inside loops."""
-    return jax.default_backend() == "cpu" and _holds(closed, "conv_general_dilated")
-
-
-def _holds(jaxpr: Any, primitive: str) -> bool:
-    """Whether equations of a jaxpr, or of those in their parameters, are of a primitive."""
-    for eqn in getattr(getattr(jaxpr, "jaxpr", jaxpr), "eqns", ()):
-        inner = [x for value in eqn.params.values() for x in (value if isinstance(value, tuple | list) else (value,))]
-        if eqn.primitive.name == primitive or any(_holds(x, primitive) for x in inner):
-            return True
-    return False
+    on_cpu = jax.default_backend() == "cpu"
+    return on_cpu and any(eqn.primitive.name == "conv_general_dilated" for eqn in equations(closed))
 
 
 def program_key(closed: ClosedJaxpr) -> Hashable:

@@ -1,7 +1,7 @@
 """What is computed in one way on the CPU and in another elsewhere, and where there is no such choice."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from jax import lax
@@ -11,15 +11,9 @@ from ._compat import JitKey
 _one_for_all = JitKey()
 
 
-@contextlib.contextmanager
-def one_program() -> Iterator[None]:
+def one_program() -> contextlib.AbstractContextManager[None]:
     """Inside, what is traced is the same for all platforms, for file formats without a choice among them."""
-    before = _one_for_all.value
-    _one_for_all.set(True)
-    try:
-        yield
-    finally:
-        _one_for_all.set(before)
+    return _one_for_all.holding(True)
 
 
 def by_platform(*arrays: Any, cpu: Callable[..., Any], default: Callable[..., Any]) -> Any:

@@ -57,6 +57,15 @@ def all_finite(tree: Any) -> jax.Array:
     return functools.reduce(jnp.logical_and, finite, jnp.array(True))
 
 
+def zeros_of(structure: Any) -> Any:
+    """Zeros in place of the `jax.ShapeDtypeStruct`s of a tree, other leaves as they are.
+
+    >>> zeros_of({"a": jax.ShapeDtypeStruct((2,), "int32"), "b": "text"})
+    {'a': Array([0, 0], dtype=int32), 'b': 'text'}
+    """
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype) if isinstance(x, jax.ShapeDtypeStruct) else x, structure)
+
+
 def is_inexact(x: Any) -> bool:
     """Whether `x` is an array of real or complex floating-point elements."""
     return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.inexact)

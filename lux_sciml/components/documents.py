@@ -33,6 +33,18 @@ def to_json(layout: Layout) -> str:
     return json.dumps({"lux_sciml_layout": _VERSION, "tree": _encode(layout)})
 
 
+def parsed(text: str | bytes, name: str) -> tuple[int, Any]:
+    """The version, which stands under `name`, and the tree of a JSON document.
+
+    Raises `ValueError`, `KeyError`, `TypeError` or `RecursionError` for other documents.
+    """
+    document = json.loads(text, object_pairs_hook=unique)
+    version, tree = document[name], document["tree"]
+    if type(version) is not int:
+        raise TypeError(f"its version is {version!r}, no integer")
+    return version, tree
+
+
 def from_json(text: str | bytes) -> Layout:
     """The layout of a JSON document.
 
@@ -45,10 +57,7 @@ def from_json(text: str | bytes) -> Layout:
     ValueError: the layout contradicts itself: the root has the dtype 'int32', which is no floating-point type
     """
     try:
-        document = json.loads(text, object_pairs_hook=unique)
-        version, tree = document["lux_sciml_layout"], document["tree"]
-        if type(version) is not int:
-            raise TypeError(f"its version is {version!r}, no integer")
+        version, tree = parsed(text, "lux_sciml_layout")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"this is no JSON document of a Layout: {text[:80]!r} ({error})") from error
     if version != _VERSION:

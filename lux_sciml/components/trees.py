@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._tree import describe, is_random_key, is_traced
-from .documents import from_json, import_path, imported, to_json, unique
+from .documents import from_json, import_path, imported, parsed, to_json
 from .matrix import ComponentMatrix
 from .nodes import (
     NONE,
@@ -81,10 +81,7 @@ def leaves_by_name(document: str, like: Any) -> dict[str, Any]:
 
 def _parsed(document: str) -> Any:
     try:
-        parsed = json.loads(document, object_pairs_hook=unique)
-        version, node = parsed["lux_sciml_tree"], parsed["tree"]
-        if type(version) is not int:
-            raise TypeError(f"its version is {version!r}, no integer")
+        version, node = parsed(document, "lux_sciml_tree")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"its structure is no JSON document of a tree: {error}") from None
     if version > VERSION:

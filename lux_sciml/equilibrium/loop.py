@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -22,15 +22,9 @@ _SHORT = 0.05  # `rtol` times the steps: with less, equal steps never look small
 _other_root_find = JitKey()
 
 
-@contextlib.contextmanager
-def roots_found_by(find: Callable[..., optx.Solution]) -> Iterator[None]:
+def roots_found_by(find: Callable[..., optx.Solution]) -> contextlib.AbstractContextManager[None]:
     """Roots inside are found by a function that is called as `optimistix.root_find`; layers are traced anew."""
-    before = _other_root_find.value
-    _other_root_find.set(find)
-    try:
-        yield
-    finally:
-        _other_root_find.set(before)
+    return _other_root_find.holding(find)
 
 
 def root_find(f: Callable[[Any, Any], Any], solver: Any, y0: Any, args: Any, **options: Any) -> optx.Solution:

@@ -1,6 +1,6 @@
 """What JAX leaves to LAPACK, as loops: small linear systems, for formats whose loops we write ourselves."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -85,6 +85,13 @@ def sorted_integers(keys: jax.Array, *others: jax.Array, **_: Any) -> tuple[jax.
     rank = jnp.sum(before.astype(jnp.int32), axis=1, dtype=jnp.int32)
     order = jnp.argmax(rank == places[:, None], axis=1)
     return tuple(x[order] for x in (keys, *others))
+
+
+def linear_solve(inputs: Sequence[Any], params: Mapping[str, Any]) -> tuple[Any, list[Any]]:
+    """The program of `jax.lax.custom_linear_solve` that solves, and those of its inputs that are for it."""
+    lengths = params["const_lengths"]
+    start = lengths.matvec + lengths.vecmat
+    return params["jaxprs"].solve, [*inputs[start : start + lengths.solve], *inputs[sum(lengths) :]]
 
 
 RULES: dict[str, Callable[..., Any]] = {

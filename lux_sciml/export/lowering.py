@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from .._compat import scan_counts
+from .._compat import called_program, scan_counts
 from .._tree import is_random_key
 from . import factorizations
 from .factorizations import over_batch, sorted_integers
@@ -164,13 +164,9 @@ def _equation(eqn: Any, inputs: list[Value], operations: list[Operation]) -> lis
     name = _OTHER_NAMES.get(eqn.primitive.name, str(eqn.primitive.name))
     outputs = [_value(var) for var in eqn.outvars]
     if name in _CALLS:
-        inner = next(params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in params)
-        return _opened(inner, inputs, operations)
+        return _opened(called_program(eqn), inputs, operations)
     if name == "custom_linear_solve":
-        lengths, solve = params["const_lengths"], params["jaxprs"].solve
-        start, constants = lengths.matvec + lengths.vecmat, sum(lengths)
-        given = [*inputs[start : start + lengths.solve], *inputs[constants:]]
-        return _opened(solve, given, operations)[: len(outputs)]
+        return _opened(*factorizations.linear_solve(inputs, params), operations)[: len(outputs)]
     if name in _SAME or (name == "convert_element_type" and inputs[0].dtype == outputs[0].dtype):
         return inputs
     if name == "reduce_precision" and np.finfo(inputs[0].dtype).nmant == params["mantissa_bits"]:

@@ -65,7 +65,7 @@ def _evaluated(closed: Any, args: Any, rules: Rules) -> list[Any]:
 
 def _results(eqn: Any, values: list[Any], rules: Rules) -> list[Any]:
     name, params = eqn.primitive.name, eqn.params
-    inner = next((params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in params), None)
+    inner = _compat.called_program(eqn)
     if inner is not None and name not in _LOOPS and name not in rules:
         return _evaluated(inner, values, rules)
     if name in ("linear_solve", "vprim"):  # of lineax, and in a batch: a program only when it is lowered

@@ -113,11 +113,10 @@ def _without_lapack(function: PlainFunction, platforms: tuple[str, ...], gradien
     return in_plain_operations(function.call, _RULES)
 
 
-def _linear_solve(*values: Any, const_lengths: Any, jaxprs: Any, **_: Any) -> list[Any]:
+def _linear_solve(*values: Any, **params: Any) -> list[Any]:
     """What `jax.lax.custom_linear_solve` returns, without what stands for its derivatives."""
-    start = const_lengths.matvec + const_lengths.vecmat
-    given = [*values[start : start + const_lengths.solve], *values[sum(const_lengths) :]]
-    return in_plain_operations(lambda *xs: run_jaxpr(jaxprs.solve, *xs), _RULES)(*given)
+    solve, given = factorizations.linear_solve(values, params)
+    return in_plain_operations(lambda *xs: run_jaxpr(solve, *xs), _RULES)(*given)
 
 
 _RULES = {**factorizations.RULES, "custom_linear_solve": _linear_solve}

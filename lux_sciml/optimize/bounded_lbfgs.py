@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optimistix as optx
 from jax.flatten_util import ravel_pytree
 
-from .._tree import all_finite, where
+from .._tree import all_finite, where, zeros_of
 
 DECREASE = 1e-4  # of Armijo's condition
 MOST_TRIALS = 30  # in a line search
@@ -76,8 +76,7 @@ class BoundedLBFGS(optx.AbstractMinimiser[Any, Any, State]):
 
     def init(self, fn, y, args, options, f_struct, aux_struct, tags) -> State:
         x, _ = ravel_pytree(y)
-        is_shape = lambda a: isinstance(a, jax.ShapeDtypeStruct)  # noqa: E731
-        aux = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype) if is_shape(a) else a, aux_struct)
+        aux = zeros_of(aux_struct)
         start = Point(jnp.clip(x, *_box(options, y, x)), jnp.full((), jnp.inf, x.dtype), jnp.zeros_like(x), aux)
         empty = jnp.zeros((self.history_length, x.size), x.dtype)
         none = jnp.array(0, jnp.int32)

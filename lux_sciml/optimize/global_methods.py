@@ -11,7 +11,7 @@ from .constraints import Constraints
 from .objective import GRADIENT, Objective
 from .problem import Inputs, Problem
 from .programs import Programs
-from .progress import NOT_FINITE_AT_START, Finished, Progress
+from .progress import NOT_FINITE_AT_START, Finished, Patience, Progress
 
 METHODS = ("differential_evolution", "dual_annealing", "shgo", "basinhopping")
 CONSTRAINED = ("differential_evolution", "shgo")
@@ -60,25 +60,22 @@ def run(
         local |= dict(method="SLSQP", constraints=limited.scipy(objective.inside))
     if tol is not None:
         local["tol"] = tol
-    lowest, since = np.inf, 0
+    waiting = Patience(patience)
 
     def told(*_):
         """After an iteration."""
-        nonlocal lowest, since
         best, value = objective.begin_step(objective.best)
         progress.history.append(value)
         progress.report(progress.steps + 1, lambda: problem.join(problem.unravel(best), inputs), value)
-        lowest, since = (value, 0) if value < lowest else (lowest, since + 1)
-        if patience is not None and since >= patience:
-            raise Finished(True, f"ended: no lower loss in patience={patience} steps")
+        waiting.see(value)
 
     def value(x):
         return objective(x)[0]
 
     try:
-        lowest = objective.evaluate(x)[0]
-        progress.history.append(lowest)
-        if not np.isfinite(lowest) and method == "basinhopping":
+        waiting.lowest = objective.evaluate(x)[0]
+        progress.history.append(waiting.lowest)
+        if not np.isfinite(waiting.lowest) and method == "basinhopping":
             raise Finished(False, NOT_FINITE_AT_START)
         given: dict[str, Any] = {"rng": 0, **options}
         steps = progress.max_steps

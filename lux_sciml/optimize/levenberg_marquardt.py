@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optimistix as optx
 from jax.flatten_util import ravel_pytree
 
-from .._tree import where
+from .._tree import where, zeros_of
 from . import damped_systems
 from .damped_systems import column_scales, is_dense, least_damping, most_iterations, system, system_of_products
 from .robust_losses import Robust
@@ -108,10 +108,7 @@ class LevenbergMarquardt(optx.AbstractLeastSquaresSolver[Any, Any, Any, State]):
     def init(self, fn, y, args, options, f_struct, aux_struct, tags) -> State:
         flat, _ = ravel_pytree(y)
         m = sum(leaf.size for leaf in jax.tree.leaves(f_struct))
-        aux = jax.tree.map(
-            lambda x: jnp.zeros(x.shape, x.dtype) if isinstance(x, jax.ShapeDtypeStruct) else x, aux_struct
-        )
-        return self.start(flat, m, aux)
+        return self.start(flat, m, zeros_of(aux_struct))
 
     def start(self, x: jax.Array, m: int, aux: Any = None) -> State:
         """The state whose first trial is `x`, for m residuals."""

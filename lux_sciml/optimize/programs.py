@@ -89,12 +89,8 @@ class Programs:
             if key in _kept:
                 _kept.move_to_end(key)
                 return _kept[key]
-        before = _read_inside.value
-        _read_inside.set(_context(found.inner, random_switches()) if found.known else object())
-        try:
+        with _read_inside.holding(_context(found.inner, random_switches()) if found.known else object()):
             made = self._in_mode(make)()
-        finally:
-            _read_inside.set(before)
         if found.known:
             with _lock:
                 _kept[key] = made

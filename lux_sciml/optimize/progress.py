@@ -21,6 +21,19 @@ class Finished(Exception):
         self.success, self.message = success, message
 
 
+class Patience:
+    """Ends a run, by `Finished`, after so many steps in a row without a lower loss; `None` has no end."""
+
+    def __init__(self, steps: int | None):
+        self.steps, self.lowest, self.since = steps, np.inf, 0
+
+    def see(self, value: float) -> None:
+        """The loss after a step."""
+        self.lowest, self.since = (value, 0) if value < self.lowest else (self.lowest, self.since + 1)
+        if self.steps is not None and self.since >= self.steps:
+            raise Finished(True, f"ended: no lower loss in patience={self.steps} steps")
+
+
 class Progress:
     """What to return if the run ended now, and the numbers that describe the run.
 

@@ -17,7 +17,7 @@ from .constraints import Constraints
 from .objective import GRADIENT, HESSIAN, PRODUCTS, VALUE, Objective
 from .problem import Inputs, Problem
 from .programs import Programs
-from .progress import NOT_FINITE_AT_START, Finished, Progress
+from .progress import NOT_FINITE_AT_START, Finished, Patience, Progress
 
 METHODS = {  # name -> the highest derivative it is given
     "Nelder-Mead": VALUE,
@@ -92,22 +92,19 @@ def run(
     limited = Constraints.of(constraints, method, problem, params, inputs) if constraints else None
     objective = Objective(evaluate, kind, bounds, x, limited and limited.violation)
 
-    lowest, since = np.inf, 0  # value of a step, and steps since then
+    waiting = Patience(patience)
 
     def at(x):
         return problem.join(problem.unravel(x), inputs)
 
     def step(x, *_):
         """SciPy's callback after each iteration."""
-        nonlocal lowest, since
         if progress.steps >= progress.max_steps:  # TNC has no limit of its own
             raise Finished(False, f"max_steps={progress.max_steps} reached before convergence")
         x, value = objective.begin_step(x)
         progress.history.append(value)
         progress.report(progress.steps + 1, lambda: at(x), value)
-        lowest, since = (value, 0) if value < lowest else (lowest, since + 1)
-        if patience is not None and since >= patience:
-            raise Finished(True, f"ended: no lower loss in patience={patience} steps")
+        waiting.see(value)
 
     def attempt(x):
         """SciPy's result, whether the loss is finite there, why it is no minimum, and whether to start again."""
@@ -138,8 +135,8 @@ def run(
         return result, finite, doubt, gave_up or flat
 
     try:
-        lowest = objective.evaluate(x)[0]
-        progress.history.append(lowest)
+        waiting.lowest = objective.evaluate(x)[0]
+        progress.history.append(waiting.lowest)
         if not np.isfinite(objective.value):
             raise Finished(False, NOT_FINITE_AT_START)
         with one_blas_thread() if x.size < SMALL else contextlib.nullcontext():

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optimistix as optx
 from jax.flatten_util import ravel_pytree
 
-from .._tree import all_finite, where
+from .._tree import all_finite, where, zeros_of
 
 DECREASE, CURVATURE = 1e-4, 0.9  # of the Wolfe conditions
 MOST_TRIALS = 30  # in a line search
@@ -52,8 +52,7 @@ class _SelfScaled(optx.AbstractMinimiser[Any, Any, State]):
 
     def init(self, fn, y, args, options, f_struct, aux_struct, tags) -> State:
         x, _ = ravel_pytree(y)
-        is_shape = lambda a: isinstance(a, jax.ShapeDtypeStruct)  # noqa: E731
-        aux = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype) if is_shape(a) else a, aux_struct)
+        aux = zeros_of(aux_struct)
         unknown, identity = jnp.full((), jnp.inf, x.dtype), jnp.eye(x.size, dtype=x.dtype)
         return State(unknown, jnp.zeros_like(x), identity, jnp.array(True), aux, jnp.array(False))
 

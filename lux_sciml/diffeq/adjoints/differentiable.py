@@ -2,7 +2,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import diffrax
@@ -30,15 +30,9 @@ _REVERSE = (diffrax.RecursiveCheckpointAdjoint, diffrax.BacksolveAdjoint, GaussA
 _other_solve = JitKey()
 
 
-@contextlib.contextmanager
-def solved_by(solve: Callable[..., diffrax.Solution]) -> Iterator[None]:
+def solved_by(solve: Callable[..., diffrax.Solution]) -> contextlib.AbstractContextManager[None]:
     """Equations inside are solved by a function that is called as `diffrax.diffeqsolve`; they are traced anew."""
-    before = _other_solve.value
-    _other_solve.set(solve)
-    try:
-        yield
-    finally:
-        _other_solve.set(before)
+    return _other_solve.holding(solve)
 
 
 def differentiable_solve(
