@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from source_operations import elementwise, moving, samples
 
 import lux_sciml as lux
 from lux_sciml.export import c_source
@@ -69,10 +70,6 @@ def check(folder, f, arrays, *, batch_axis=0, rtol=1e-6, jvp=True, vjp=True, **o
     return library
 
 
-def samples(n, *shape, dtype=np.float32):
-    return np.random.default_rng(n).normal(size=(n, *shape)).astype(dtype)
-
-
 def test_a_net_its_derivatives_and_its_files(net, tmp_path):
     ps, st = net
     library = check(tmp_path, lambda x: NET(x, ps, st)[0], (samples(19, 4),))
@@ -110,36 +107,6 @@ def test_parameters_as_an_input_in_double_precision(net, tmp_path):
 
 
 def test_operations(tmp_path):
-    def elementwise(x):
-        bounded, positive = jnp.clip(x, -0.5, 0.9), jnp.abs(x) + 0.5
-        yield jnp.exp(bounded) + jnp.expm1(bounded) - jnp.log(positive) * jnp.log1p(positive) + jnp.exp2(x)
-        yield jnp.sin(x) * jnp.cos(x) / (1 + jnp.tan(bounded) ** 2) + jnp.arctan2(x, positive) - jnp.arctan(x)
-        yield jnp.sinh(bounded) - jnp.cosh(bounded) + jnp.arcsinh(x) + jnp.arccosh(1 + positive)
-        yield jnp.arcsin(bounded * 0.9) + jnp.arccos(bounded * 0.9) + jnp.arctanh(bounded)
-        yield jnp.sqrt(positive) + jax.lax.rsqrt(positive) + jnp.cbrt(positive) + positive**1.3 + x**5 + positive**-3
-        yield jax.lax.erf(x) + jax.lax.erfc(x) + jax.nn.sigmoid(x) + jax.nn.softplus(x) + jax.nn.elu(x)
-        yield jnp.maximum(x, 0.1) - jnp.minimum(x, -x) + jnp.sign(x) + jnp.floor(x) + jnp.ceil(x) + jnp.round(x)
-        chosen = jnp.where((x > 0.3) | ~(x >= -0.2) & (x != 0), x, -2 * x)
-        yield chosen + jnp.mod(x, 0.7) + jnp.isfinite(x).astype(x.dtype)
-
-    def moving(x):
-        yield jax.nn.softmax(x, -1) * jax.nn.logsumexp(x, -1, keepdims=True)
-        yield x.max(-1) + x.min(-1) + x.prod(-1) + jnp.var(x, -1)
-        yield jnp.where((x > 0).all(-1) | (x > 1).any(-1), x[:, 0], 0), jnp.argmax(x, -1).astype(x.dtype)
-        yield jnp.cumsum(x, -1) + jax.lax.cummax(x, 1, reverse=True)
-        yield jnp.pad(x, ((0, 0), (1, 2)), constant_values=2.0)[:, ::2], jnp.concatenate([x[:, :1], 2 * x[:, ::-1]], 1)
-        yield jnp.tile(x, (1, 2)), jnp.stack(jnp.unstack(x, axis=1)[::2], axis=1), jnp.repeat(x, 2, 1)
-        yield jnp.einsum("bi,bj->bij", x, x), jnp.einsum("bij,bkj->bik", x[:, None] * x[..., None], x[..., None] - 1)
-        yield x.reshape(-1, 5, 1).transpose(0, 2, 1).reshape(-1, 5) @ jnp.arange(15.0, dtype="float32").reshape(3, 5).T
-        yield jnp.take(x, jnp.array([4, 1, 1]), axis=1), x.at[:, 1].set(0.5).at[:, jnp.array([0, 2])].add(x[:, 3:])
-        system = 3 * jnp.eye(5, dtype=x.dtype) + jnp.sin(x[:, :, None] - 2 * x[:, None])
-        yield jnp.linalg.solve(system, x[..., None]), jnp.argsort((9 * x).astype("int32"), axis=1).astype(x.dtype)
-        index = (x[:, 0] > 0).astype("int32") + 1
-        yield (
-            jnp.take_along_axis(x, index[:, None], 1),
-            jax.vmap(lambda x, i: jax.lax.dynamic_slice(x, (i,), (3,)))(x, index),
-        )
-
     check(tmp_path, lambda x: [*elementwise(x), *moving(x)], (samples(18, 5),), rtol=3e-6)
 
 

@@ -9,16 +9,14 @@ import time
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import pytest
+from runs import X, Y, bits
 
 import lux_sciml as lux
 from lux_sciml.training import Checkpoints, EarlyStopping, FitError
 
 MODEL = lux.Chain(lux.Dense(2, 4, jnp.tanh), lux.BatchNorm(4), lux.Dropout(0.5), lux.Dense(4, 1))
-X = np.random.default_rng(0).normal(size=(22, 2)).astype(np.float32)
-Y = X.sum(1, keepdims=True)
 
 
 @pytest.fixture(autouse=True)
@@ -30,11 +28,6 @@ def single():
 def objective(model, ps, st, batch):
     y, st = model(batch[0], ps, st)
     return jnp.mean((y - batch[1]) ** 2), st
-
-
-def bits(tree):
-    leaves = jax.tree.leaves(tree)
-    return [np.asarray(jax.random.key_data(x) if "key" in str(x.dtype) else x).tobytes() for x in leaves]
 
 
 def test_what_is_kept(tmp_path):

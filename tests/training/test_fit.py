@@ -11,13 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from runs import X, Y, numbers
 
 import lux_sciml as lux
 from lux_sciml.training import CSVLog, EarlyStopping, FitError, TensorBoardLog, batches as data_of
 
 MODEL = lux.Chain(lux.Dense(2, 4, jnp.tanh), lux.Dense(4, 1))
-X = np.random.default_rng(0).normal(size=(22, 2)).astype(np.float32)
-Y = X.sum(1, keepdims=True)
 
 
 @pytest.fixture(autouse=True)
@@ -37,10 +36,6 @@ def start(optimizer=None, seed=0):
 
 def fit(data=(X, Y), state=None, objective=objective, **options):
     return lux.fit(objective, start() if state is None else state, data, **options)
-
-
-def numbers(tree):
-    return [np.asarray(jax.random.key_data(x) if "key" in str(x.dtype) else x) for x in jax.tree.leaves(tree)]
 
 
 def same(a, b):

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from runs import X, Y, bits
 
 import lux_sciml as lux
 from lux_sciml.training import OrbaxCheckpoints
@@ -18,8 +19,6 @@ pytest.importorskip("orbax.checkpoint")
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "training.md"
 MODEL = lux.Chain(lux.Dense(2, 5, jnp.tanh), lux.Dropout(0.5), lux.Dense(5, 1, use_bias=False))  # 20 numbers
-X = np.random.default_rng(0).normal(size=(22, 2)).astype(np.float32)
-Y = X.sum(1, keepdims=True)
 
 
 @pytest.fixture(autouse=True)
@@ -35,11 +34,6 @@ def sharding():
 def sharded(tree, n):
     """What has n numbers, over two devices."""
     return jax.tree.map(lambda x: jax.device_put(x, sharding()) if jnp.shape(x) == (n,) else x, tree)
-
-
-def bits(tree):
-    leaves = jax.tree.leaves(tree)
-    return [np.asarray(jax.random.key_data(x) if "key" in str(x.dtype) else x).tobytes() for x in leaves]
 
 
 def new_state():
