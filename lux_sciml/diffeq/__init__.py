@@ -7,6 +7,7 @@ Here only: for training, `collocate`, `multiple_shooting`, `growing_horizons` an
 """
 
 from .adjoints.gauss import GaussAdjoint
+from .adjoints.reversible import ReversibleAdjoint
 from .equation import (
     Equation,
     Fields as Fields,
@@ -61,6 +62,7 @@ __all__ = [
     "NeuralSDE",
     "Nudged",
     "PortHamiltonian",
+    "ReversibleAdjoint",
     "SecondOrder",
     "SplitODE",
     "Verlet",

@@ -1,6 +1,7 @@
 """Equation: the base of all differential-equation layers, with their options and the one way that they are solved."""
 
 import abc
+import dataclasses
 import inspect
 import math
 from collections.abc import Callable, Mapping
@@ -25,6 +26,7 @@ from .adjoints.differentiable import differentiable_solve
 from .adjoints.discrete import DiscreteAdjoint
 from .adjoints.gauss import GaussAdjoint
 from .adjoints.implicit import ImplicitAdjoint
+from .adjoints.reversible import ReversibleAdjoint
 from .failure import guarded, mark_failure
 from .field import Field
 from .inputs import initial_value_and_times, within
@@ -41,6 +43,7 @@ _ADJOINTS: dict[str, Callable[..., diffrax.AbstractAdjoint]] = {
     "backsolve": BacksolveAdjoint,
     "gauss": GaussAdjoint,
     "implicit": ImplicitAdjoint,
+    "reversible": ReversibleAdjoint,
 }
 
 
@@ -153,7 +156,8 @@ class Equation(Layer, kw_only=True):
       or one of the functions that set it, asks for forward mode or for both. By name: `"checkpointed"` (reverse mode,
       the discrete gradient), `"direct"` (all modes and orders, slower), `"forward"`, `"backsolve"` (reverse mode by the
       equation solved backwards: little memory, not for stiff or chaotic ones), `"gauss"` (`lux.GaussAdjoint`: reverse
-      mode, through no root finder of a stiff solver), `"implicit"` (steady states). Or any diffrax adjoint.
+      mode, through no root finder of a stiff solver), `"reversible"` (`lux.ReversibleAdjoint`: reverse mode in constant
+      memory, explicit solvers), `"implicit"` (steady states). Or any diffrax adjoint.
     * `saveat`: a `diffrax.SaveAt` in place of saving at the times `ts`.
     * `event`, `progress_meter`, `throw`: as in `diffrax.diffeqsolve`; without `throw` a failed solve is NaN, with
       `sol.result` saying why.
@@ -459,7 +463,7 @@ def diffeqsolve(
     if isinstance(adjoint, diffrax.BacksolveAdjoint):  # integrates the gradients of its args: better flat
         ps = _flat(equation, ps)
     if isinstance(adjoint, DiscreteAdjoint) and equation.batching == "vmap":
-        adjoint = DiscreteAdjoint(over_samples=True)
+        adjoint = dataclasses.replace(adjoint, over_samples=True)
     saveat = equation.option("saveat")
     if saveat is None:
         saveat = diffrax.SaveAt(t1=True) if equation.output == "final" else diffrax.SaveAt(ts=ts)

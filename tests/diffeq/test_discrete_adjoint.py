@@ -64,12 +64,13 @@ def test_gradients_of_times():
     np.testing.assert_allclose(grad, slope[0], rtol=1e-5)
 
 
-def test_a_failed_sample_leaves_the_gradient_of_the_others():
+@pytest.mark.parametrize("adjoint", ["checkpointed", "reversible"])
+def test_a_failed_sample_leaves_the_gradient_of_the_others(adjoint):
     def blows_up(u):
         return u**2 * jnp.where(u > 1.5, 1e3, 1.0)
 
     model = lux.Chain(lux.Dense(1, 1, use_bias=False), blows_up)
-    node = lux.NeuralODE(model, ts=TS[:2], batching="vmap", output="final")
+    node = lux.NeuralODE(model, ts=TS[:2], batching="vmap", output="final", adjoint=adjoint)
     ps, st = lux.setup(jax.random.key(0), node, dtype=jnp.float64)
     ps = ps.at["layer_0.weight"].set(1.0)
     good, bad = np.array([[0.5], [0.8]]), np.array([[0.5], [0.8], [9.0]])

@@ -196,9 +196,10 @@ def with_costs(f, y, ts):
     return ys[:, :-1], ys[:, -1:]
 
 
-CONTINUOUS = ("backsolve", "gauss")  # adjoints with the gradient of the exact solution
+CONTINUOUS = ("backsolve", "gauss", "reversible")  # with the gradient of the exact solution, or of another discrete one
 ADJOINTS = ("auto", "forward", *CONTINUOUS)
 ALIKE = [*itertools.product(("Own", "LatentODE"), ADJOINTS[1:])]  # a NeuralODE in the end
+ALIKE += [(name, "reversible") for name in ("AugmentedODE", "SecondOrder", "WithCosts", "NeuralDAE", "MassMatrixODE")]
 
 
 # --- the members ----------------------------------------------------------------------------------------------------
@@ -268,7 +269,7 @@ def refuse(option, *values, says):
     return dict.fromkeys(((option, value) for value in values), says)
 
 
-NO_GAUSS = {"gauss": "takes one ordinary differential equation"}
+NO_GAUSS = dict.fromkeys(("gauss", "reversible"), "takes one ordinary differential equation")
 NO_TREE = refuse("kind", "tree", says=r"is one array of shape \(\.\.\., features\)")
 NO_PAIR = refuse("kind", "array", says=r"is the pair \(x, v\)|the pair \(q, p\)|the tuple \(\(q, p\), times\)")
 DATA = refuse("times", "field", says="unexpected keyword argument 'ts'") | refuse("kind", "tree", says="one array")
@@ -283,7 +284,8 @@ def same(layer, cls, **options):
 FAMILY = {
     "NeuralODE": Member(lambda net, still, **o: lux.NeuralODE(net, **o)),
     "Own": Member(lambda net, still, **o: Own(net, **o), only={"output": ("ys",), "kind": ("array",)}),
-    "SplitODE": Member(lambda net, still, **o: lux.SplitODE(net, still, **o)),
+    "SplitODE": Member(lambda net, still, **o: lux.SplitODE(net, still, **o),
+                       adjoints={"reversible": "without parts"}),
     "AugmentedODE": Member(lambda net, still, **o: lux.AugmentedODE(lux.NeuralODE(net, **o), 1), loop=augmented,
                            refuses=NO_TREE),
     "SecondOrder": Member(lambda net, still, **o: lux.NeuralODE(lux.SecondOrder(net.replace(first=2)), **o),
@@ -305,7 +307,8 @@ FAMILY = {
     "HamiltonianODE": Member(lambda net, still, **o: lux.HamiltonianODE(same(still, Kinetic), same(net, Well), **o),
                              lambda: pairs(2), symplectic, NO_PAIR,
                              {"solver": diffrax.SemiImplicitEuler(), "dt0": STEP, "max_steps": 8},
-                             adjoints=NO_GAUSS | {"backsolve": "SemiImplicitEuler wants its parts"}),
+                             adjoints=NO_GAUSS | {"backsolve": "SemiImplicitEuler wants its parts",
+                                         "reversible": "takes explicit Runge-Kutta methods"}),
     "NeuralCDE": Member(lambda net, still, **o: lux.NeuralCDE(same(net, AlongTime), lambda x: x[..., 1:], **o),
                         lambda: kinds(1), refuses=DATA | refuse("controlled", True, says="no controlled: its data"),
                         x=data),

@@ -17,6 +17,7 @@ from .gauss import GaussAdjoint
 from .implicit import ImplicitAdjoint
 from .isolation import isolated
 from .refusal import only, sentence_of
+from .reversible import ReversibleAdjoint
 
 _NAMES = {
     DiscreteAdjoint: "checkpointed",
@@ -25,6 +26,7 @@ _NAMES = {
     BacksolveAdjoint: "backsolve",
     GaussAdjoint: "gauss",
     ImplicitAdjoint: "implicit",
+    ReversibleAdjoint: "reversible",
 }
 _REVERSE = (diffrax.RecursiveCheckpointAdjoint, diffrax.BacksolveAdjoint, GaussAdjoint)
 _other_solve = JitKey()

@@ -1,7 +1,7 @@
 """Checkpointed reverse mode for explicit Runge-Kutta methods, with a backward pass of its own."""
 
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import diffrax
 import equinox as eqx
@@ -35,15 +35,48 @@ class DiscreteAdjoint(diffrax.RecursiveCheckpointAdjoint):
     there is, gradients with respect to the times included, is left to diffrax.
     """
 
+    name: ClassVar[str] = "checkpointed"
+
     over_samples: bool = eqx.field(static=True, default=False)
+
+    def record(self, state: Any, max_steps: int) -> StepRecord:
+        """An empty record, for steps from diffrax's loop state `state`."""
+        return StepRecord.start(state, max_steps)
+
+    def kept(self, record: StepRecord, end: Any) -> Any:
+        """What the way back, from the states `end`, carries along."""
+        return record.scratch()
+
+    def state(self, record: StepRecord, i: Any, begin: Any, kept: Any, advance: Any) -> tuple[Any, Any]:
+        """Where the product of step `i` is taken: the state before it and its solver's; and what is carried on."""
+        return record.state(i, begin, kept, advance)
+
+    def step(self, solver: Any, static: Any, dense: bool, params: Any, y: Any, k: Any, t0: Any, t1: Any) -> Any:
+        """One step: the next state, its last stage, and, with `dense`, what the interpolation within it needs."""
+        term, args = eqx.combine(*params, static)
+        y, _, info, k, _ = solver.step(term, t0, t1, y, args, k, False)
+        return y, k, info if dense else None
+
+    def product(self, solver: Any, step: Any, params: Any, primal: Any, cts: Any) -> tuple[Any, ...]:
+        """The vector-Jacobian product of a step, for parameters, state and last stage.
+
+        After them there may be the states before it, where they are found on the way.
+        """
+        y, k, t0, t1 = primal
+        _, vjp = jax.vjp(lambda moved, y, k: step((moved, params[1]), y, k, t0, t1), params[0], y, k)
+        return vjp(cts)
+
+    def takes(self, solver: Any) -> bool:
+        """Whether its steps have such products."""
+        return is_unrolled(solver)
 
     def loop(self, *, terms, solver, stepsize_controller, event, saveat, init_state, args, max_steps, **options):
         kwargs = {
             "solver": solver, "stepsize_controller": stepsize_controller, "event": event, "max_steps": max_steps,
             **options,
         }  # fmt: skip
-        applies = _applies(terms, solver, stepsize_controller, event, saveat, max_steps, options["progress_meter"])
-        if not applies or solver_loop(self, init_state) is None:
+        no = unfit(terms, stepsize_controller, event, saveat, max_steps, options["progress_meter"])
+        if no is not None or not self.takes(solver) or solver_loop(self, init_state) is None:
             return super().loop(terms=terms, saveat=saveat, init_state=init_state, args=args, **kwargs)
         term = _traced_once(plain(terms), init_state, args)
         times = {name: kwargs.pop(name) for name in ("t0", "t1", "dt0")}
@@ -52,20 +85,24 @@ class DiscreteAdjoint(diffrax.RecursiveCheckpointAdjoint):
         return _solved((y, k, term, args, (rest, saveat, times)), self, kwargs)
 
 
-def _applies(terms, solver, controller, event, saveat, max_steps, progress_meter) -> bool:
+def unfit(terms, controller, event, saveat, max_steps, progress_meter) -> str | None:
+    """What keeps a solve from a backward pass over its accepted steps, in words; `None` where nothing does."""
     if isinstance(controller, Guarded):
         controller = controller.controller
-    return (
-        is_unrolled(solver)
-        and isinstance(getattr(terms, "term", None), diffrax.ODETerm)
-        and isinstance(controller, _STEPS_ONLY)
-        and isinstance(progress_meter, diffrax.NoProgressMeter)
-        and event is None
-        and max_steps is not None
-        and max_steps > 0
-        and saves_states(saveat)
-        and not (saveat.subs.t0 or saveat.solver_state or saveat.controller_state or saveat.made_jump)
-    )
+    if not isinstance(getattr(terms, "term", None), diffrax.ODETerm):
+        return "one ordinary differential equation, without noise and without parts"
+    if not isinstance(controller, _STEPS_ONLY):
+        return f"the steps of diffrax.PIDController, ConstantStepSize and StepTo, not of {type(controller).__name__}"
+    if not isinstance(progress_meter, diffrax.NoProgressMeter):
+        return "no progress_meter"
+    if event is not None:
+        return "no event"
+    if not max_steps:
+        return "max_steps, above zero"
+    more = saveat.solver_state or saveat.controller_state or saveat.made_jump
+    if more or not saves_states(saveat) or saveat.subs.t0:
+        return "states saved at times or at the end, and nothing else"
+    return None
 
 
 def _traced_once(wrapped: Any, state: Any, args: Any) -> Any:
@@ -117,13 +154,13 @@ def _forward(perturbed, moving, adjoint, kwargs):
 
     def outer(cond, body, state, *, max_steps, **_):
         nonlocal record
-        state, record = _recorded(cond, body, state, max_steps)
+        state, record = _recorded(cond, body, state, adjoint.record(state, max_steps), max_steps)
         return state
 
     out = _loop(moving, adjoint, kwargs, outer, while_loop)
     final = out[0]
     failed = ~(diffrax.is_okay(final.result) & all_finite(final.y))
-    return out, (record, final.save_state.saveat_ts_index, failed)
+    return out, (record, (final.y, final.solver_state), final.save_state.saveat_ts_index, failed)
 
 
 def _general(perturbed, moving, adjoint, kwargs):
@@ -145,7 +182,7 @@ def _backward(residuals, cotangent, perturbed, moving, adjoint, kwargs):
         pull, zeros = residuals
         full = jax.tree.map(lambda zero, ct: zero if ct is None else ct, zeros, cotangent)
         return pull(full)[0]
-    record, saved, failed = residuals
+    record, end, saved, failed = residuals
     y, k, term, args, (rest, saveat, times) = moving
     ct, solver = cotangent[0], kwargs["solver"]
     ts, ct_ys = saveat.subs.ts, ct.save_state.ys
@@ -164,18 +201,23 @@ def _backward(residuals, cotangent, perturbed, moving, adjoint, kwargs):
     params = eqx.partition((term, args), perturbed[2:4])
     static = jax.tree.map(lambda x: None if eqx.is_array(x) else x, params[1])
     params = (params[0], eqx.filter(params[1], eqx.is_array))
-    step = functools.partial(_step, solver, static, ts is not None)
-    pull = _summed_pull(step) if adjoint.over_samples else functools.partial(_pull, step)
+    step = functools.partial(adjoint.step, solver, static, ts is not None)
+    product = functools.partial(adjoint.product, solver)
+    pull = _summed_pull(product, step) if adjoint.over_samples else functools.partial(_pull, product, step)
 
     def advance(y, k, t0, t1):
         term, args = eqx.combine(*params, static)
         return rolled_step(solver, term, t0, t1, y, args, k)
 
-    info = jax.eval_shape(step, params, y, k, times["t0"], times["t1"])[2]
+    def interpolated(params):
+        term, args = eqx.combine(*params, static)
+        return solver.step(term, times["t0"], times["t1"], y, args, k, False)[2]
+
+    info = jax.eval_shape(interpolated, params)
 
     def body(carry):
         i, j, ct_y, ct_k, grads, kept = carry
-        (y, k), kept = record.state(i, rest.tprev, kept, advance)
+        state, kept = adjoint.state(record, i, rest.tprev, kept, advance)
         start, end = record.span(i, rest.tprev)
         moved = (i >= 0) & (end > start)
         ct_info = None
@@ -184,16 +226,18 @@ def _backward(residuals, cotangent, perturbed, moving, adjoint, kwargs):
             j, ct_info = _of_saved(solver, info, ts, ct_ys, lower, start, end, j, moved)
         before = (ct_y, ct_k)
         cts = jax.tree.map(lambda ct: jnp.where(moved, ct, 0), (ct_y, ct_k, ct_info))
-        new, ct_y, ct_k = pull(params, (y, k, start, end), cts, moved & ~unused)
+        new, ct_y, ct_k, *undone = pull(params, (*state, start, end), cts, moved & ~unused)
         ct_y, ct_k = where(moved, (ct_y, ct_k), before)
+        if undone:
+            kept = record.held_at(i, where(moved, tuple(undone), kept))
         return record.before(i), j, ct_y, ct_k, jax.tree.map(jnp.add, grads, new), kept
 
     ct_k = jax.tree.map(jnp.zeros_like, k)
     grads = jax.tree.map(jnp.zeros_like, params[0])
-    init = (record.end(), jnp.asarray(saved), ct_y, ct_k, grads, record.scratch())
+    init = (record.end(), jnp.asarray(saved), ct_y, ct_k, grads, adjoint.kept(record, end))
     _, _, ct_y, ct_k, grads, _ = lax.while_loop(lambda carry: any_sample(carry[0] >= 0), body, init)
     g_term, g_args = _for_one_sample(grads, ct_y) if adjoint.over_samples else grads
-    out = only("forward over reverse", "adjoint='checkpointed'", (ct_y, ct_k, g_term, g_args))
+    out = only("forward over reverse", f"adjoint={adjoint.name!r}", (ct_y, ct_k, g_term, g_args))
     return *out, jax.tree.map(lambda _: None, moving[-1])
 
 
@@ -201,10 +245,9 @@ def _saved(state):
     return state.save_state.ts, state.save_state.ys
 
 
-def _recorded(cond, body, state, max_steps):
+def _recorded(cond, body, state, record, max_steps):
     """A while loop over states, and the record of its steps. Samples of a batch go on together until all are done."""
     state = jax.tree.map(jnp.array, state)
-    record = StepRecord.start(state, max_steps)
 
     def goes_on(carry):
         steps, state, _ = carry
@@ -224,36 +267,28 @@ def _recorded(cond, body, state, max_steps):
     return state, record
 
 
-def _step(solver, static, dense, params, y, k, t0, t1):
-    """One step: the next state, its last stage, and, with `dense`, what the interpolation within it needs."""
-    term, args = eqx.combine(*params, static)
-    y, _, info, k, _ = solver.step(term, t0, t1, y, args, k, False)
-    return y, k, info if dense else None
+def _pull(product, step, params, primal, cts, used):
+    """The product of a step, zero where it is not `used`."""
+    return jax.tree.map(lambda g: jnp.where(used, g, 0), product(step, params, primal, cts))
 
 
-def _pull(step, params, primal, cts, used):
-    """The vector-Jacobian product of a step, for parameters, state and last stage; zero where it is not `used`."""
-    y, k, t0, t1 = primal
-    _, vjp = jax.vjp(lambda moved, y, k: step((moved, params[1]), y, k, t0, t1), params[0], y, k)
-    return jax.tree.map(lambda g: jnp.where(used, g, 0), vjp(cts))
-
-
-def _summed_pull(step):
+def _summed_pull(product, step):
     """As `_pull`; what it returns for parameters that all samples share is the sum over the samples."""
-    pull = jax.custom_batching.custom_vmap(functools.partial(_pull, step))
+    pull = jax.custom_batching.custom_vmap(functools.partial(_pull, product, step))
     pulls = {}  # batching a loop asks for the same one several times
 
     @pull.def_vmap
     def batched(size, mapped, params, primal, cts, used):
         primal, cts, used = _all_mapped(size, (primal, cts, used), tuple(mapped[1:]))
         key = tuple(jax.tree.leaves(mapped[0]))
-        pull = pulls.setdefault(key, jax.jit(functools.partial(_pull_of_samples, step, mapped[0])))
-        return pull(params, primal, cts, used), (mapped[0][0], *jax.tree.map(lambda _: True, primal[:2]))
+        pull = pulls.setdefault(key, jax.jit(functools.partial(_pull_of_samples, product, step, mapped[0])))
+        out = pull(params, primal, cts, used)
+        return out, (mapped[0][0], *jax.tree.map(lambda _: True, out[1:]))
 
     return pull
 
 
-def _pull_of_samples(step, mapped, params, primal, cts, used):
+def _pull_of_samples(product, step, mapped, params, primal, cts, used):
     """`_pull` of all samples, where `mapped` says which parameters have a value for each of them.
 
     Zero times NaN is NaN in a sum over samples: one that is not used takes the step of one that is.
@@ -267,12 +302,10 @@ def _pull_of_samples(step, mapped, params, primal, cts, used):
         return jnp.where(_column(used, g) if is_mapped else jnp.any(used), g, 0)
 
     params = jax.tree.map(lambda x, is_mapped: standing(x) if is_mapped else x, params, mapped)
-    y, k, t0, t1 = jax.tree.map(standing, primal)
     axes = jax.tree.map(lambda is_mapped: 0 if is_mapped else None, mapped)
     steps = jax.vmap(step, in_axes=(axes, 0, 0, 0, 0))
-    _, vjp = jax.vjp(lambda moved, y, k: steps((moved, params[1]), y, k, t0, t1), params[0], y, k)
-    everywhere = jax.tree.map(lambda _: True, (y, k))
-    return jax.tree.map(cleared, vjp(cts), (mapped[0], *everywhere))
+    grads, *rest = product(steps, params, jax.tree.map(standing, primal), cts)
+    return jax.tree.map(cleared, (grads, *rest), (mapped[0], *jax.tree.map(lambda _: True, rest)))
 
 
 def _any_nonzero(tree):

@@ -51,11 +51,11 @@ class StepRecord(eqx.Module):
     count: jax.Array
 
     @classmethod
-    def start(cls, state: Any, max_steps: int) -> "StepRecord":
-        """An empty record, for steps from diffrax's loop state `state`."""
+    def start(cls, state: Any, max_steps: int, slots: int | None = None) -> "StepRecord":
+        """An empty record, for steps from diffrax's loop state `state`; of so many slots, or as many as are good."""
         size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((state.y, state.solver_state)))
         small = isinstance(size, int) and 256 * size <= _SMALL  # `jax.export` has sizes that are no integers
-        slots = max(256 if small else 64, 2 ** math.ceil(math.log2(max_steps) / 2))
+        slots = slots or max(256 if small else 64, 2 ** math.ceil(math.log2(max_steps) / 2))
         slots = min(slots, max_steps + max_steps % 2)
         return cls(
             ends=jnp.zeros(max_steps, state.tprev.dtype),
@@ -103,6 +103,12 @@ class StepRecord(eqx.Module):
     def span(self, i: jax.Array, begin: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The times of step `i`, of a solve from `begin`: one time twice for a sample that did not accept it."""
         return jnp.where(i == 0, begin, _at(self.ends, i - 1)), _at(self.ends, i)
+
+    def held_at(self, i: jax.Array, state: Any) -> Any:
+        """The state that is held before step `i`, if there is one, else the given state."""
+        place = self.held == i
+        found = jax.tree.map(lambda xs: _at(xs, jnp.argmax(place)), self.states)
+        return jax.tree.map(lambda new, old: jnp.where(jnp.any(place), new, old), found, state)
 
     def scratch(self) -> Any:
         """Room for the states between two that are held; `None` where all states have slots."""

@@ -68,7 +68,8 @@ def unrolled(solver: diffrax.AbstractSolver) -> diffrax.AbstractSolver:
 
     `diffrax.Tsit5(scan_kind="checkpointed")` keeps diffrax's own loop: better where compiling the vector field is slow.
     """
-    if not (isinstance(solver, diffrax.AbstractERK) and isinstance(solver.tableau, diffrax.ButcherTableau)):
+    tableau = getattr(solver, "tableau", None)  # wrapped solvers have none
+    if not (isinstance(solver, diffrax.AbstractERK) and isinstance(tableau, diffrax.ButcherTableau)):
         return solver
     plain = solver.scan_kind is None and type(solver).step is diffrax.AbstractERK.step
     return _unrolled_class(type(solver))() if plain else solver
