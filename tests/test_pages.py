@@ -1,4 +1,4 @@
-"""The code of the pages in docs/ runs, in the order it stands there. docs/export.md has a test of its own."""
+"""The code of docs/ and CONTRIBUTING.md runs, in the order it stands there; that of docs/export.md elsewhere."""
 
 import re
 from pathlib import Path
@@ -33,6 +33,10 @@ def test_training(capsys):
     assert "all 320 steps made" in capsys.readouterr().out
     assert page["result"].history["loss"].shape == (160, 3) and page["result"].best.step.shape == (3,)
     assert page["state"].step == 320
+
+
+def test_contributing():
+    assert run("../CONTRIBUTING.md")["damped"].output == "ys"
 
 
 def test_no_page_is_forgotten():
