@@ -1,7 +1,9 @@
 """Containers: the inner nodes of a tree, opened and closed one level at a time; paths through them."""
 
 import dataclasses
-from collections.abc import Hashable, Iterable, Sequence
+import functools
+import operator
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -77,6 +79,33 @@ def nest(items: Iterable[tuple[Path, Any]], at: Path = ()) -> Any:
             return value
         groups.setdefault(path[0], []).append((path[1:], value))
     return {key: nest(group, (*at, key)) for key, group in groups.items()}
+
+
+def named(tree: Any, of: Callable[[Any], bool], is_leaf: Callable[[Any], bool] | None = None) -> Any:
+    """The leaves of any tree that are `of` a kind, by their paths: nested dicts, with texts for the indices of lists.
+
+    >>> named({"a": [1, 2.0]}, lambda x: isinstance(x, float))
+    {'a': {'1': 2.0}}
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf)
+    return nest((_names(path), leaf) for path, leaf in leaves if of(leaf))
+
+
+def filled(tree: Any, of: Callable[[Any], bool], values: Any, is_leaf: Callable[[Any], bool] | None = None) -> Any:
+    """The tree with the leaves that are `of` a kind taken from nested dicts as `named` makes them.
+
+    >>> filled({"a": [1, 2.0]}, lambda x: isinstance(x, float), {"a": {"1": 3.0}})
+    {'a': [1, 3.0]}
+    """
+
+    def one(path: Any, leaf: Any) -> Any:
+        return functools.reduce(operator.getitem, _names(path), values) if of(leaf) else leaf
+
+    return jax.tree_util.tree_map_with_path(one, tree, is_leaf=is_leaf)
+
+
+def _names(path: Any) -> tuple[str, ...]:
+    return tuple(str(_key(entry)) for entry in path)
 
 
 def open_container(node: Any) -> tuple[Any, Sequence[tuple[Hashable, Any]]] | None:

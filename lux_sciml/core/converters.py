@@ -271,9 +271,29 @@ def refuse_module(value: Any) -> None:
         if name == "lux_sciml StatefulLayer":
             raise TypeError("expected a layer or a function, got a StatefulLayer: give its `layer`")
         raise TypeError(
-            f"expected a function, got an object of its own arrays ({name}), which would not be parameters here: write "
-            "a `lux.Layer` whose `init_params` returns the arrays and whose `forward` computes with them"
+            f"expected a function, got an object of its own arrays ({name}), which would not be parameters here: "
+            f"{_way_in(type(value))}"
         )
+
+
+_ADAPTERS = {
+    "equinox": "from_equinox(module)",
+    "flax.nnx": "from_nnx(module)",
+    "flax.linen": "from_linen(module, x)",
+    "haiku": "from_haiku(transformed, x)",
+    "keras": "from_keras(model)",
+    "torch": "load_torch(layer, ps, st, module)",
+}
+
+
+def _way_in(kind: type) -> str:
+    """How the module of another library comes in."""
+    for cls in kind.__mro__:
+        for package, call in _ADAPTERS.items():
+            if f"{cls.__module__}.".startswith(f"{package}."):
+                makes = "takes its weights into a layer" if package == "torch" else "makes a layer of it"
+                return f"`lux.adapters.{call}` {makes}"
+    return "write a `lux.Layer` whose `init_params` returns the arrays and whose `forward` computes with them"
 
 
 def _each(converter: Callable[[Any], int], value: Any, what: str) -> tuple[int, ...]:
