@@ -1,4 +1,4 @@
-"""Plots with names: solutions, losses, phase portraits, equilibria, vectors and matrices, fits with their bands.
+"""Plots with names: solutions, losses, phase portraits, equilibria, vectors and matrices, bands, profile likelihoods.
 
 Each function draws into `ax`, matplotlib axes, or makes new ones, and returns them.
 """
@@ -236,6 +236,28 @@ def band(
         ax.plot(*map(np.asarray, data), "o", color="0.2", markersize=4, label="data")
     if label is not None or data is not None:
         ax.legend()
+    return ax
+
+
+def profile(likelihood: Any, ax: Any = None, **options: Any) -> Any:
+    """Draw a profile likelihood, of `lux.inference.profile_likelihood`, over its parameter.
+
+    Above its lowest value, with the threshold of the confidence interval as a dashed line and the ends of the interval
+    as dotted ones. `options` go to matplotlib's `Axes.plot`.
+
+    >>> import jax.numpy as jnp, lux_sciml as lux
+    >>> profiles = lux.inference.profile_likelihood(lambda p: p.a**2 / 2, lux.ComponentVector(a=0.0), "a")
+    >>> profile(profiles["a"]).get_xlabel()
+    'a'
+    """
+    ax, lowest = _axes(ax), float(np.min(likelihood.nll))
+    ax.plot(likelihood.values, likelihood.nll - lowest, **{"marker": ".", **options})
+    ax.axhline(likelihood.threshold - lowest, color="0.4", linestyle="--", linewidth=1)
+    for end in likelihood.interval:
+        if np.isfinite(end):
+            ax.axvline(end, color="0.4", linestyle=":", linewidth=1)
+    ax.set_xlabel(likelihood.name)
+    ax.set_ylabel("negative log-likelihood above the lowest")
     return ax
 
 

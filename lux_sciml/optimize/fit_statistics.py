@@ -31,7 +31,7 @@ def covariance(jacobian: np.ndarray, value: float, layout: Layout, absolute: boo
     _, singular, directions = np.linalg.svd(jacobian / scale, full_matrices=False)
     open_ones = np.flatnonzero(singular <= max(m, n) * eps * singular[0])
     if open_ones.size:
-        named = "; ".join(_direction(directions[i] / scale, layout) for i in open_ones[:MOST_NAMES])
+        named = "; ".join(direction_text(directions[i] / scale, layout) for i in open_ones[:MOST_NAMES])
         more = "; ..." if open_ones.size > MOST_NAMES else ""
         raise ValueError(
             f"the Jacobian has rank {n - open_ones.size}, not {n}: the residuals stay as they are along {named}{more}. "
@@ -42,10 +42,10 @@ def covariance(jacobian: np.ndarray, value: float, layout: Layout, absolute: boo
     return variance * (root @ root.T)
 
 
-def _direction(direction: np.ndarray, layout: Layout) -> str:
-    """Its largest entries by name: `0.71 a - 0.71 b`."""
+def direction_text(direction: np.ndarray, layout: Layout) -> str:
+    """The largest entries of a direction of the flat vector, by name: `0.71 a - 0.71 b`."""
     direction = direction / np.linalg.norm(direction)
-    order = [i for i in np.argsort(-np.abs(direction), kind="stable") if abs(direction[i]) > 0.05]
+    order = [i for i in np.argsort(-np.abs(direction).round(6), kind="stable") if abs(direction[i]) > 0.05]
     signs = np.sign(direction[order[0]])
     entries = [(signs * direction[i], layout.label(int(i)) or "p") for i in order]
     terms = [f"{'-' if x < 0 else '+'} {abs(x):.2g} {label}" for x, label in entries]
@@ -65,14 +65,18 @@ def quantile(level: float, degrees: int, absolute: bool) -> float:
     return float(ndtri(0.5 + level / 2) if absolute else stdtrit(degrees, 0.5 + level / 2))
 
 
-def band(function: Callable[[jax.Array], Any], flat: jax.Array, matrix: np.ndarray, noise: float) -> tuple[Any, Any]:
-    """The value of a function of the flat parameters and, in its form, its standard error, to first order.
+def band(
+    function: Callable[[jax.Array], Any], flat: jax.Array, matrix: np.ndarray, noise: float, half: float
+) -> tuple[Any, Any, Any]:
+    """The value of a function of the flat parameters and the ends of its interval, in its form, to first order.
 
-    `noise` is the variance of a measurement, added to that of the function.
+    The interval reaches to `half` standard errors on both sides; `noise` is the variance of a measurement, added to
+    that of the function.
     """
     value, unravel = ravel_pytree(function(flat))
     forward = flat.size <= value.size
     of_flat = lambda flat: ravel_pytree(function(flat))[0]  # noqa: E731
     jacobian = np.asarray((jax.jacfwd if forward else jax.jacrev)(of_flat)(flat), np.float64)
     variance = np.einsum("ij,jk,ik->i", jacobian, matrix, jacobian) + noise
-    return unravel(value), unravel(jnp.asarray(np.sqrt(variance), value.dtype))
+    width = half * jnp.asarray(np.sqrt(variance), value.dtype)
+    return unravel(value), unravel(value - width), unravel(value + width)

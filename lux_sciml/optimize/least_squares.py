@@ -96,10 +96,8 @@ class LeastSquaresResult(MinimizeResult[P]):
         fitted, matrix = self._fitted, self._covariance(absolute)
         variance = (1.0 if absolute else 2 * self.value / fitted.degrees) if noise else 0.0
         flat = jnp.asarray(fitted.flat, fitted.problem.flat_dtype)
-        value, error = fit_statistics.band(lambda flat: function(fitted.at(flat)), flat, matrix, variance)
         half = self._quantile(level, absolute)
-        ends = [jax.tree.map(lambda v, e: v + jnp.asarray(sign * half, e.dtype) * e, value, error) for sign in (-1, 1)]  # noqa: B023
-        return value, *ends
+        return fit_statistics.band(lambda flat: function(fitted.at(flat)), flat, matrix, variance, half)
 
     def _covariance(self, absolute: bool) -> np.ndarray:
         fitted = self._fitted
