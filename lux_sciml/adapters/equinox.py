@@ -281,7 +281,8 @@ def _is_random(module: Any) -> bool:
 def _axis_name(module: Any) -> Hashable:
     """The name of the batch's axis for a module's BatchNorms. Raises `ValueError` for several."""
     norms = _nodes(module, lambda node: isinstance(node, eqx.nn.BatchNorm))
-    given = [norm.axis_name if isinstance(norm.axis_name, list | tuple) else (norm.axis_name,) for norm in norms]
-    if any(len(names) > 1 or names[0] != given[0][0] for names in given):
-        raise ValueError(f"the module takes statistics over several axes, {given}: only one is here, that of the batch")
-    return given[0][0] if given else None
+    given = [norm.axis_name if isinstance(norm.axis_name, list | tuple) else [norm.axis_name] for norm in norms]
+    names = [name for axes in given for name in axes]
+    if any(name != names[0] for name in names):
+        raise ValueError(f"the module takes statistics over several axes, {names}: only one is here, that of the batch")
+    return names[0] if names else None

@@ -1,0 +1,18 @@
+"""Optional libraries, imported where they are needed."""
+
+import importlib
+from typing import Any
+
+
+def library(name: str, install: str = "lux-sciml[adapters]") -> Any:
+    """A module by its name. Raises `ImportError` that says how it is installed.
+
+    >>> library("no_such_library")
+    Traceback (most recent call last):
+    ...
+    ImportError: no_such_library is not installed: pip install lux-sciml[adapters]
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(f"{name} is not installed: pip install {install}") from error

@@ -1,0 +1,243 @@
+"""Weights of PyTorch's nets in ours: the same outputs, and back."""
+
+import functools
+import importlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lux_sciml as lux
+from lux_sciml.adapters import load_torch, to_torch
+
+torch = pytest.importorskip("torch", reason="loads weights of PyTorch: `make test-extras` installs it")
+nn, KEY = torch.nn, jax.random.key(0)
+gelu = functools.partial(jax.nn.gelu, approximate=False)
+
+
+@pytest.fixture(autouse=True)
+def double():
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def shaken(net):
+    """The net in test mode, with statistics and affine parameters that are not those of the start."""
+    for tensor in [*net.parameters(), *net.buffers()]:
+        if tensor.is_floating_point():
+            tensor.data = tensor.data + 0.3 * torch.rand_like(tensor)
+    return net.eval()
+
+
+def loaded(layer, net, sample, **options):
+    """Compare the outputs, and the weights on the way back; return the loaded parameters and state."""
+    ps, st = lux.setup(KEY, layer)
+    ps, st = load_torch(layer, ps, st, net.state_dict(), **options)
+    y = jax.jit(lambda *args: layer(*args)[0])(jnp.asarray(images_last(sample)), ps, lux.testmode(st))
+    theirs = net(torch.tensor(sample))
+    theirs = theirs[0] if isinstance(theirs, tuple) else theirs
+    np.testing.assert_allclose(y, theirs.detach(), atol=1e-9)
+    back = to_torch(layer, ps, st, like=net, **options)
+    assert list(back) == list(net.state_dict())
+    for name, tensor in net.state_dict().items():
+        np.testing.assert_array_equal(back[name], tensor, err_msg=name)
+    return ps, st
+
+
+def images_last(x):
+    return np.moveaxis(x, 1, -1) if x.ndim == 4 else x
+
+
+def random(*shape):
+    return np.random.default_rng(1).normal(size=shape)
+
+
+def test_an_mlp_by_name_by_order_and_from_a_file(tmp_path):
+    net = shaken(nn.Sequential(nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 3, bias=False), nn.LayerNorm(3)))
+    x = random(4, 2)
+    by_name = lux.Chain(lux.Dense(2, 5), jnp.tanh, lux.Dense(5, 3, use_bias=False), lux.LayerNorm(3))
+    ps, st = loaded(by_name, net, x)
+    again = to_torch(by_name, ps, st)
+    assert list(again) == list(net.state_dict())
+    net.load_state_dict(again)
+    folded = lux.Chain(lux.Dense(2, 5, jnp.tanh), lux.Dense(5, 3, use_bias=False), lux.LayerNorm(3))
+    loaded(folded, net, x)
+    frozen, kept, moved = lux.parameters.freeze(folded, *loaded(folded, net, x), which=("layer_0",))
+    fresh = lux.setup(jax.random.key(1), frozen)
+    kept, moved = load_torch(frozen, *fresh, net)
+    np.testing.assert_array_equal(moved["frozen"]["layer_0"]["weight"], net[0].weight.detach().T)
+    assert kept.layout is fresh[0].layout
+
+    safetensors = pytest.importorskip("safetensors.torch")
+    safetensors.save_file({k: v.bfloat16() for k, v in net.state_dict().items()}, tmp_path / "net.safetensors")
+    ps, _ = load_torch(by_name, *lux.setup(KEY, by_name), tmp_path / "net.safetensors")
+    np.testing.assert_array_equal(ps["layer_0.weight"], net[0].weight.detach().bfloat16().double().T)
+    torch.save(net.state_dict(), tmp_path / "net.pt")
+    with pytest.raises(ValueError, match=r"a pickle.*torch\.load\(path, weights_only=True\)"):
+        load_torch(by_name, *lux.setup(KEY, by_name), tmp_path / "net.pt")
+
+
+def test_a_convnet_with_statistics_and_flattened_images():
+    net = shaken(
+        nn.Sequential(
+            nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2), nn.GroupNorm(3, 6), nn.ReLU(),
+            nn.ConvTranspose2d(6, 4, 3, stride=2, groups=2), nn.Flatten(), nn.Linear(4 * 5 * 3, 2),
+        )
+    )  # fmt: skip
+    layer = lux.Chain(
+        lux.Conv(3, 4, (3, 3), padding=1), lux.BatchNorm(4, jax.nn.relu), lux.MaxPool((2, 2)),
+        lux.Conv(4, 6, (3, 3), stride=2, padding=1, groups=2), lux.GroupNorm(6, 3, jax.nn.relu),
+        lux.ConvTranspose(6, 4, (3, 3), stride=2, groups=2), lux.Flatten(), lux.Dense(4 * 5 * 3, 2),
+    )  # fmt: skip
+    x = random(2, 3, 8, 4)
+    _, st = loaded(layer, net, x, x=jax.ShapeDtypeStruct((2, 8, 4, 3), jnp.float64))
+    np.testing.assert_array_equal(st["layer_1"]["running_var"], net[1].running_var)
+    with pytest.raises(ValueError, match=r"`layer_7` gets flattened images.*`x=`"):
+        load_torch(layer, *lux.setup(KEY, layer), net)
+
+
+def test_the_resnet_18_of_torchvision():
+    net = torchvision().models.resnet18(num_classes=10)
+    for tensor in net.buffers():
+        if tensor.is_floating_point():
+            tensor.data = tensor.data + torch.rand_like(tensor)
+    x = random(2, 3, 32, 32)
+    ps, _ = loaded(resnet18(10), net.eval(), x)
+    assert ps.size == sum(p.numel() for p in net.parameters())
+
+
+def torchvision():
+    """Its nets, also where its compiled operations, which they do not use, are those for another build of PyTorch."""
+    try:
+        return pytest.importorskip("torchvision", reason="has a ResNet-18: `make test-extras` installs it")
+    except RuntimeError:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        LIBRARIES.append(torch.library.Library("torchvision", "FRAGMENT"))
+        for operation in ("nms", "qnms"):
+            LIBRARIES[0].define(f"{operation}(Tensor boxes, Tensor scores, float threshold) -> Tensor")
+        return importlib.import_module("torchvision")
+
+
+LIBRARIES = []  # operations are there as long as their library is
+
+
+def resnet18(classes):
+    """As torchvision has it."""
+
+    def conv(features, out, size=3, stride=1):
+        return lux.Conv(features, out, (size, size), stride=stride, padding=size // 2, use_bias=False)
+
+    def block(features, out, stride):
+        body = lux.Chain(
+            conv(features, out, stride=stride), lux.BatchNorm(out, jax.nn.relu), conv(out, out), lux.BatchNorm(out)
+        )
+        if stride == 1:
+            return lux.Chain(lux.SkipConnection(body, jnp.add), jax.nn.relu)
+        shortcut = lux.Chain(conv(features, out, 1, stride), lux.BatchNorm(out))
+        return lux.Chain(lux.BranchLayer(body, shortcut, connection=jnp.add), jax.nn.relu)
+
+    sizes = [(64, 64, 1), (64, 128, 2), (128, 256, 2), (256, 512, 2)]
+    stages = [lux.Chain(block(*size), block(size[1], size[1], 1)) for size in sizes]
+    stem = [conv(3, 64, 7, 2), lux.BatchNorm(64, jax.nn.relu), lux.MaxPool((3, 3), stride=2, padding=1)]
+    return lux.Chain(*stem, *stages, lux.GlobalMeanPool(), lux.Dense(512, classes))
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_recurrences(kind):
+    cell = getattr(lux, f"{kind}Cell")
+    x = random(4, 5, 2)
+    one = lux.Recurrence(cell(2, 3), return_sequence=True)
+    loaded(one, getattr(nn, kind)(2, 3, batch_first=True), x)
+    if kind != "LSTM":
+        return
+    deep = getattr(nn, kind)(2, 3, num_layers=2, batch_first=True)
+    loaded(lux.Recurrence(lux.StackedCells(cell(2, 3), lux.Dropout(0.1), cell(3, 3)), return_sequence=True), deep, x)
+    chain = lux.Chain(one, lux.Recurrence(cell(3, 3), return_sequence=True))
+    loaded(chain, deep, x)
+    both = lux.Chain(lux.BidirectionalRNN(cell(2, 3)), lux.BidirectionalRNN(cell(6, 3)))
+    loaded(both, getattr(nn, kind)(2, 3, num_layers=2, batch_first=True, bidirectional=True), x)
+    np.testing.assert_array_equal(to_torch(cell(2, 3), *lux.setup(KEY, cell(2, 3)))["bias_ih"].shape, (12,))
+
+
+def test_attention_and_a_transformer_encoder():
+    layer = nn.TransformerEncoderLayer(8, 2, 12, 0.0, "gelu", batch_first=True, norm_first=True)
+    net = shaken(nn.TransformerEncoder(layer, 2, nn.LayerNorm(8), enable_nested_tensor=False))
+    block = lux.TransformerEncoderBlock(8, 2, 12, gelu)
+    ps, _ = loaded(lux.Chain(block, block, lux.LayerNorm(8)), net, random(3, 5, 8))
+    stacked, _ = loaded(lux.Chain(lux.Stack(block, 2), lux.LayerNorm(8)), net, random(3, 5, 8))
+    np.testing.assert_array_equal(stacked["layer_0.attention.query.weight"][1], ps["layer_1.attention.query.weight"])
+    theirs = shaken(nn.MultiheadAttention(8, 2, kdim=4, vdim=6, batch_first=True))
+    ours = lux.MultiHeadAttention(8, 2, key_features=4, value_features=6)
+    ps, st = load_torch(ours, *lux.setup(KEY, ours), theirs)
+    q, k, v = random(3, 5, 8), random(3, 7, 4), random(3, 7, 6)
+    expected = theirs(*map(torch.tensor, (q, k, v)))[0].detach()
+    np.testing.assert_allclose(ours(tuple(map(jnp.asarray, (q, k, v))), ps, st)[0], expected, atol=1e-10)
+
+
+def test_names_lead_layers_to_modules():
+    net = nn.ModuleDict({"head": nn.Linear(3, 2), "table": nn.Embedding(7, 3), "pair": nn.Bilinear(2, 2, 4)})
+    layer = lux.Chain(embed=lux.Embedding(7, 3), out=lux.Dense(3, 2), pair=lux.Bilinear(2, 2, 4))
+    names = {"embed": "table", "out": "head"}
+    ps, st = load_torch(layer, *lux.setup(KEY, layer), net, names=names)
+    i = jnp.array([1, 5])
+    y = torch.tensor(np.array(i))
+    expected = net["head"](net["table"](y))
+    expected = net["pair"](expected, expected).detach()
+    np.testing.assert_allclose(layer(i, ps, st)[0], expected, rtol=1e-10)
+    assert set(to_torch(layer, ps, st, names=names)) == set(net.state_dict())
+    layer, one = lux.Chain(lux.Dense(3, 3), lux.Dense(3, 3)), nn.Linear(3, 3)
+    ps, st = lux.setup(KEY, layer)
+    tied = lux.parameters.share_parameters(ps, [("layer_0", "layer_1")])
+    assert load_torch(layer, tied, st, nn.Sequential(one, one))[0].size == 12
+    with pytest.raises(ValueError, match="tied, but hold different values"):
+        load_torch(layer, tied, st, nn.Sequential(one, nn.Linear(3, 3)))
+
+
+def test_the_gradient_is_that_of_pytorch():
+    net = nn.Sequential(nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 1))
+    layer, x = lux.MLP(2, 5, 1), random(4, 2)
+    ps, st = load_torch(layer, *lux.setup(KEY, layer), net)
+    gradient = jax.grad(lambda ps: jnp.sum(layer(x, ps, st)[0] ** 2))(ps)
+    (net(torch.tensor(x)) ** 2).sum().backward()
+    expected, _ = load_torch(layer, ps, st, {name: p.grad for name, p in net.named_parameters()})
+    np.testing.assert_allclose(gradient.data, expected.data, rtol=1e-9)
+
+
+def test_what_does_not_fit_is_listed_by_path():
+    layer = lux.Chain(lux.Dense(2, 5, jnp.tanh), lux.Dense(5, 3))
+    ps, st = lux.setup(KEY, layer)
+    net = nn.Sequential(nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 3))
+    right = {name: tensor.numpy() for name, tensor in net.state_dict().items()}
+    cases = [
+        (
+            right | {"2.weight": np.ones((4, 5))},
+            r"`2.weight`, for `layer_1`, Dense\(5, 3\), has the shape \(4, 5\), where \(3, 5\)",
+        ),
+        (right | {"0.bias": np.ones(5, int)}, r"`0.bias`, for `layer_0`.* is of type int64, where float64 is expected"),
+        (right | {"2.scale": np.ones(3)}, r"`2.scale` float64\[3\] finds no layer"),
+        (dict(list(right.items())[:2]), r"`layer_1`, Dense\(5, 3\), finds no module of weight, bias"),
+        (nn.LSTM(2, 5), r"`layer_0`.*finds no module[\s\S]*`weight_ih_l0` float64\[20, 2\] finds no layer"),
+        (right | {"2.weight": np.ones((3, 5), complex)}, "is of type complex128"),
+    ]
+    for weights, sentence in cases:
+        with pytest.raises(ValueError, match=sentence):
+            load_torch(layer, ps, st, weights)
+    with pytest.warns(UserWarning, match="has the shape"):
+        part, _ = load_torch(layer, ps, st, cases[0][0], strict=False)
+    assert part.layer_1.weight is not None and jnp.all(part.layer_1.weight == ps.layer_1.weight)
+    np.testing.assert_array_equal(part.layer_0.weight, right["0.weight"].T)
+    for names, sentence in [
+        ({"layer_9": "0"}, "`names` has the layer `layer_9`; the layers with weights are layer_0"),
+        ({"layer_0": "0", "layer_1": "0"}, "leads the layers layer_0, layer_1 to the same module"),
+    ]:
+        with pytest.raises(ValueError, match=sentence):
+            load_torch(layer, ps, st, right, names=names)
+    for weights, sentence in [({"model": right}, "give the state dict in a checkpoint"), ([1], "got a list")]:
+        with pytest.raises(TypeError, match=sentence):
+            load_torch(layer, ps, st, weights)
