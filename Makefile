@@ -13,10 +13,11 @@ demo: $(VENV)/plot
 tutorials: $(VENV)/tutorials
 	for script in tutorials/*.py; do $(BIN)/python $$script || exit 1; done
 
+# All but large cross products of options.
 test: $(VENV)/test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not exhaustive"
 
-# The same, and the comparisons with PyTorch, whose CPU build is enough.
+# All, and the comparisons with other libraries; of PyTorch the CPU build is enough.
 test-extras: $(VENV)/test-extras
 	$(BIN)/python -m pytest
 

@@ -348,7 +348,14 @@ def kind(value):
 # --- the checks, and the account ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("layer", "x", "options"), LAYERS, ids=kind)
+def marked(case):
+    """Of equations, whose solves take long to trace, the plainest one is in the everyday tests."""
+    equation = lux.diffeq.equation_of(case[0])
+    everyday = equation is None or case[0] == lux.NeuralODE(RATE, **FIXED)
+    return case if everyday else pytest.param(*case, marks=pytest.mark.exhaustive)
+
+
+@pytest.mark.parametrize(("layer", "x", "options"), [marked(case) for case in LAYERS], ids=kind)
 def test_layers_keep_the_contract(layer, x, options):
     check_layer(layer, x, printed=True, **options)
 

@@ -374,6 +374,11 @@ TAKEN = [(name, case) for name, member in FAMILY.items() for case in taken(membe
 REFUSED = [(name, case, says) for name, member in FAMILY.items() for case, says in refused(member)]
 
 
+def exhaustive(case: tuple, everyday: bool) -> Any:
+    """The case, left out of the everyday tests unless it is one of them."""
+    return pytest.param(*case, marks=() if everyday else pytest.mark.exhaustive)
+
+
 def text(value: Any) -> str:
     return "-".join(map(str, value.values())) if isinstance(value, dict) else value if value in FAMILY else ""
 
@@ -442,7 +447,7 @@ def drawn(st: Any) -> list[jax.Array]:
     return [key for path, key in jax.tree_util.tree_leaves_with_path(st) if path[-1].key == "draw"]
 
 
-@pytest.mark.parametrize(("name", "case"), TAKEN, ids=text)
+@pytest.mark.parametrize(("name", "case"), [exhaustive(taken, i % 3 == 0) for i, taken in enumerate(TAKEN)], ids=text)
 def test_what_an_equation_takes_is_the_solve(name, case):
     layer, x = build(name, case), start(name, case)
     ps, st = lux.setup(jax.random.key(0), layer)
@@ -465,7 +470,12 @@ def test_what_an_equation_does_not_take_is_refused_by_name(name, case, sentence)
 
 
 @pytest.mark.parametrize(
-    ("name", "adjoint"), [pair for pair in itertools.product(FAMILY, ADJOINTS) if pair not in ALIKE]
+    ("name", "adjoint"),
+    [
+        exhaustive(pair, pair[1] == "auto" or pair[0] == "NeuralODE")
+        for pair in itertools.product(FAMILY, ADJOINTS)
+        if pair not in ALIKE
+    ],
 )
 def test_derivatives_by_every_adjoint_are_differences_of_the_loop(name, adjoint, monkeypatch):
     """By the rate and by the start. `"direct"` is in the contract of each layer. Steps are small for `CONTINUOUS`."""
@@ -504,7 +514,7 @@ def test_derivatives_by_every_adjoint_are_differences_of_the_loop(name, adjoint,
 FIXED_ONLY = ("NeuralDSDE", "NeuralSDE", "NeuralDDE", "HamiltonianODE")
 
 
-@pytest.mark.parametrize("name", FAMILY)
+@pytest.mark.parametrize("name", [exhaustive((name,), name in ("NeuralODE", "ODERNN")) for name in FAMILY])
 def test_the_program_of_an_adaptive_solve_and_its_gradient_has_no_callback(name, monkeypatch):
     case = plain(FAMILY[name]) | {"batching": "vmap"}
     if name not in FIXED_ONLY:
