@@ -2,10 +2,11 @@
 
 Here only: for training, `collocate`, `multiple_shooting`, `growing_horizons` and `tightening_tolerances`; for `CNF`
 `concat_time`, `flow_matching` and `Density`; for `LatentODE` `elbo` and `LatentPath`; for `NeuralSDE`
-`ensemble_moments`; for `NeuralCDE` `control_path`; for equations of one's own `Fields`, `Problem`, `diffeqsolve` and
-`equation_of`.
+`ensemble_moments`; for `NeuralCDE` `control_path`; for series of unequal length `pad` and `Series`; for equations of
+one's own `Fields`, `Problem`, `diffeqsolve` and `equation_of`.
 """
 
+from ..series import Series as Series, pad as pad
 from .adjoints.gauss import GaussAdjoint
 from .adjoints.reversible import ReversibleAdjoint
 from .equation import (

@@ -167,7 +167,8 @@ class Equation(Layer, kw_only=True):
     * `on_state_update`: `"raise"`, or `"discard"`: one frozen state for the whole solve, with its random keys renewed
       in the state that is returned.
 
-    The input is `y0`, or, as the options say, `(y0, ts)`, `(y0, u)` or `(y0, ts, u)`. `y0` is an array or a tree of
+    The input is `y0`, or, as the options say, `(y0, ts)`, `(y0, u)` or `(y0, ts, u)`. `ts` may repeat its last time at
+    the end, as padding, or be a `lux.diffeq.Series`. `y0` is an array or a tree of
     arrays, a ComponentVector too; integers become floats. In half precision it is solved in float32, with the
     parameters, and the output is rounded.
 

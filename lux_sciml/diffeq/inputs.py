@@ -9,6 +9,7 @@ import numpy as np
 
 from .._tree import describe, floating, is_traced
 from ..components import ComponentVector
+from ..series import Series
 from .times import times_like
 
 
@@ -25,6 +26,8 @@ def initial_value_and_times(layer: Any, x: Any) -> tuple[Any, jax.Array, diffrax
             "give times in each call"
         )
     y0, ts = (x, np.asarray(layer.ts)) if layer.ts is not None else x
+    if isinstance(y0, Series):
+        raise ValueError(f"a {name} takes the initial value before the series: (y0, series)")
     y0 = initial_value(name, y0)
     ts = times_like(ts, y0, layer.batching)
     return y0, ts, control_in(ts.dtype, control)
@@ -52,9 +55,13 @@ def initial_array(name: str, y0: Any) -> Any:
 
 
 def times_and_data(layer: Any, x: Any) -> tuple[jax.Array, jax.Array]:
-    """The input `(times, data)` in floating point: `(times,)` or `(batch, times)`, and `(..., times, channels)`."""
+    """The input `(times, data)` in floating point: `(times,)` or `(batch, times)`, and `(..., times, channels)`.
+
+    Of a Series both, and NaN in its padding.
+    """
+    x = spread(x)
     if not (isinstance(x, tuple) and len(x) == 2):
-        raise ValueError(f"{type(layer).__name__} takes the tuple (times, data), got {describe(x)}")
+        raise ValueError(f"{type(layer).__name__} takes the tuple (times, data), or a Series, got {describe(x)}")
     if not isinstance(x[1], jax.Array | np.ndarray | ComponentVector):
         raise TypeError(f"the data of {type(layer).__name__} are one array (..., times, channels), got {x[1]!r}")
     xs = jnp.asarray(floating(x[1]))
@@ -63,6 +70,13 @@ def times_and_data(layer: Any, x: Any) -> tuple[jax.Array, jax.Array]:
     if xs.ndim < 2 or xs.shape[-2] != ts.shape[-1] or unequal:
         raise ValueError(f"data for times of shape {ts.shape} has shape (..., times, channels), got {xs.shape}")
     return ts, xs
+
+
+def spread(x: Any) -> Any:
+    """The input with `(series, its data)` in place of a Series of data in front."""
+    if isinstance(x, Series):
+        return x, x.data
+    return (x[0], x[0].data, *x[1:]) if isinstance(x, tuple) and x and isinstance(x[0], Series) else x
 
 
 def _ends_in(x: Any, ts: np.ndarray) -> bool:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from .._tree import is_traced, widened
+from ..series import before_padding
 
 INTERPOLATIONS = ("hermite", "linear", "rectilinear")
 
@@ -19,7 +20,7 @@ def control_path(
 
     Each channel has gaps of its own: it is interpolated across them as if those times were not there, keeps its last
     value after its last observation, and, where its first value is missing, starts from zero. `with_time` puts time
-    before the channels.
+    before the channels. Where the last time is repeated, at the end, that is padding, which is not read.
 
     * `"hermite"`: cubic, with backward differences as slopes: smooth, and the one to take unless there is a reason.
     * `"linear"`: straight lines; its derivative jumps at `ts`.
@@ -42,16 +43,35 @@ def control_path(
         raise ValueError(
             f"a path goes through data (times, ...) at two times or more, got {data.shape} at {times.shape}"
         )
-    good, data = increasing(times), data.at[0].set(first_values(data[0]))
+    good = increasing(times, more_than_one=True)
+    return jax.tree.map(lambda x: jnp.where(good, x, jnp.nan), path_through(times, data, interpolation, with_time))
+
+
+def path_through(
+    times: jax.Array, data: jax.Array, interpolation: str, with_time: bool
+) -> diffrax.AbstractGlobalInterpolation:
+    """The path of `control_path`, through data whose times are checked, or one time repeated.
+
+    In place of padding it goes on at its mean pace, with nothing observed.
+    """
+    if times.size == 1:
+        times, data = jnp.repeat(times, 2), jnp.repeat(data, 2, axis=0)
+    own = before_padding(times)
+    if is_traced(own) or not own.all():
+        count = own.sum()
+        pace = (times[-1] - times[0]) / jnp.maximum(count - 1, 1).astype(times.dtype)
+        pace = jnp.where(pace > 0, pace, jnp.maximum(jnp.abs(times[-1]), 1))
+        beyond = (jnp.arange(times.size) - (count - 1)).astype(times.dtype) * pace
+        times = jnp.where(own, times, times[-1] + beyond)
+        data = jnp.where(own.reshape(-1, *(1 for _ in data.shape[1:])), data, jnp.nan)
+    data = data.at[0].set(first_values(data[0]))
     if interpolation == "rectilinear":
         times, data = jnp.repeat(times, 2)[1:], jnp.repeat(_observations(data)[0], 2, axis=0)[:-1]
     if with_time:
         data = jnp.concatenate([_along(times, data[..., :1]), data], axis=-1)
     if interpolation == "rectilinear":
-        path = diffrax.LinearInterpolation(jnp.arange(times.size, dtype=times.dtype), data)
-    else:
-        path = _linear(times, data) if interpolation == "linear" else _hermite(times, data)
-    return jax.tree.map(lambda x: jnp.where(good, x, jnp.nan), path)
+        return diffrax.LinearInterpolation(jnp.arange(times.size, dtype=times.dtype), data)
+    return _linear(times, data) if interpolation == "linear" else _hermite(times, data)
 
 
 def _linear(ts: jax.Array, xs: jax.Array) -> diffrax.LinearInterpolation:
@@ -105,9 +125,10 @@ def _along(ts: jax.Array, xs: jax.Array) -> jax.Array:
     return jnp.broadcast_to(ts.astype(xs.dtype).reshape(-1, *(1 for _ in xs.shape[1:])), xs.shape)
 
 
-def increasing(ts: jax.Array) -> jax.Array:
-    """Whether the times increase; `ValueError` where they are known and do not."""
-    good = jnp.all(jnp.diff(ts) > 0)
+def increasing(ts: jax.Array, *, more_than_one: bool = False) -> jax.Array:
+    """Whether the times increase, up to padding; `ValueError` where they are known and do not."""
+    good = jnp.all((jnp.diff(ts) > 0) | ~before_padding(ts)[1:])
+    good = good & (ts[-1] > ts[0]) if more_than_one else good
     if not is_traced(good) and not good:
         raise ValueError(f"the times of a path through data must increase, in {ts.dtype} too")
     return good

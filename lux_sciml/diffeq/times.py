@@ -11,6 +11,7 @@ import numpy as np
 from .._tree import is_traced
 from ..core import Constant
 from ..core.converters import checks_itself
+from ..series import Series, before_padding
 
 
 @overload
@@ -33,30 +34,71 @@ def save_times(ts: Any) -> Constant | None:
 
 
 def times_like(ts: Any, y0: Any, batching: str) -> jax.Array:
-    """Times of shape `(times,)`, or `(batch, times)`, in the precision of `y0`, single at least."""
+    """Times of shape `(times,)`, or `(batch, times)`, in the precision of `y0`, single at least; those of a Series too.
+
+    The last time may be repeated, at the end, as padding; a Series may have one time only.
+    """
     precise = [jnp.finfo(leaf.dtype) for leaf in jax.tree.leaves(y0) if jnp.finfo(leaf.dtype).bits >= 32]
-    ts = times_in(precise[0].dtype if precise else jnp.float32, ts)
+    dtype = precise[0].dtype if precise else jnp.float32
+    ts = _times_of_series(dtype, ts) if isinstance(ts, Series) else times_in(dtype, ts, padded=True)
     if ts.ndim != (2 if batching == "vmap" and ts.ndim == 2 else 1):
         raise ValueError(f"times have shape (times,), or (batch, times) with batching='vmap', got {ts.shape}")
     return ts
 
 
-def times_in(dtype: Any, ts: Any, *, monotone: bool = True) -> jax.Array:
-    """Times in a floating-point type, checked to be `monotone` where they are known.
+def _times_of_series(dtype: Any, series: Series) -> jax.Array:
+    """The times of a Series, with the last one of each in its padding; NaN where they are no series."""
+    known = not (is_traced(series.times) or is_traced(series.mask))
+    xp: Any = np if known else jnp
+    ts, mask = xp.asarray(series.times), xp.asarray(series.mask)
+    counts = mask.sum(-1)
+    ts = xp.where(mask, ts, xp.take_along_axis(ts, xp.maximum(counts - 1, 0)[..., None], -1))
+    if known:
+        for i, (row, own) in enumerate(zip(np.atleast_2d(ts), np.atleast_2d(mask), strict=True)):
+            _require_series(f"series {i}", row, own)
+        return _converted(dtype, ts, mask)
+    good = (mask == (jnp.arange(mask.shape[-1]) < counts[..., None])).all(-1) & (counts > 0)
+    return jnp.where(good[..., None], _converted(dtype, ts, mask), jnp.nan)
+
+
+def _require_series(name: str, times: np.ndarray, mask: np.ndarray) -> None:
+    if not mask.any():
+        raise ValueError(f"{name} has no time in its mask: leave it out")
+    if not mask[: mask.sum()].all():
+        raise ValueError(f"the mask of {name} has gaps, and marks the first entries: values not observed are NaN")
+    if mask.sum() > 1:
+        _require_monotone(times[mask])
+    elif not np.isfinite(times[0]):
+        raise ValueError(f"the time of {name} is not finite")
+
+
+def times_in(dtype: Any, ts: Any, *, monotone: bool = True, padded: bool = False) -> jax.Array:
+    """Times in a floating-point type, checked to be `monotone` where they are known; `padded` may repeat the last one.
 
     `ValueError` where they do not survive the conversion, so that neighbors become one. Traced times are NaN then, and
     where neighbors are one before, as after a conversion by JAX.
     """
+    traced = is_traced(ts)
+    ts = ts if traced else np.asarray(ts)
+    used = before_padding(ts) if padded and ts.ndim and ts.shape[-1] else (jnp if traced else np).ones(ts.shape, bool)
+    if monotone and not traced:
+        for row, own in zip(np.atleast_2d(ts), np.atleast_2d(used), strict=True):
+            _require_monotone(row[own] if own.sum() > 1 else row)
+    converted = _converted(dtype, ts, used if monotone else None)
+    if padded and traced and ts.ndim and ts.shape[-1] > 1:
+        converted = jnp.where(used[..., 1:2], converted, jnp.nan)  # all times are one
+    return converted
+
+
+def _converted(dtype: Any, ts: Any, used: Any) -> jax.Array:
+    """Times in a type; `ValueError`, or traced NaN, where neighbors become one, or traced ones are among the used."""
     if not is_traced(ts):
-        known = np.asarray(ts)
-        if monotone:
-            _require_monotone(known)
         with np.errstate(over="ignore", invalid="ignore"):
-            converted = known.astype(dtype)
-            equal = (np.diff(known, axis=-1) != 0) & ~(abs(np.diff(converted, axis=-1)) > 0)  # infinite ones too
+            converted = ts.astype(dtype)
+            equal = (np.diff(ts, axis=-1) != 0) & ~(abs(np.diff(converted, axis=-1)) > 0)  # infinite ones too
         if equal.any():
             *row, place = np.argwhere(equal)[0]
-            before, after = known[(*row, place)], known[(*row, place + 1)]
+            before, after = ts[(*row, place)], ts[(*row, place + 1)]
             raise ValueError(
                 f"the times {before} and {after} are one number in {np.dtype(dtype).name}, the precision of the solve: "
                 "subtract the first time from all, or give the initial value in float64 "
@@ -65,8 +107,14 @@ def times_in(dtype: Any, ts: Any, *, monotone: bool = True) -> jax.Array:
         return jnp.asarray(converted)
     converted = ts.astype(dtype)
     equal = jnp.diff(converted, axis=-1) == 0
-    lost = equal if monotone else equal & (jnp.diff(ts, axis=-1) != 0)
+    lost = equal & (jnp.diff(ts, axis=-1) != 0)
+    lost = lost if used is None else lost | (equal & used[..., 1:])
     return jnp.where(jnp.any(lost, axis=-1, keepdims=True), jnp.nan, converted)
+
+
+def lengths(ts: jax.Array) -> jax.Array:
+    """How many times there are before the padding, which repeats the last one, `(...)`."""
+    return before_padding(ts).sum(-1)
 
 
 def _require_monotone(ts: np.ndarray) -> None:

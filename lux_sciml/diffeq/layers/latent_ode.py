@@ -8,7 +8,9 @@ import jax.numpy as jnp
 
 from ..._tree import describe, widened
 from ...core import Container, Layer, Mode, as_layer, field
+from ...series import Series
 from ..equation import Equation, equation_of, half_type
+from ..inputs import spread
 
 _WHOLE_PATH = "the dynamics of a LatentODE return the path at all times: a NeuralODE with output='ys' or 'solution'"
 
@@ -32,8 +34,10 @@ class LatentODE(Container):
     r"""An autoencoder: data -> :math:`z_0 \sim N(m, \sigma^2)` -> the path :math:`z(t)` from it -> data.
 
     Input `(ts, xs)`, or `(ts, xs, new_ts)` to predict at other times than the data's; times `(times,)`, data
-    `(..., times, channels)` with NaN for what was not observed. The latent path starts at the first of the times asked
-    for. Output: a `LatentPath`; `lux.diffeq.elbo` is what to maximize.
+    `(..., times, channels)` with NaN for what was not observed. A `lux.diffeq.Series` stands for both, `series` or
+    `(series, new_ts)`, and may be the new times: the encoder is called with it, and the dynamics have
+    `batching="vmap"`. The latent path starts at the first of the times asked for. Output: a `LatentPath`;
+    `lux.diffeq.elbo` is what to maximize.
 
     * `encoder`: from `(ts, xs)` to `(..., 2 latent)`, mean and log-variance: an `ODERNN`, or a cell after
       `IrregularSequence`; reversed in time, so that it ends where the path starts;
@@ -77,9 +81,10 @@ class LatentODE(Container):
 
     def forward(self, x, ps, st):
         equation = equation_of(self.dynamics)
+        x = spread(x)
         if not (isinstance(x, tuple) and len(x) in (2, 3)):
             raise ValueError("a LatentODE takes the tuple (times, data), or (times, data, times to predict at)")
-        (statistics,), st = self.run(ps, st, encoder=x[:2])
+        (statistics,), st = self.run(ps, st, encoder=x[0] if isinstance(x[0], Series) else x[:2])
         if statistics.shape[-1] % 2:
             raise ValueError(f"the encoder returns means and log-variances, an even number; got {statistics.shape[-1]}")
         mean, log_variance = jnp.split(statistics, 2, axis=-1)
@@ -90,7 +95,8 @@ class LatentODE(Container):
         times = x[-1] if len(x) == 3 else x[0]
         (zs,), st = self.run(ps, st, dynamics=(z0, times))
         zs = zs.ys if isinstance(zs, diffrax.Solution) else zs
-        count, separate = jnp.shape(times)[-1], equation is not None and equation.batching == "vmap"
+        count = jnp.shape(times.times if isinstance(times, Series) else times)[-1]
+        separate = equation is not None and equation.batching == "vmap"
         expected = (z0.shape[0], count, *z0.shape[1:-1]) if separate else (count, *z0.shape[:-1])
         if not isinstance(zs, jax.Array) or zs.shape[:-1] != expected:
             raise ValueError(f"{_WHOLE_PATH}; got {describe(zs)} for {count} times and a start of shape {z0.shape}")
@@ -99,15 +105,15 @@ class LatentODE(Container):
         return LatentPath(xs, mean, log_variance), st
 
 
-def elbo(path: LatentPath, xs: jax.Array, *, noise: Any, kl_weight: Any = 1.0) -> jax.Array:
+def elbo(path: LatentPath, xs: jax.Array | Series, *, noise: Any, kl_weight: Any = 1.0) -> jax.Array:
     r"""The evidence lower bound of the data under a `LatentODE`, averaged over the batch: to be maximized.
 
     .. math::
         \log N(x; \hat{x}, \mathrm{noise}^2) - w\, KL(N(m, \sigma^2)\, \|\, N(0, 1))
 
     summed over times and channels, without those that are NaN, and over the latent space. `xs` has the shape of
-    `path.xs`, and `noise` is a standard deviation that broadcasts to it, both real whatever the type of the data;
-    `kl_weight`, the `w`, may grow in training.
+    `path.xs`, or is a `lux.diffeq.Series`, and `noise` is a standard deviation that broadcasts to it, both real
+    whatever the type of the data; `kl_weight`, the `w`, may grow in training.
 
     Kingma and Welling, "Auto-encoding variational Bayes", ICLR 2014. Raises `ValueError` for data of another shape.
 
@@ -117,10 +123,11 @@ def elbo(path: LatentPath, xs: jax.Array, *, noise: Any, kl_weight: Any = 1.0) -
     >>> bool(jnp.isclose(bound, -1 - jnp.log(2 * jnp.pi)))
     True
     """
-    if xs.shape != path.xs.shape:
-        raise ValueError(f"the data has the shape of the reconstruction, {path.xs.shape}, got {xs.shape}")
+    data = xs.data if isinstance(xs, Series) else xs
+    if data.shape != path.xs.shape:
+        raise ValueError(f"the data has the shape of the reconstruction, {path.xs.shape}, got {data.shape}")
     half = half_type(path.xs)
-    path, xs = widened(path), widened(xs)
+    path, xs = widened(path), widened(data)
     missing, noise = jnp.isnan(xs), jnp.asarray(noise, xs.dtype)
     scaled = jnp.where(missing, 0, jnp.where(missing, 0, xs) - path.xs) / noise
     log_density = -0.5 * (scaled**2 + jnp.log(2 * jnp.pi * noise**2))

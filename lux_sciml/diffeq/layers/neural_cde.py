@@ -7,22 +7,24 @@ import diffrax
 import equinox as eqx
 import jax.numpy as jnp
 
-from ..._tree import single
+from ..._tree import single, widened
 from ...core import Container, Layer, as_layer, field
 from ...core.container import call_child
 from ...core.converters import choice, flag
 from ..equation import Equation, Fields, Problem, diffeqsolve, half_type
 from ..field import Field
 from ..inputs import times_and_data
-from ..paths import INTERPOLATIONS, control_path, first_values, increasing
+from ..paths import INTERPOLATIONS, first_values, increasing, path_through
+from ..times import lengths
 
 
 class NeuralCDE(Container, Equation):
     r"""The solution of :math:`dy = f(y; p)\, dX(t)`, :math:`y(t_0) = \zeta(X(t_0); p)`, for a path `X` through data.
 
     Input: `(ts, xs)`, times `(times,)` and data `(times, channels)` or `(batch, times, channels)`; with
-    `batching="vmap"` every sample may have its own times, `(batch, times)`. NaN marks what was not observed. The path
-    has time as its first channel and then those of the data: `C = 1 + channels`.
+    `batching="vmap"` every sample may have its own times, `(batch, times)`, and its own number of them: a
+    `lux.diffeq.Series`, or times whose last one is repeated at the end. NaN marks what was not observed. The path has
+    time as its first channel and then those of the data: `C = 1 + channels`.
 
     * `model`, the layer `f`, maps `(..., hidden)` to `(..., hidden, C)`, or to `(..., hidden * C)`, which is reshaped;
     * `initial`, the layer zeta, maps `(..., C)` to `(..., hidden)`;
@@ -61,7 +63,8 @@ class NeuralCDE(Container, Equation):
     def problem(self, x, ps, st):
         ts, xs = times_and_data(self, x)
         if self.counts:
-            seen = jnp.cumsum(~jnp.isnan(xs), axis=-2) / xs.shape[-2]
+            count = jnp.reshape(lengths(ts), (*ts.shape[:-1], 1, 1))
+            seen = jnp.cumsum(~jnp.isnan(xs), axis=-2) / count
             xs = jnp.concatenate([xs, seen.astype(xs.dtype)], axis=-1)
         times = jnp.broadcast_to(ts[..., :1], (*xs.shape[:-2], 1))
         first = jnp.concatenate([times, first_values(single(xs[..., 0, :]))], axis=-1)
@@ -73,8 +76,9 @@ class NeuralCDE(Container, Equation):
         y0, ts, xs = fields.problem.y0, fields.problem.ts, fields.problem.data
         good = increasing(ts)
         y0, ts = jnp.where(good, y0, jnp.nan), jnp.where(good, ts, jnp.arange(ts.size, dtype=ts.dtype))
-        path = control_path(ts, jnp.moveaxis(xs, -2, 0), self.interpolation, with_time=True)
-        times = path.ts[::2] if self.interpolation == "rectilinear" else ts
+        path, times = path_through(ts, widened(jnp.moveaxis(xs, -2, 0)), self.interpolation, with_time=True), ts
+        if self.interpolation == "rectilinear":
+            times = jnp.minimum(path.ts[::2], path.ts[2 * (lengths(ts) - 1)])[: ts.size]
         fields = Fields(fields, Problem(y0, times, path), fields.ps)
         sol = diffeqsolve(self, self.terms(fields), y0, fields, controller=self._controller(path))
         return sol if self.output == "final" or self.saveat is not None else dataclasses.replace(sol, ts=ts)

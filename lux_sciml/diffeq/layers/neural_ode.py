@@ -23,7 +23,8 @@ class NeuralODE(Wrapper, Equation):
     * `output`: the `diffrax.Solution`, with `ys` of shape `(times, *y0.shape)`, by default; `"ys"`; or `"final"`, the
       last state;
     * `batching`: initial values of shape `(batch, ...)` are one large equation (`"joint"`) or separate ones (`"vmap"`:
-      `ys` are `(batch, times, ...)`, and `ts` may be `(batch, times)`).
+      `ys` are `(batch, times, ...)`, and `ts` may be `(batch, times)`, with the last time of shorter samples repeated,
+      or a `lux.diffeq.Series`: a sample ends at its own last time).
 
     Parameters and state are those of the vector field. The state is frozen during a solve. A failed solve is NaN
     throughout, with the reason in `sol.result`; see `lux.raise_if_failed`. Raises `ValueError` for times that are not

@@ -12,9 +12,10 @@ from ...core import Container, Layer, as_layer, field
 from ...core.converters import flag
 from ...core.printing import brief
 from ...nn.recurrent_cells import cell_of, initial_carry
+from ...series import Series
 from ..equation import Equation, Problem, diffeqsolve, half_type, output_kind
-from ..inputs import control_in, split_control, times_and_data
-from ..times import times_in
+from ..inputs import control_in, split_control, spread, times_and_data
+from ..times import times_in, times_like
 
 
 class IrregularSequence(Layer):
@@ -22,7 +23,8 @@ class IrregularSequence(Layer):
 
     Input `(ts, xs)`, `(times,)` or `(batch, times)` and `(..., times, channels)`; NaN marks what was not observed;
     output `(..., times, 1 + 2 channels)`: the time since the step before, the values, zero where missing, and 1 where
-    they were observed, else 0. `lux.Recurrence` of a cell after it makes an encoder for `lux.LatentODE`.
+    they were observed, else 0. `lux.Recurrence` of a cell after it makes an encoder for `lux.LatentODE`. Of a
+    `lux.diffeq.Series` the output is a tuple for the recurrence, `(features, None, mask)`.
 
     >>> import jax.numpy as jnp, lux_sciml as lux
     >>> xs = jnp.array([[5.0], [jnp.nan], [7.0]])
@@ -31,12 +33,17 @@ class IrregularSequence(Layer):
     """
 
     def forward(self, x, ps, st):
+        series, x = x, spread(x)
         if not (isinstance(x, tuple) and len(x) == 2):
-            raise ValueError(f"IrregularSequence takes the tuple (times, data), got {describe(x)}")
+            raise ValueError(f"IrregularSequence takes the tuple (times, data), or a Series, got {describe(x)}")
         ts, xs = x[0], floating(x[1])
-        ts = times_in(max(xs.dtype, jnp.dtype("float32"), key=lambda dtype: dtype.itemsize), ts, monotone=False)
+        if isinstance(ts, Series):
+            ts = times_like(ts, xs, "vmap")
+        else:
+            ts = times_in(max(xs.dtype, jnp.dtype("float32"), key=lambda dtype: dtype.itemsize), ts, monotone=False)
         gaps = jnp.diff(ts, axis=-1, prepend=ts[..., :1])[..., None]
-        return jnp.concatenate([jnp.broadcast_to(gaps, (*xs.shape[:-1], 1)).astype(xs.dtype), marked(xs)], -1), st
+        y = jnp.concatenate([jnp.broadcast_to(gaps, (*xs.shape[:-1], 1)).astype(xs.dtype), marked(xs)], -1)
+        return (y, None, series.mask) if isinstance(series, Series) else y, st
 
 
 def marked(xs: jax.Array) -> jax.Array:
@@ -86,7 +93,7 @@ class ODERNN(Container, Equation):
             raise ValueError('an ODERNN is many solves in a row: its output is "ys" or "final"')
 
     def problem(self, x, ps, st):
-        x, control = split_control("ODERNN", x, ("times", "data")) if self.controlled else (x, None)
+        x, control = split_control("ODERNN", spread(x), ("times", "data")) if self.controlled else (x, None)
         ts, xs = times_and_data(self, x)
         if self.reverse:
             ts, xs = jnp.flip(ts, -1), jnp.flip(xs, -2)
