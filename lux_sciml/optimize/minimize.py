@@ -42,7 +42,7 @@ class MinimizeResult(Generic[P]):
       without one (optax without `tol` and `patience`) is to use up `max_steps` or `max_seconds`, and succeeds by that;
       for all others these are limits, and reaching one is no success. Never true where the value is not finite, nor
       where a method claims to have converged while the loss plainly goes on to fall: where the relative gradient,
-      max |g_i| max(|x_i|, 1) / max(|f|, 1), is above 0.01 and the tolerance, or, for methods of values alone, where a
+      `max |g_i| max(|x_i|, 1) / max(|f|, 1)`, is above 0.01 and the tolerance, or, for methods of values alone, where a
       step of a hundredth along an axis lowers the loss by a thousandth;
     * `message`: why the run ended, and what to do where it failed;
     * `steps`: iterations of the method;

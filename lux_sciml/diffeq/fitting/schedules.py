@@ -18,11 +18,11 @@ def growing_horizons(times: int, stages: int, *, first: int = 2) -> list[int]:
     >>> growing_horizons(30, 3, first=10)
     [10, 20, 30]
 
-    ```python
-    for n in lux.diffeq.growing_horizons(len(ts), 4):
-        stage = lux.NeuralODE(model, ts[:n])
-        ps = lux.minimize(loss, ps, args=(stage, data[:n]), ...).params
-    ```
+    In a training::
+
+        for n in lux.diffeq.growing_horizons(len(ts), 4):
+            stage = lux.NeuralODE(model, ts[:n])
+            ps = lux.minimize(loss, ps, args=(stage, data[:n]), ...).params
     """
     if not 2 <= first <= times:
         raise ValueError(f"the first horizon has from 2 to all {times} times, got {first}")
