@@ -15,8 +15,8 @@ What there is, by subject; `help(lux.NeuralODE)` and so on tell more.
 * Fitting: `minimize`, `least_squares`, `root_find`; `lux.losses`; `hessian`, `jacobian`, `hvp` and `lux.derivatives`;
   `lux.inference` for errors of parameters; `lux.plot`.
 * Training on minibatches: `TrainState`, `train_step`, `fit`; checkpoints, early stopping and logs in `lux.training`.
-* Models and weights of other libraries: `lux.adapters`. Models for other programs: `lux.export`. Programs compiled
-  once, for later processes too: `compilation_cache`.
+* Models and weights of other libraries: `lux.adapters`. Models for other programs: `lux.export`. Many devices and
+  processes: `lux.distributed`. Programs compiled once, for later processes too: `compilation_cache`.
 """
 
 import importlib
@@ -53,7 +53,7 @@ from .parameters import *
 from .training import *
 
 if TYPE_CHECKING:
-    from . import adapters as adapters, export as export
+    from . import adapters as adapters, distributed as distributed, export as export
 
 __version__ = "0.1.0"
 
@@ -64,6 +64,7 @@ __all__ = [
     "constraints",
     "derivatives",
     "diffeq",
+    "distributed",
     "equilibrium",
     "export",
     "hessian",
@@ -91,6 +92,6 @@ __all__ += training.__all__
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("adapters", "export"):  # read when they are asked for: they are long, and most scripts do without
+    if name in ("adapters", "distributed", "export"):  # read when they are asked for: most scripts do without
         return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -192,6 +192,12 @@ class ComponentVector(NamedArray):
         if kept is not None:
             return kept
         children = self.layout.children
+        if self.data.shape[-1:] != (self.layout.size,):
+            raise ValueError(
+                f"the vector holds {self.data.shape[-1:]} of the {self.layout.size} elements that its names stand for: "
+                "it is a shard, or what a transform put in its place; gather it before its components are read, in "
+                "shard_map by jax.lax.all_gather(vector.data, axis, tiled=True)"
+            )
         parts = split(self.data, tuple(child.size for child in children.values()))
         out = {
             key: self._gathered(key) if child.ties else view(part, child)

@@ -1,18 +1,24 @@
 """Depth by one `lax.scan`: the same layer several times over, with one set of parameters or with as many as copies."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from .._compat import JitKey
 from .._tree import dict_map, in_order
-from ..components import ComponentVector
+from ..components import ComponentVector, Layout
 from ..core import Layer, Wrapper, as_layer, field
-from ..core.converters import flag, natural
+from ..core.converters import checks_itself, flag, function, natural
 from ..core.frozen import kept_entries
+from ..core.parameters import parameter_layout
 from ._shapes import cast_like, shapes_of, shapes_text
+
+ROW_MULTIPLE = 128
 
 
 class RepeatedLayer(Wrapper):
@@ -50,14 +56,32 @@ class RepeatedLayer(Wrapper):
         return y, update(leaves)
 
 
+@checks_itself
+def _row_multiple(value: bool | int) -> int:
+    """What the length of rows is a multiple of; 0 for parameters by name."""
+    return (ROW_MULTIPLE if value else 0) if isinstance(value, bool) else natural(value)
+
+
+@checks_itself
+def _checkpoint(value: Any) -> Any:
+    return function(value) if callable(value) else flag(value)
+
+
 class Stack(Wrapper):
     """`n` copies of a layer one after another, each with its own parameters and state, run by one `lax.scan`.
 
     It computes what `Chain(*[layer] * n)` does, from the same values for the same key, but its compile time does not
-    depend on `n`. Parameters and state are those of the layer with the copies along a new first axis, `(n, ...)`. With
-    `checkpoint` the backward pass computes each copy anew from its input (`jax.checkpoint`), so that memory holds one
-    copy's intermediate values and the `n` inputs. The output of the layer must have the shape of its input: an array,
-    a ComponentVector or a tree of arrays.
+    depend on `n`. Parameters and state are those of the layer with the copies along a new first axis, `(n, ...)`.
+
+    * `checkpoint`: with `True` the backward pass computes each copy anew from its input (`jax.checkpoint`), so that
+      memory holds one copy's intermediate values and the `n` inputs; or a policy of `jax.checkpoint_policies`, of what
+      is kept.
+    * `flat_rows`: the parameters are one matrix, `rows` `(n, m)`, with the elements of a copy in each row. With `True`,
+      m is filled up with zeros to a multiple of 128; a number is another multiple. It is for parameters that are
+      sharded over devices, see `lux.distributed.shard`: the scan then gathers a row at a time, once for each pass,
+      where it would gather every array of a copy; take `checkpoint=True` with it. `named(ps)` reads them by name.
+
+    The output of the layer must have the shape of its input: an array, a ComponentVector or a tree of arrays.
 
     Raises `ValueError` where output and input differ in shape, and for a negative number of copies.
 
@@ -66,31 +90,78 @@ class Stack(Wrapper):
     >>> ps, st = lux.setup(jax.random.key(0), model)
     >>> ps.layer.weight.shape, model(jnp.ones((8, 2)), ps, st)[0].shape
     ((20, 2, 2), (8, 2))
+    >>> flat = model.replace(flat_rows=True)
+    >>> ps, st = lux.setup(jax.random.key(0), flat)
+    >>> ps.rows.shape, flat.named(ps).layer.weight.shape
+    ((20, 128), (20, 2, 2))
     """
 
     layer: Layer = field(converter=as_layer)
     n: int = field(converter=natural)
-    checkpoint: bool = field(default=False, converter=flag)
+    checkpoint: bool | Callable[..., Any] = field(default=False, converter=_checkpoint)
+    flat_rows: bool | int = field(default=0, converter=_row_multiple, kw_only=True)
 
     def init_params(self, key):
-        return _init_copies(self.layer.init_params, key, self.n)
+        trees = _init_copies(self.layer.init_params, key, self.n)
+        if not self.flat_rows:
+            return trees
+        layout = parameter_layout(self.layer)
+        rows = jax.vmap(layout.ravel)(trees)
+        return {"rows": jnp.pad(rows, ((0, 0), (0, -layout.size % self.flat_rows)))}
 
     def init_state(self, key):
         return _init_copies(self.layer.init_state, key, self.n)
+
+    def named(self, ps: Any) -> ComponentVector:
+        """The parameters of flat rows by name, `(n, ...)` each."""
+        layout, rows = _layout_of_rows(self.layer, ps["rows"])
+        return ComponentVector(rows[:, : layout.size], layout)
 
     def forward(self, x, ps, st):
         if self.n == 0:
             return x, st
 
+        def of_copy(ps):
+            if not self.flat_rows:
+                return ps
+            layout, row = _layout_of_rows(self.layer, _whole(ps["rows"]))
+            return layout.unravel(row[: layout.size])
+
         def body(x, copy):
-            y, st = self.layer.forward(x, *copy)
+            y, st = self.layer.forward(x, of_copy(copy[0]), copy[1])
             return as_first(y), changed(st)
 
         ps_one, st_one = jax.eval_shape(lambda trees: jax.tree.map(lambda leaf: leaf[0], trees), (ps, st))
+        ps_one = jax.eval_shape(of_copy, ps_one)
         as_first, changed, update = _loop(self, self.layer.forward, x, ps_one, st_one, st)
-        body = jax.checkpoint(body, prevent_cse=False) if self.checkpoint else body
+        if self.checkpoint:
+            policy = None if self.checkpoint is True else self.checkpoint
+            body = jax.checkpoint(body, prevent_cse=False, policy=policy)
         y, leaves = lax.scan(body, as_first(x), (ps, st), length=self.n)
         return y, update(leaves)
+
+
+_shardings = JitKey()  # of a row of `rows`, as it lies, and as it is used
+
+
+@contextlib.contextmanager
+def sharded_rows(mesh: Mesh, axes: tuple[str, ...]):
+    """Inside, the rows of stacks are sharded over axes of a mesh, and gathered one by one."""
+    with _shardings.holding((NamedSharding(mesh, PartitionSpec(axes)), NamedSharding(mesh, PartitionSpec()))):
+        yield
+
+
+def _whole(row: jax.Array) -> jax.Array:
+    """A row on each device. The first constraint keeps XLA from gathering `(1, m)`, for which it copies all rows."""
+    for sharding in _shardings.value or ():
+        row = lax.with_sharding_constraint(row, sharding)
+    return row
+
+
+def _layout_of_rows(layer: Layer, rows: jax.Array) -> tuple[Layout, jax.Array]:
+    """The layout of a copy's parameters in the type of its elements, and these."""
+    rows = jnp.asarray(rows)
+    return parameter_layout(layer).astype(rows.dtype), rows
 
 
 def _init_copies(init: Callable[[Any], Any], key: Any, n: int) -> Any:

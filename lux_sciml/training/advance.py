@@ -72,9 +72,13 @@ _kept: "OrderedDict[Hashable, Programs]" = OrderedDict()
 
 def _evaluate(objective: Any, metrics: Mapping[str, Callable[..., Any]], state: Any, batch: Any) -> Stats:
     """The objective's loss and stats and the metrics on a batch, of the learned parameters in test mode."""
-    state = state.replace(ps=state.learned, st=testmode(state.st))
-    model, ps, st, batch, (loss, _, stats) = objective_of(objective, state, batch)
-    return {"loss": loss, **stats, **{name: jnp.asarray(f(model, ps, st, batch)) for name, f in metrics.items()}}
+    place = state.placement
+    batch = place.split(batch, required=False)
+    with place.tracing():
+        here = state.replace(ps=place.whole(state.learned), st=testmode(state.st))
+        model, ps, st, batch, (loss, _, stats) = objective_of(objective, here, batch)
+        found = {"loss": loss, **stats, **{name: jnp.asarray(f(model, ps, st, batch)) for name, f in metrics.items()}}
+    return place.kept(state, found)[1]
 
 
 def _without_members(step: Callable[..., Any], state: Any, active: Any, batch: Any) -> tuple[Any, Stats]:

@@ -114,7 +114,7 @@ class Stream:
                 else:
                     batch = next(self._iterator)
             except StopIteration:
-                self.epoch, self.position, self._iterator = self.epoch + 1, 0, None
+                self.end_epoch()
                 return None
             batch = jax.tree.map(np.asarray, batch)
             size = samples(batch)
@@ -128,6 +128,10 @@ class Stream:
                 rows = np.arange(self.size)
                 return Padded(jax.tree.map(lambda x, rows=rows, n=size: x[rows % n], batch), rows < size)
             return batch
+
+    def end_epoch(self) -> None:
+        """Leave out what is left of this epoch."""
+        self.epoch, self.position, self._iterator = self.epoch + 1, 0, None
 
     def place(self) -> dict[str, Any]:
         """Where the stream is, as a tree for a file."""

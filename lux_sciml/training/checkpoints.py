@@ -40,6 +40,7 @@ class Checkpoints:
     ([20, 30], Array(30., dtype=float32))
     """
 
+    of_processes = False  # whether several processes write together
     _ending = ".safetensors"
 
     @checks_itself

@@ -52,13 +52,19 @@ class Run:
     log: Any
 
     def __post_init__(self) -> None:
-        members = jnp.shape(self.state.step)
+        members, self.place = jnp.shape(self.state.step), self.state.placement
+        if self.checkpoints is not None and self.place.processes > 1 and not self.checkpoints.of_processes:
+            raise TypeError("several processes write checkpoints together by lux.training.OrbaxCheckpoints(folder)")
+        if isinstance(self.batches, Arrays) and self.batches.resident:
+            self.batches.data = self.place.everywhere(self.batches.data)
+        if not self.place.first:
+            self.log, self.progress = None, False
         self.ensemble, padded = bool(members), self.batches.last == "pad"
         options = (self.accumulate, self.nonfinite, self.ensemble, padded)
         self.programs = Programs.of(self.objective, self.metrics, *options)
         if self.validation is not None:
             size = getattr(self.batches, "batch_size", None)
-            self.validation = Validation(self.validation, size, padded, self.programs.evaluate)
+            self.validation = Validation(self.validation, size, padded, self.programs.evaluate, self.place)
         self.state = copied(self.state.replace(skipped=jnp.zeros_like(self.state.skipped)))  # those of this run
         self.first = self.step = int(np.max(self.state.step))
         self.watch = Watch(self.early_stopping, members)
@@ -103,7 +109,8 @@ class Run:
                 self.log.start(self.step - self.first)
                 stack.callback(self.log.close)
             success, message, raised = self._outcome(self._loop)
-            last = self._outcome(lambda: self._at_the_end(success))
+            alone = raised is not None and self.place.processes > 1  # the others do not come to the end
+            last = self._outcome(lambda: self._at_the_end(success)) if not alone else (True, "", None)
             if not last[0] and raised is None:
                 success, message, raised = last
             lost = int(np.max(self.state.skipped))
@@ -139,9 +146,9 @@ class Run:
             ended = self._ended()
             if ended is not None:
                 return ended
-            if self.interrupts.asked:
+            limit, asked = self.place.agreed(min(self.length, *self._boundaries()), self.interrupts.asked)
+            if asked:
                 raise KeyboardInterrupt
-            limit = min(self.length, *self._boundaries())
             start = time.perf_counter()
             stats, made, epoch_ended = self._advance(limit)
             self._pace(made, time.perf_counter() - start)
@@ -192,7 +199,7 @@ class Run:
 
     def _advance(self, limit: int) -> tuple[dict[str, np.ndarray], int, bool]:
         """At most `limit` steps: their stats, how many, and whether an epoch has ended."""
-        active = jnp.asarray(self.watch.active) if self.ensemble else None
+        active = self.watch.active if self.ensemble else None
         if isinstance(self.batches, Arrays) and self.looped:
             batches = self.batches
             width = 1 if batches.whole else batches.batch_size
@@ -229,21 +236,25 @@ class Run:
         batches = self.batches
         if not isinstance(batches, Arrays) or not batches.resident:
             return False
-        active = jnp.asarray(self.watch.active) if self.ensemble else None
+        active = self.watch.active if self.ensemble else None
         return self.programs.belongs_in_a_loop(self.state, active, batches.kind())
 
     def _next(self, i: int) -> Any:
         """The batch of the step `i` of a chunk; `None` at the end of an epoch, and where `raised` is set."""
         if isinstance(self.batches, Arrays):
             rows, sizes = self.batches.rows(self.step + i, 1)
-            return self.batches.batch(rows[0], int(sizes[0]))
+            batch = self.batches.batch(rows[0], int(sizes[0]))
+            return batch if self.batches.resident else self.place.joined(batch, whole=True)
         try:
             with self.interrupts.at_once():
                 before = self.batches.position
                 batch = self.batches.next()
-            if batch is None and not before and i == 0:
+            joined = self.place.joined(batch)
+            if joined is None and batch is not None:
+                self.batches.end_epoch()
+            if joined is None and not before and i == 0:
                 raise ValueError("the data yield no batches")
-            return batch
+            return joined
         except KeyboardInterrupt as error:
             self.raised = error
         except Exception as error:
@@ -300,7 +311,7 @@ class Run:
         for callback in self.callbacks:
             with _blamed("callback"), self.interrupts.at_once():
                 stop |= is_true(called("callback", callback, ("report",), report))
-        return stop
+        return self.place.agreed(0, stop)[1]
 
     def _report(self) -> Report:
         stats = {name: x[-1][-1] for name, x in self.history.items()}

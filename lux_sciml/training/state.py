@@ -18,6 +18,7 @@ from ..core.converters import checks_itself
 from ..core.printing import brief
 from ..core.setup import as_key
 from ..optimize.part import Part
+from .placement import HERE, Placement
 
 FIRST_LOSS_SCALE = 2.0**15
 MODES = "in test mode: dropout is off and running statistics stay as they are"
@@ -43,9 +44,9 @@ class TrainState:
     * `skipped`: how many steps were left out since their loss or gradient was not finite;
     * `loss_scale`: in float16, what the loss is multiplied by, else `None`.
 
-    Static are `model`, `optimizer`, `part` (what `trainable` chose), `decay` (of the average) and `dtype` (of mixed
-    precision). `TrainState.create` makes one; `state.replace(ps=...)` changes it; `jax.vmap` of `create` over keys
-    makes an ensemble.
+    Static are `model`, `optimizer`, `part` (what `trainable` chose), `decay` (of the average), `dtype` (of mixed
+    precision) and `placement` (over many devices, by `lux.distributed.shard`). `TrainState.create` makes one;
+    `state.replace(ps=...)` changes it; `jax.vmap` of `create` over keys makes an ensemble.
 
     >>> import lux_sciml as lux
     >>> state = TrainState.create(lux.Dense(2, 3), optax.adam(1e-3), key=jax.random.key(0))
@@ -67,6 +68,7 @@ class TrainState:
     part: Part | None
     decay: float | None
     dtype: Any
+    placement: Placement = HERE
 
     @staticmethod
     @checks_itself
@@ -130,7 +132,7 @@ class TrainState:
         average = None if ema is None else params
         arrays = (params, state, memory, none, key, average, jnp.array(1.0, jnp.float32), none, loss_scale)
         optimizer = optax.with_extra_args_support(optimizer)
-        static = (model, optimizer, part, ema, None if dtype is None else jnp.dtype(dtype))
+        static = (model, optimizer, part, ema, None if dtype is None else jnp.dtype(dtype), HERE)
         entries: dict[str, Any] = dict(zip((*ARRAYS, *STATIC), (*copied(_on_device(arrays)), *static), strict=True))
         return TrainState(**entries)
 
@@ -186,7 +188,7 @@ class TrainState:
         return f"TrainState(step={step}, ps={ps}, model={brief(self.model)})"
 
 
-STATIC = ("model", "optimizer", "part", "decay", "dtype")
+STATIC = ("model", "optimizer", "part", "decay", "dtype", "placement")
 ARRAYS = tuple(field.name for field in dataclasses.fields(TrainState) if field.name not in STATIC)
 jax.tree_util.register_dataclass(TrainState, ARRAYS, STATIC)
 

@@ -1,6 +1,5 @@
 """A training step: the gradient of an objective on a batch, and the update, as one program."""
 
-import functools
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from .._tree import all_finite, describe, is_inexact, single, where
 from ..components import ComponentVector
 from ..core.converters import checks_itself, count, flag
 from ..optimize.problem import called, in_training, one_number, require_same_kind
+from .placement import require_parts
 from .state import LossScale, TrainState
 
 Objective = Callable[..., Any]
@@ -93,7 +93,8 @@ def compute_gradients(objective: Objective, state: TrainState, batch: Any) -> tu
     """
     _require_state(state)
     found = _gradients(objective, state, batch, 1)
-    return found.gradients, {"loss": found.loss, **found.stats}, state.replace(st=found.st)
+    state, stats = state.placement.kept(state.replace(st=found.st), {"loss": found.loss, **found.stats})
+    return found.gradients, stats, state
 
 
 @checks_itself
@@ -108,7 +109,7 @@ def apply_gradients(state: TrainState, gradients: Any, **extra: Any) -> TrainSta
     kinds = [(jax.tree.structure(x), list(map(jnp.shape, jax.tree.leaves(x)))) for x in (trained, gradients)]
     if kinds[0] != kinds[1]:
         raise ValueError(f"gradients are like the trained parameters, {describe(trained)}, got {describe(gradients)}")
-    return _updated(state, gradients, **extra)
+    return state.placement.kept(_updated(state, gradients, **extra), {})[0]
 
 
 def one_step(
@@ -122,6 +123,9 @@ def one_step(
     count(accumulate)
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Stats]:
+        return state.placement.kept(*made(state, batch))
+
+    def made(state: TrainState, batch: Any) -> tuple[TrainState, Stats]:
         found = _gradients(objective, state, batch, accumulate)
         after = _updated(state, found.gradients, value=found.loss, grad=found.gradients, value_fn=found.value_fn)
         after = after.replace(st=found.st)
@@ -161,9 +165,12 @@ class _Gradients(NamedTuple):
 
 def _gradients(objective: Objective, state: TrainState, batch: Any, accumulate: int) -> _Gradients:
     """The loss on a batch and its gradients, averaged over the parts of the batch."""
-    trained, scale = _trained(state), 1.0 if state.loss_scale is None else state.loss_scale.scale
-    parts = None if accumulate == 1 else jax.tree.map(functools.partial(_cut, accumulate), batch)
-    example = batch if parts is None else jax.tree.map(lambda x: x[0], parts)
+    place, scale = state.placement, 1.0 if state.loss_scale is None else state.loss_scale.scale
+    require_parts(batch, accumulate, place.lanes)
+    batch, trained, st = place.split(batch), place.whole(_trained(state)), state.st
+    example = batch
+    if accumulate > 1:
+        example = jax.tree.map(lambda x: x[: x.shape[0] // (accumulate * place.lanes)], batch)
     evaluate = _traced(objective, state, trained, example)
 
     def loss(trained: Any, st: Any, batch: Any) -> tuple[jax.Array, tuple[jax.Array, Any, Stats]]:
@@ -171,23 +178,27 @@ def _gradients(objective: Objective, state: TrainState, batch: Any, accumulate: 
         return value * jnp.asarray(scale, value.dtype), (value, st, stats)
 
     gradient = jax.grad(loss, has_aux=True)
-    if parts is None:
-        gradients, (value, st, stats) = gradient(trained, state.st, batch)
-    else:
 
+    def over_parts(trained: Any, st: Any, parts: Any) -> Any:
         def add(carry: Any, part: Any) -> tuple[Any, Any]:
             total, st = carry
             gradients, (value, st, stats) = gradient(trained, st, part)
             return (jax.tree.map(jnp.add, total, gradients), st), (value, stats)
 
         zeros = jax.tree.map(jnp.zeros_like, trained)
-        slow = slow_in_loops(jax.make_jaxpr(evaluate)(trained, state.st, example))
-        (total, st), (values, all_stats) = jax.lax.scan(add, (zeros, state.st), parts, unroll=accumulate if slow else 1)
+        slow = slow_in_loops(jax.make_jaxpr(evaluate)(trained, st, example))
+        (total, st), (values, all_stats) = jax.lax.scan(add, (zeros, st), parts, unroll=accumulate if slow else 1)
         gradients = jax.tree.map(lambda x: x / accumulate, total)
-        value, stats = jnp.mean(values), jax.tree.map(_mean, all_stats)
+        return gradients, st, jnp.mean(values), jax.tree.map(_mean, all_stats)
+
+    if accumulate == 1:
+        gradients, (value, st, stats) = gradient(trained, st, batch)
+    else:
+        gradients, st, value, stats = place.accumulated(over_parts, trained, st, batch, accumulate)
+    gradients = place.scattered(gradients)
     if state.loss_scale is not None:
         gradients = jax.tree.map(lambda x: x / jnp.asarray(scale, x.dtype), gradients)
-    return _Gradients(gradients, value, st, stats, lambda trained: evaluate(trained, state.st, example)[0])
+    return _Gradients(gradients, value, st, stats, lambda trained: evaluate(place.whole(trained), state.st, example)[0])
 
 
 def _traced(objective: Objective, state: TrainState, trained: Any, batch: Any) -> Callable[..., Any]:
@@ -199,7 +210,9 @@ def _traced(objective: Objective, state: TrainState, trained: Any, batch: Any) -
         ps = trained if state.part is None else state.part.join(trained, ps)
         return objective_of(objective, state.replace(ps=ps, st=st), batch)[-1]
 
-    closed, shapes = jax.make_jaxpr(outcome, return_shape=True)(trained, others)
+    with state.placement.tracing():
+        closed, shapes = jax.make_jaxpr(outcome, return_shape=True)(trained, others)
+    state.placement.same_program(closed)
     structure = jax.tree.structure(shapes)
     if isinstance(trained, ComponentVector):
         blocks = trained.layout.blocks
@@ -295,14 +308,6 @@ def _cast(tree: Any, dtype: Any) -> Any:
         return x.astype(dtype) if is_inexact(x) and jnp.issubdtype(x.dtype, jnp.floating) else x
 
     return jax.tree.map(cast, tree, is_leaf=lambda x: isinstance(x, ComponentVector))
-
-
-def _cut(parts: int, x: Any) -> Any:
-    if not jnp.shape(x) or x.shape[0] % parts:
-        raise ValueError(
-            f"accumulate={parts} cuts the first axis of the batch into {parts} equal parts, got shape {jnp.shape(x)}"
-        )
-    return jnp.reshape(x, (parts, x.shape[0] // parts, *x.shape[1:]))
 
 
 def _mean(x: jax.Array) -> jax.Array:

@@ -4,24 +4,25 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from .._tree import describe
 from .batches import Padded, is_arrays, samples
+from .placement import Placement
 
 
 class Validation:
     """The means over all samples of what `evaluate(state, batch)` returns, a dict of numbers."""
 
-    def __init__(self, data: Any, batch_size: int | None, padded: bool, evaluate: Callable[..., Any]):
-        self.data, self.padded, self.evaluate = data, padded, evaluate
+    def __init__(self, data: Any, batch_size: int | None, padded: bool, evaluate: Callable[..., Any], place: Placement):
+        self.data, self.padded, self.evaluate, self.place = data, padded, evaluate, place
         self.arrays = is_arrays(data)
         if self.arrays:
             self.n = samples(data)
             if not self.n:
                 raise ValueError(f"the validation has no samples, got {describe(data)}")
             self.batch_size = self.n if batch_size is None else batch_size
+            self.data = place.everywhere(data) if place.processes > 1 else data
         elif not hasattr(data, "__iter__") or iter(data) is data:
             raise TypeError(
                 "validation is arrays, or an iterable that yields the same batches each time it is iterated, got "
@@ -38,13 +39,17 @@ class Validation:
 
     def _batches(self) -> Iterator[tuple[Any, int]]:
         if not self.arrays:
-            for batch in self.data:
-                batch = jax.tree.map(np.asarray, batch)
+            for batch in self._of_all_processes():
                 yield self._as_trained(batch, samples(batch))
             return
         for start in range(0, self.n, self.batch_size):
             batch = jax.tree.map(lambda x, start=start: x[start : start + self.batch_size], self.data)
             yield self._as_trained(batch, samples(batch))
 
+    def _of_all_processes(self) -> Iterator[Any]:
+        batches = iter(self.data)
+        while (batch := self.place.joined(jax.tree.map(np.asarray, next(batches, None)))) is not None:
+            yield batch
+
     def _as_trained(self, batch: Any, n: int) -> tuple[Any, int]:
-        return (Padded(batch, jnp.ones(n, bool)) if self.padded else batch), n
+        return (Padded(batch, np.ones(n, bool)) if self.padded else batch), n

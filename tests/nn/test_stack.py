@@ -188,3 +188,28 @@ def test_stacks_print_what_they_repeat():
         "    layer = Dense(2, 2),                          # 6 parameters\n"
         ")         # Total: 18 parameters."
     )
+
+
+def test_flat_rows_are_the_same_stack(key):
+    named = lux.Stack(BLOCK, 3)
+    for policy in (False, True, jax.checkpoint_policies.dots_saveable):
+        flat = named.replace(flat_rows=7, checkpoint=policy)
+        ps, st = lux.setup(key, named)
+        rows, _ = lux.setup(key, flat)
+        assert rows.rows.shape == (3, 21) and np.all(rows.rows[:, 18:] == 0)
+        assert np.array_equal(flat.named(rows).layer_0.weight, ps.layer_0.weight)
+
+        def loss(ps, layer, st=st):
+            y, st = layer(X, ps, st)
+            return jnp.sum(y**2), (y, st)
+
+        expected, (y, after) = jax.grad(loss, has_aux=True)(ps, named)
+        found, (y_flat, after_flat) = jax.grad(loss, has_aux=True)(rows, flat)
+        assert np.array_equal(y, y_flat) and jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), after, after_flat))
+        for name, mine in flat.named(found).layer_0.items():
+            assert np.allclose(mine, expected.layer_0[name], rtol=1e-13)
+    half, st = lux.setup(key, flat, jnp.bfloat16)
+    y, _ = flat(X.astype(jnp.bfloat16), half, lux.testmode(st))
+    assert half.rows.dtype == y.dtype == jnp.bfloat16
+    with pytest.raises(ValueError, match=r"Stack\.flat_rows: expected a whole number of at least 0, got -1"):
+        named.replace(flat_rows=-1)
