@@ -9,6 +9,7 @@ import jax
 from ..components.vector import refuse_reserved
 from .errors import errors_of, require_pair
 from .layer import Layer, as_layer, restore
+from .parameters import has_parameters_or_state
 from .printing import holds_layers
 from .static import FrozenDict, fields_of
 
@@ -143,7 +144,9 @@ class Wrapper(Layer):
 
     The child is the one field that holds a Layer. Raises `TypeError` where there is none or more than one. A wrapper
     that keeps the child's parameters or state in another form says by `to_child` and `from_child` how they are found in
-    its own; one that only adds to the state is a `StatefulWrapper`.
+    its own; one that only adds to the state is a `StatefulWrapper`. Layers in the fields that the class names in
+    `beside` are not wrapped: where they have parameters or a state, these stand under their names, beside those of the
+    child under the name of its field.
 
     >>> import jax, jax.numpy as jnp, lux_sciml as lux
     >>> class Negative(Wrapper):
@@ -157,7 +160,8 @@ class Wrapper(Layer):
 
     @property
     def child_field(self) -> str:
-        names = [name for name, value in fields_of(self).items() if isinstance(value, Layer)]
+        fields = fields_of(self).items()
+        names = [name for name, value in fields if isinstance(value, Layer) and name not in type(self).beside]
         if len(names) != 1:
             raise TypeError(
                 f"{type(self).__name__} wraps exactly one layer, got {len(names)}: {', '.join(names) or 'none'}"
@@ -171,20 +175,35 @@ class Wrapper(Layer):
 
     def __check_init__(self) -> None:
         _ = self.child_field  # raises
+        found = [pair for field in type(self).beside for pair in _children_of(field, vars(self)[field])]
+        vars(self)["_beside"] = {name: layer for name, layer in found if has_parameters_or_state(layer)}
+
+    @property
+    def layers_beside(self) -> Mapping[str, Layer]:
+        """The layers beside the child that have parameters or a state, by name."""
+        return vars(self)["_beside"]
 
     def init_params(self, key):
-        return self.child.init_params(key)
+        child = self.child.init_params(key)
+        if not self.layers_beside:
+            return child
+        others = enumerate(self.layers_beside.items(), 1)
+        return {self.child_field: child} | {n: x.init_params(jax.random.fold_in(key, i)) for i, (n, x) in others}
 
     def init_state(self, key):
-        return self.child.init_state(key)
+        child = self.child.init_state(key)
+        if not self.layers_beside:
+            return child
+        others = enumerate(self.layers_beside.items(), 1)
+        return {self.child_field: child} | {n: x.init_state(jax.random.fold_in(key, i)) for i, (n, x) in others}
 
     def to_child(self, ps: dict[str, Any], st: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The child's parameters and state, out of the wrapper's."""
-        return ps, st
+        return (ps[self.child_field], st[self.child_field]) if self.layers_beside else (ps, st)
 
     def from_child(self, ps: dict[str, Any], st: dict[str, Any], whole: dict[str, Any]) -> tuple[dict[str, Any], Any]:
         """The wrapper's parameters and state from the child's, and from a state of the wrapper, `whole`."""
-        return ps, st
+        return (ps, {**whole, self.child_field: st}) if self.layers_beside else (ps, st)
 
     def replace_child(self: W, child: Layer) -> W:
         """The same wrapper around another layer."""

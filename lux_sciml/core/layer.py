@@ -90,6 +90,7 @@ class Layer(metaclass=_LayerMeta):
     """
 
     _exact: ClassVar[bool] = True  # compares by types and bits
+    beside: ClassVar[tuple[str, ...]] = ()  # fields of a wrapper whose layers are not what it wraps
     _own_init: ClassVar[bool]
     _converters: ClassVar[Mapping[str, Callable[[Any], Any]]]
 

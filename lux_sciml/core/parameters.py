@@ -34,6 +34,11 @@ def state_size(layer: Any) -> int:
     return elements(jax.eval_shape(layer.init_state, jax.random.key(0)))
 
 
+def has_parameters_or_state(layer: Any) -> bool:
+    """Whether a layer has any parameter or entry of state."""
+    return bool(parameter_layout(layer).size or state_size(layer))
+
+
 def elements(st: Any) -> int:
     """How many elements a state holds; a random key and a `Mode` count one each."""
     leaves = jax.tree.leaves(st, is_leaf=lambda leaf: isinstance(leaf, Mode))

@@ -43,7 +43,7 @@ class FrozenDict(Mapping):
 
 
 _PLAIN = {type(None), bool, int, float, complex, str, bytes, types.FunctionType, type}
-_DERIVED = ("_key", "_hash", "_children")  # kept beside the fields
+_DERIVED = ("_key", "_hash", "_children", "_beside")  # kept beside the fields
 
 
 def fields_of(layer: Any) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from .fields.universal import UDE
 from .fitting.collocation import collocate as collocate
 from .fitting.multiple_shooting import multiple_shooting as multiple_shooting
 from .fitting.schedules import growing_horizons as growing_horizons, tightening_tolerances as tightening_tolerances
+from .jumps import Jumps
 from .layers.augmented import AugmentedODE
 from .layers.cnf import CNF, Density as Density, concat_time as concat_time, flow_matching as flow_matching
 from .layers.hamiltonian_ode import HamiltonianODE
@@ -52,6 +53,7 @@ __all__ = [
     "HamiltonianNN",
     "HamiltonianODE",
     "IrregularSequence",
+    "Jumps",
     "LagrangianNN",
     "LatentODE",
     "MassMatrixODE",

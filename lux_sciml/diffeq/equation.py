@@ -30,6 +30,8 @@ from .adjoints.reversible import ReversibleAdjoint
 from .failure import guarded, mark_failure
 from .field import Field
 from .inputs import initial_value_and_times, within
+from .jumps import Jumps
+from .pieces import solve_in_pieces
 from .solvers.root_finding import converging
 from .solvers.runge_kutta import unrolled
 from .times import in_order, save_times
@@ -93,6 +95,13 @@ _event = option_object(diffrax.Event, "diffrax.Event(function)")
 _progress_meter = option_object(diffrax.AbstractProgressMeter, "diffrax.TqdmProgressMeter()")
 
 
+@checks_itself
+def _jumps(value: Jumps) -> Jumps:
+    if not isinstance(value, Jumps):
+        raise TypeError(f"expected jumps, lux.Jumps(times, effect), got {short(value)}")
+    return value
+
+
 class Problem(NamedTuple):
     """What one call of an equation asks for; with `batching="vmap"`, all of it for each sample along the first axis.
 
@@ -100,7 +109,8 @@ class Problem(NamedTuple):
     * `ts`: the times, `(times,)` or `(batch, times)`;
     * `control`: the path `u(t)` that the fields are called with too, if there is one;
     * `data`: what else belongs to a solve, such as a random key;
-    * `half`: the type that the solution is rounded to, where it is in half precision.
+    * `half`: the type that the solution is rounded to, where it is in half precision;
+    * `jumps`: what the call says of the jumps, where they were built without it.
 
     >>> problem = Problem(jnp.ones(2), jnp.array([0.0, 1.0]))
     >>> problem.control is None
@@ -112,6 +122,7 @@ class Problem(NamedTuple):
     control: diffrax.AbstractPath | None = None
     data: Any = None
     half: Any = None
+    jumps: Any = None
 
 
 class Fields(dict[str, Field]):
@@ -161,6 +172,9 @@ class Equation(Layer, kw_only=True):
     * `saveat`: a `diffrax.SaveAt` in place of saving at the times `ts`.
     * `event`, `progress_meter`, `throw`: as in `diffrax.diffeqsolve`; without `throw` a failed solve is NaN, with
       `sol.result` saying why.
+    * `jumps`: what happens to the state at known times, `lux.Jumps(times, effect)`. Its parameters, if it has some, are
+      `ps["jumps"]`; in an equation that is a `Wrapper` those of the vector field then stand under its name, too, as
+      `ps["model"]`. `max_steps` bounds each piece.
     * `output`: `"solution"` is the `diffrax.Solution`, `"ys"` its saved values, `"final"` the last state.
     * `batching`: with `"joint"` a batch is one large equation with common steps; with `"vmap"` every sample along
       the first axis has steps, times and a result of its own.
@@ -212,6 +226,7 @@ class Equation(Layer, kw_only=True):
 
     takes: ClassVar[str] = "an initial value"  # what the input starts with
     lacks: ClassVar[Mapping[str, str]] = {}  # options that it does not have, each with the reason
+    beside: ClassVar = ("jumps",)
     one_term: ClassVar[bool] = False  # for solvers of one, not of a sum or of a pair
     fixed_steps: ClassVar[bool] = False  # of the size dt0 where no controller is given
 
@@ -229,6 +244,7 @@ class Equation(Layer, kw_only=True):
     adjoint: str | diffrax.AbstractAdjoint = field(default="auto", converter=_adjoint)
     saveat: diffrax.SaveAt | Constant | None = field(default=None, converter=optional(_saveat))
     event: diffrax.Event | Constant | None = field(default=None, converter=optional(_event))
+    jumps: Jumps | None = field(default=None, converter=optional(_jumps))
     progress_meter: diffrax.AbstractProgressMeter | Constant = field(
         default=diffrax.NoProgressMeter(), converter=_progress_meter
     )
@@ -265,9 +281,19 @@ class Equation(Layer, kw_only=True):
             raise ValueError("give the tolerances either as rtol and atol or in the stepsize_controller, not both")
         if self.saveat is not None and self.output == "final" and not _saves_end(self.option("saveat")):
             raise ValueError(f'{name}: output="final" is the last value that `saveat` saves; give it t1=True or ts')
+        if self.jumps is not None:
+            self._require_pieces()
         for value in fields_of(self).values():
             if isinstance(value, Lambda):
                 _require_one_argument(name, value.function)
+
+    def _require_pieces(self) -> None:
+        """Raise `ValueError` for options that are not for a solve in pieces."""
+        whole = [name for name in ("saveat", "event", "progress_meter", "throw") if not self.has_default(name)]
+        if whole:
+            raise ValueError(
+                f"{type(self).__name__}: a solve with jumps goes in pieces, is saved at `ts`, and takes no {whole[0]}"
+            )
 
     # --- the options ---------------------------------------------------------------------------------------------
 
@@ -314,14 +340,16 @@ class Equation(Layer, kw_only=True):
 
     def first_inputs(self, fields: Fields) -> dict[str, Any]:
         """What the children, by name, are called with at the start of a solve; those left out keep their state."""
-        return {name: field.input(fields.problem.ts[0], fields.problem.y0) for name, field in fields.items()}
+        ts, y0 = fields.problem.ts, fields.problem.y0
+        return {name: field.input(ts[0], y0) for name, field in fields.items() if name not in self.beside}
 
     # --- the solve -----------------------------------------------------------------------------------------------
 
     @final
     def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+        x, given = (x, {}) if self.jumps is None else self.jumps.split(type(self).__name__, x, self.batching)
         problem, st = self.problem(x, ps, st)
-        return self.solved(problem, ps, st)
+        return self.solved(problem._replace(jumps=given) if given else problem, ps, st)
 
     @final
     def solved(
@@ -343,20 +371,25 @@ class Equation(Layer, kw_only=True):
     def _fields(self, problem: Problem, ps: Any, st: Any) -> Fields:
         """The vector fields of the children for one sample."""
         options = (self.time_dependent, self.on_state_update, problem.control, reading(self))
-        if isinstance(self, Wrapper):
-            return Fields({self.child_field: Field(self.child, self.to_child(ps, st)[1], None, *options)}, problem, ps)
-        assert isinstance(self, Container)
-        children = {name: Field(child, st[name], name, *options) for name, child in self.children.items()}
-        return Fields(children, problem, ps)
+        if isinstance(self, Container):
+            layers = dict(self.children)
+        else:
+            assert isinstance(self, Wrapper)
+            layers = {self.child_field: self.child, **self.layers_beside}
+        alone = isinstance(self, Wrapper) and not self.layers_beside
+        fields = {n: Field(x, st if alone else st[n], None if alone else n, *options) for n, x in layers.items()}
+        if self.jumps is not None and "jumps" not in fields:
+            fields["jumps"] = Field(self.jumps, {}, None, *options)
+        return Fields(fields, problem, ps)
 
     def _each(self, solve: Callable[[Problem], Any], problem: Problem, st: Any) -> Any:
         """`solve(problem)`; with `batching="vmap"` for each sample along the first axis independently."""
 
-        def one(y0, ts, control, data):
+        def one(y0, ts, control, data, jumps):
             y0 = y0 if control is None else within(control, y0, ts)
-            return solve(Problem(y0, ts, control, data))
+            return solve(Problem(y0, ts, control, data, jumps=jumps))
 
-        parts = problem[:-1]
+        parts = (*problem[:4], problem.jumps)
         if self.batching == "joint":
             return one(*parts)
         refuse_training(st)
@@ -364,7 +397,7 @@ class Equation(Layer, kw_only=True):
         try:
             if shapes[0][0] == 0:
                 return _of_no_samples(one, problem)
-            axes = (rows, rows if problem.ts.ndim == 2 else None, rows, rows)
+            axes = (rows, rows if problem.ts.ndim == 2 else None, rows, rows, rows)
             return eqx.filter_vmap(one, in_axes=axes)(*parts)
         except (TypeError, ValueError) as error:
             if not any(len(shape) > 1 for shape in shapes):
@@ -377,7 +410,7 @@ class Equation(Layer, kw_only=True):
 
     def _require_samples(self, problem: Problem) -> list[tuple[Any, ...]]:
         """The shapes of the initial value; `ValueError` unless all inputs have the same number of samples."""
-        arrays = eqx.filter((problem.y0, problem.control, problem.data), eqx.is_array)
+        arrays = eqx.filter((problem.y0, problem.control, problem.data, problem.jumps), eqx.is_array)
         shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(arrays)]
         shapes += [problem.ts.shape] if problem.ts.ndim == 2 else []
         if any(shape == () for shape in shapes) or len({shape[0] for shape in shapes}) > 1:
@@ -472,21 +505,27 @@ def diffeqsolve(
     step_times = controller.ts if isinstance(controller, diffrax.StepTo) else None
     good = in_order(ts, [sub.ts for sub in _subs(saveat) if sub.ts is not None], step_times)
     ts = ts if good is True else jnp.where(good, ts, jnp.nan)  # a solve that fails
+    solver = unrolled(converging(equation.option("solver")))
+    dt0 = None if equation.dt0 is None else jnp.copysign(jnp.asarray(equation.dt0, ts.dtype), ts[-1] - ts[0])
+    steps: dict[str, Any] = {
+        "stepsize_controller": controller, "adjoint": adjoint, "max_steps": equation.max_steps
+    }  # fmt: skip
+    if equation.jumps is not None:
+        sol = solve_in_pieces(equation, terms, solver, ts, dt0, y0, ps, fields, **steps)
+        return mark_failure(sol, complete=True)
     sol = differentiable_solve(
         terms,
-        unrolled(converging(equation.option("solver"))),
+        solver,
         ts[0],
         ts[-1],
-        None if equation.dt0 is None else jnp.copysign(jnp.asarray(equation.dt0, ts.dtype), ts[-1] - ts[0]),
+        dt0,
         y0,
         ps,
         saveat=saveat,
-        stepsize_controller=controller,
-        adjoint=adjoint,
         event=equation.option("event"),
-        max_steps=equation.max_steps,
         throw=equation.throw,
         progress_meter=equation.option("progress_meter"),
+        **steps,
     )
     return mark_failure(sol, complete=equation.saveat is None and equation.event is None)
 
@@ -510,7 +549,7 @@ def _of_no_samples(one: Callable[..., Any], problem: Problem) -> Any:
         return jnp.zeros((0, *x.shape), x.dtype) if isinstance(x, jax.ShapeDtypeStruct) else x
 
     sample = _sample(problem, lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype))
-    return jax.tree.map(none, eqx.filter_eval_shape(one, *sample[:-1]))
+    return jax.tree.map(none, eqx.filter_eval_shape(one, *sample[:4], sample.jumps))
 
 
 def _saves_end(saveat: diffrax.SaveAt) -> bool:

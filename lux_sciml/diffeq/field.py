@@ -49,7 +49,7 @@ class Field(eqx.Module):
 
     def output(self, x: Any, ps: Any) -> Any:
         """The layer's output for an input of its own."""
-        ps = self._own(ps)
+        ps = self.own(ps)
         with self._explained(x):
             out, kept = self.layer.forward(x, ps, self.st)
             if self.on_state_update == "raise":
@@ -59,9 +59,22 @@ class Field(eqx.Module):
     def renewed(self, x: Any, ps: Any) -> Any:
         """The frozen state, with its random keys as they are after one call of the layer with the input `x`."""
         with self._explained(x):
-            return keys_after(self.layer, x, self._own(ps), self.st)
+            return keys_after(self.layer, x, self.own(ps), self.st)
 
-    def _own(self, ps: Any) -> Any:
+    def changed(self, effect: Any, name: str, t: Any, y: Any, ps: Any) -> Any:
+        """The state after an effect of this layer, its child of this name or a function of `(t, y, ps)`."""
+        what = f"the {name} of {type(self.layer).__name__}"
+        return like(y, self.asked(effect, name, t, y, ps), what)
+
+    def asked(self, part: Any, name: str, t: Any, y: Any, ps: Any) -> Any:
+        """What a child of this name of this layer, or a function of `(t, y, ps)`, says of the state."""
+        if not isinstance(part, Layer):
+            return part(t, y, ps.tree() if isinstance(ps, ComponentVector) else ps)
+        field = Field(part, self.st[name], name, self.time_dependent, self.on_state_update, self.control)
+        return field.value(t, y, self.own(ps))
+
+    def own(self, ps: Any) -> Any:
+        """The layer's own parameters, out of those of the equation."""
         ps = ps.tree() if isinstance(ps, ComponentVector) else ps
         return ps if self.name is None else ps[self.name]
 
@@ -128,20 +141,20 @@ def vector_field(
     return _VectorField(model, reading(model))
 
 
-def like(y: Any, dy: Any) -> Any:
-    """`dy`, with the names of `y`, if its structure and shapes are those of `y`; otherwise `ValueError`."""
+def like(y: Any, dy: Any, what: str = "a vector field") -> Any:
+    """`dy`, with the names of `y`, if its structure and shapes are those of `y`; otherwise `ValueError` of `what`."""
     if any(isinstance(part, ComponentVector) for part in jax.tree.leaves(y, is_leaf=_is_vector)):
         treedef = jax.tree.structure(y, is_leaf=_is_vector)
-        parts = zip(jax.tree.leaves(y, is_leaf=_is_vector), _parts_of(dy, treedef, y), strict=True)
+        parts = zip(jax.tree.leaves(y, is_leaf=_is_vector), _parts_of(dy, treedef, y, what), strict=True)
         dy = treedef.unflatten([named_like(b, a) if _is_vector(a) else b for a, b in parts])
     if jax.tree.structure(y) != jax.tree.structure(dy):
-        raise _unlike(y, dy)
+        raise _unlike(y, dy, what)
     for a, b in zip(jax.tree.leaves(y), jax.tree.leaves(dy), strict=True):
         if a.shape != b.shape:
-            raise ValueError(f"a vector field must keep the shape of its state, {a.shape}; got {b.shape}")
+            raise ValueError(f"{what} must keep the shape of its state, {a.shape}; got {b.shape}")
         if a.dtype != b.dtype:
             raise ValueError(
-                f"the state of the solve is {a.dtype}, but the vector field returns {b.dtype}: give initial value and "
+                f"the state of the solve is {a.dtype}, but {what} returns {b.dtype}: give initial value and "
                 "parameters one type, as by `lux.setup(key, layer, dtype=...)`"
             )
     return dy
@@ -151,12 +164,12 @@ def _is_vector(x: Any) -> bool:
     return isinstance(x, ComponentVector)
 
 
-def _parts_of(dy: Any, treedef: Any, y: Any) -> list[Any]:
+def _parts_of(dy: Any, treedef: Any, y: Any, what: str) -> list[Any]:
     try:
         return treedef.flatten_up_to(dy)
     except ValueError:
-        raise _unlike(y, dy) from None
+        raise _unlike(y, dy, what) from None
 
 
-def _unlike(y: Any, dy: Any) -> ValueError:
-    return ValueError(f"a vector field must return what its state is, {describe(y)}; got {describe(dy)}")
+def _unlike(y: Any, dy: Any, what: str) -> ValueError:
+    return ValueError(f"{what} must return what its state is, {describe(y)}; got {describe(dy)}")

@@ -160,7 +160,8 @@ def _forward(perturbed, moving, adjoint, kwargs):
     out = _loop(moving, adjoint, kwargs, outer, while_loop)
     final = out[0]
     failed = ~(diffrax.is_okay(final.result) & all_finite(final.y))
-    return out, (record, (final.y, final.solver_state), final.save_state.saveat_ts_index, failed)
+    saved = final.save_state.saveat_ts_index, final.save_state.save_index - 1
+    return out, (record, (final.y, final.solver_state), saved, failed)
 
 
 def _general(perturbed, moving, adjoint, kwargs):
@@ -182,8 +183,10 @@ def _backward(residuals, cotangent, perturbed, moving, adjoint, kwargs):
         pull, zeros = residuals
         full = jax.tree.map(lambda zero, ct: zero if ct is None else ct, zeros, cotangent)
         return pull(full)[0]
-    record, end, saved, failed = residuals
+    record, end, (saved, slot), failed = residuals
     y, k, term, args, (rest, saveat, times) = moving
+    direction = jnp.asarray(term.direction, times["t0"].dtype)  # in a loop it is no weak type anymore
+    term = eqx.tree_at(lambda term: term.direction, term, direction)
     ct, solver = cotangent[0], kwargs["solver"]
     ts, ct_ys = saveat.subs.ts, ct.save_state.ys
     ct_y = jax.tree.map(lambda y, ct: jnp.zeros_like(y) if ct is None else ct, y, ct.y)
@@ -191,7 +194,7 @@ def _backward(residuals, cotangent, perturbed, moving, adjoint, kwargs):
         lambda y, full, ct: jnp.zeros(full.shape, y.dtype) if ct is None else ct, y, rest.save_state.ys, ct_ys
     )
     if saveat.subs.t1:
-        ct_y = jax.tree.map(lambda ct, cts: ct + cts[-1], ct_y, ct_ys)
+        ct_y = jax.tree.map(lambda ct, cts: ct + cts[slot], ct_y, ct_ys)  # fewer than `ts` may have been saved
     if ts is not None:  # where there is no time between start and end, every saved value is the initial one
         ct_y = jax.tree.map(
             lambda ct, cts: ct + jnp.where(times["t0"] == times["t1"], cts[: len(ts)].sum(0), 0), ct_y, ct_ys

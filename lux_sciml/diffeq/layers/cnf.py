@@ -73,7 +73,7 @@ class CNF(StatefulWrapper, Equation):
     takes: ClassVar = "points x"
     one_term: ClassVar = True
     lacks: ClassVar = {
-        **dict.fromkeys(("output", "saveat", "event"), "it goes from data to noise and returns the end"),
+        **dict.fromkeys(("output", "saveat", "event", "jumps"), "it goes from data to noise and returns the end"),
         "time_dependent": "its model is called with (t, x) always",
         "controlled": "a condition, (x, condition), is what its model is called with too",
     }

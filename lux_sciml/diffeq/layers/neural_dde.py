@@ -59,7 +59,7 @@ class NeuralDDE(Wrapper, Equation):
     """
 
     lacks: ClassVar = dict.fromkeys(
-        ("rtol", "atol", "stepsize_controller", "adjoint", "saveat", "event", "progress_meter", "throw"),
+        ("rtol", "atol", "stepsize_controller", "adjoint", "saveat", "event", "jumps", "progress_meter", "throw"),
         "it takes fixed steps in one scan",
     )
 

@@ -87,6 +87,8 @@ class WithCosts(StatefulWrapper):
         layer = self.layer
         if type(layer).solve is not Equation.solve:
             raise ValueError(f"a {type(layer).__name__} is not one vector field alone, and has no costs")
+        if layer.jumps is not None:
+            raise ValueError("WithCosts goes around an equation without jumps, which may not change the costs")
         if layer.saveat is not None:
             raise ValueError("WithCosts needs the end of the trajectory: build its layer with ts, not with saveat")
 

@@ -1,0 +1,183 @@
+"""Jumps at known times: closed forms, derivatives by all adjoints, doses, and what is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lux_sciml as lux
+
+TIGHT = {"rtol": 1e-10, "atol": 1e-12}
+
+
+def decay(y):
+    return -0.5 * y
+
+
+def exact(ts, times, amounts, y0):
+    """The decay with amounts added, each with its jump at its own time."""
+    ts = np.asarray(ts)[:, None]
+    since = ts - np.asarray(times)
+    return y0 * np.exp(-0.5 * ts[:, 0]) + np.sum(np.where(since >= 0, amounts * np.exp(-0.5 * since), 0), -1)
+
+
+def differences(f, x, h=1e-6):
+    steps = h * np.eye(x.size)
+    return np.array([(f(x + d) - f(x - d)) / (2 * h) for d in steps])
+
+
+def test_limits_and_saved_values():
+    """A jump at the first time, at one of `ts`, between them, and at the last; both limits of each."""
+    ts, times = np.array([0.0, 1.0, 2.0, 3.0]), [0.0, 1.0, 2.5, 3.0]
+    jumps = lux.Jumps(times, lambda t, y, ps: y + 1.0, limits=True)
+    node = lux.NeuralODE(decay, ts=ts, jumps=jumps, **TIGHT)
+    sol, _ = node(jnp.array([2.0]), {}, {})
+    np.testing.assert_allclose(sol.ys[:, 0], exact(ts, times, 1.0, 2.0), rtol=1e-8)
+    log = sol.stats["jumps"]
+    np.testing.assert_array_equal(log["times"], times)
+    np.testing.assert_allclose(log["right"], log["left"] + 1, rtol=1e-12)
+    np.testing.assert_allclose(log["right"][2], exact([2.5], times, 1.0, 2.0), rtol=1e-8)
+    left = node.replace(jumps=jumps.replace(saves="left"))(jnp.array([2.0]), {}, {})[0].ys
+    np.testing.assert_allclose(left[:, 0], sol.ys[:, 0] - np.isin(ts, times).astype(float), rtol=1e-8)
+    final, _ = node.replace(output="final")(jnp.array([2.0]), {}, {})
+    np.testing.assert_allclose(final, sol.ys[-1], rtol=1e-12)
+
+
+def test_equal_times_follow_each_other_and_time_may_run_backward():
+    jumps = lux.Jumps([1.0, 1.0, np.inf], amounts=[1.0, 2.0, 4.0])
+    node = lux.NeuralODE(jnp.zeros_like, ts=[0.0, 2.0], jumps=jumps, output="final")
+    assert node(jnp.zeros(1), {}, {})[0] == 3
+    back = node.replace(ts=[2.0, 0.0], jumps=lux.Jumps([1.5, 1.0], lambda t, y, ps: 2 * y + t))
+    assert back(jnp.zeros(1), {}, {})[0] == 4  # (0 + 1.5) * 2 + 1.0
+
+
+@pytest.mark.parametrize("adjoint", ["auto", "direct", "forward", "backsolve", "gauss"])
+def test_derivatives_by_amounts_times_and_state(adjoint):
+    ts, times = np.array([0.0, 0.7, 2.0, 3.0]), np.array([0.5, 1.0, 2.5])
+    jumps = lux.Jumps(times, amounts=[1.0, 2.0, 3.0], trainable=("times", "amounts"))
+    node = lux.NeuralODE(decay, ts=ts, jumps=jumps, adjoint=adjoint, **TIGHT)
+    ps, st = lux.setup(jax.random.key(0), node, dtype="float64")
+    assert ps.labels() == [f"jumps.{n}[{i}]" for n in ("times", "amounts") for i in range(3)]
+
+    def loss(z):
+        return jnp.sum(node(z[:1], lux.ComponentVector(z[1:], ps.layout), st)[0].ys ** 2)
+
+    def closed(z):
+        return np.sum(exact(ts, z[1:4], z[4:], z[0]) ** 2)
+
+    z = jnp.concatenate([jnp.array([2.0]), ps.data])
+    got = jax.jit(jax.jacfwd(loss) if adjoint == "forward" else jax.grad(loss))(z)
+    rtol = 1e-5 if adjoint == "direct" else 1e-6  # it differentiates the size of the first step, too
+    np.testing.assert_allclose(got, differences(closed, np.asarray(z)), rtol=rtol)
+    if adjoint == "direct":  # second derivatives, by times too
+        hessian = np.array(differences(lambda z: differences(closed, z, 1e-4), np.asarray(z), 1e-4))
+        np.testing.assert_allclose(jax.jit(jax.hessian(loss))(z), hessian, rtol=1e-4, atol=1e-4)
+
+
+def two_compartments(y):
+    return lux.ComponentVector(depot=-y["depot"], blood=y["depot"] - 0.1 * y["blood"])
+
+
+def test_an_infusion_and_a_bolus_into_a_named_component():
+    ts, start = np.linspace(0.0, 10.0, 21), lux.ComponentVector(depot=0.0, blood=0.0)
+    doses = lux.Jumps([1.0, 4.0], amounts={"depot": [5.0, 7.0]}, durations=[2.0, 0.0], trainable=("times", "durations"))
+    node = lux.NeuralODE(two_compartments, ts=ts, jumps=doses, **TIGHT)
+    ps, st = lux.setup(jax.random.key(0), node, dtype="float64")
+
+    def depot(t, begin, second, lasts):
+        in_it, after = 1 - np.exp(begin - t), (1 - np.exp(-lasts)) * np.exp(begin + lasts - t)
+        infused = np.where(t < begin, 0, np.where(t < begin + lasts, in_it, after)) * 5 / lasts
+        return infused + np.where(t >= second, 7 * np.exp(second - t), 0)
+
+    np.testing.assert_allclose(node(start, ps, st)[0].ys["depot"], depot(ts, 1.0, 4.0, 2.0), atol=1e-9)
+
+    def loss(data):  # at 2.5, in the infusion, at 3.5, after it, and after the bolus
+        ys = node(start, lux.ComponentVector(data, ps.layout), st)[0].ys["depot"]
+        return jnp.sum(ys[jnp.array([5, 7, 10])] ** 2)
+
+    want = differences(lambda x: np.sum(depot(ts[[5, 7, 10]], *x) ** 2), np.array([1.0, 4.0, 2.0]))
+    np.testing.assert_allclose(jax.grad(loss)(ps.data)[:3], want, rtol=1e-6)
+
+
+def test_times_and_doses_of_each_sample_in_the_call():
+    """As each sample alone, gradients too; an infinite time is no jump."""
+    ts = np.linspace(0.0, 10.0, 5)
+    times = jnp.array([[1.0, 2.0, jnp.inf], [0.0, 0.0, 5.0], [3.0, 6.0, 10.0]])
+    given = {"times": times, "amounts": {"depot": jnp.array([[5.0, 7.0, 1.0], [1.0, 2.0, 3.0], [1.0, 1.0, 1.0]])}}
+    node = lux.NeuralODE(two_compartments, ts=ts, jumps=lux.Jumps(), batching="vmap", **TIGHT)
+    start = lux.ComponentVector(jnp.zeros((3, 2)), lux.ComponentVector(depot=0.0, blood=0.0).layout)
+
+    def loss(given, node, start):
+        ys = node((start, given), {}, {})[0].ys.data
+        return jnp.sum(ys[..., 2, :] ** 2), ys
+
+    (_, ys), got = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)(given, node, start)
+    alone = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)
+    for i in range(3):
+        one = jax.tree.map(lambda x, i=i: x[i], given)
+        (_, want), slope = alone(one, node.replace(batching="joint"), jax.tree.map(lambda x, i=i: x[i], start))
+        np.testing.assert_allclose(ys[i], want, rtol=1e-9, atol=1e-12)
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(slope), strict=True):
+            np.testing.assert_allclose(a[i], b, rtol=1e-7, atol=1e-10)
+
+
+def test_an_effect_that_is_a_layer_and_one_that_reads_the_parameters():
+    net = lux.Dense(2, 2, jnp.tanh)
+    kick = lux.NeuralODE(lux.Lambda(jnp.zeros_like), ts=[0.0, 1.0], jumps=lux.Jumps([0.5], net), output="final")
+    ps, st = lux.setup(jax.random.key(0), kick)
+    np.testing.assert_allclose(kick(jnp.ones(2), ps, st)[0], net(jnp.ones(2), ps.jumps.effect, {})[0], rtol=1e-6)
+    split = lux.SplitODE(net, lux.Lambda(jnp.zeros_like), ts=[0.0, 1.0], output="final", batching="vmap",
+                         jumps=lux.Jumps([0.5], lambda t, y, ps: 0 * y + ps["explicit"]["bias"]))  # fmt: skip
+    ps, st = lux.setup(jax.random.key(1), split)
+    later = lux.NeuralODE(net, ts=[0.5, 1.0], output="final")(ps.explicit.bias, ps.explicit, {})[0]
+    np.testing.assert_allclose(split(jnp.ones((3, 2)), ps, st)[0], jnp.broadcast_to(later, (3, 2)), rtol=1e-4)
+
+
+def test_fixed_jumps_leave_parameters_and_the_program_without_them_as_they_are():
+    net = lux.Dense(2, 2)
+    node = lux.NeuralODE(net, ts=[0.0, 1.0])
+    ps, st = lux.setup(jax.random.key(0), node)
+    jumping = node.replace(jumps=lux.Jumps([0.5], amounts=1.0))
+    assert lux.setup(jax.random.key(0), jumping)[0].equals(ps)
+
+    def program(node):
+        return str(jax.make_jaxpr(lambda y: node(y, ps, st)[0].ys)(jnp.ones(2)))
+
+    assert "scan" not in program(node) and "scan" in program(jumping)
+    few, many = (node.replace(jumps=lux.Jumps(np.linspace(0, 1, k), amounts=1.0)) for k in (10, 50))
+    assert program(few).count(" = ") == program(many).count(" = ")  # one program, however many jumps
+
+
+def test_what_is_refused():
+    def solved(jumps, **options):
+        return lux.NeuralODE(decay, ts=[0.0, 1.0], jumps=jumps, **options)(jnp.ones(2), {}, {})[0]
+
+    def add(t, y, ps):
+        return y + 1
+
+    for make, sentence in {
+        lambda: lux.Jumps([0.5, jnp.nan], add): "got NaN at the position",
+        lambda: lux.Jumps([0.5, 0.2, 0.7], add): "these turn back",
+        lambda: lux.Jumps([0.5], add, amounts=1.0): "either an effect or amounts",
+        lambda: lux.Jumps(amounts=1.0, trainable="times"): "give times=",
+        lambda: solved(lux.Jumps([2.0], add)): "the jump at 2.0 is outside of the span of the solve, 0.0 to 1.0",
+        lambda: solved(lux.Jumps([0.5], lambda t, y, ps: y[:1])): "the effect of Jumps must keep the shape",
+        lambda: solved(lux.Jumps([0.5], lambda t, y, ps: (y, y))): "the effect of Jumps must return what its state is",
+        lambda: solved(lux.Jumps([0.5], lambda t, y, ps: y.astype("float32"))): "the effect of Jumps returns float32",
+        lambda: lux.Jumps([0.5], lambda y: y): r"a function of \(t, y, ps\), got .*: too many positional",
+        lambda: solved(lux.Jumps([0.5], amounts={"depot": 1.0})): "added to 'depot', but the state is a",
+        lambda: solved(lux.Jumps([0.5, 0.6], amounts=[1.0, 2.0, 3.0])): "have shape",
+        lambda: solved(lux.Jumps(effect=add)): "built without times, so its input ends in a dict",
+        lambda: solved(lux.Jumps([0.5], add), adjoint="implicit"): "has no derivatives of solves with jumps",
+        lambda: solved(lux.Jumps([0.5], add), throw=True): "takes no throw",
+        lambda: lux.NeuralDDE(decay, [0.5], ts=[0.0, 1.0], dt0=0.1, jumps=lux.Jumps([0.5], add)): "has no jumps",
+        lambda: lux.NeuralODE(decay, jumps=[0.5]): "expected jumps, lux.Jumps",
+    }.items():
+        with pytest.raises((TypeError, ValueError), match=sentence):
+            make()
+    traced = lux.NeuralODE(decay, ts=[0.0, 1.0], jumps=lux.Jumps(amounts=1.0))
+    for bad in (jnp.array([2.0]), jnp.array([jnp.nan])):
+        sol, _ = jax.jit(lambda t: traced((jnp.ones(1), {"times": t}), {}, {}))(bad)
+        assert jnp.isnan(sol.ys).all()
+        with pytest.raises(RuntimeError, match="a NaN or an infinity was met"):
+            lux.raise_if_failed(sol)
