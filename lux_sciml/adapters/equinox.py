@@ -9,17 +9,18 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from .._tree import in_order, is_inexact
+from .._tree import is_inexact
 from ..components import ComponentVector
 from ..components.nodes import filled, named
-from ..core import Constant, Layer, Mode, field, testmode
-from ..core.converters import checks_itself, flag, function, natural, optional
+from ..core import Constant, Layer, field, testmode
+from ..core.converters import checks_itself, function, natural, optional
 from ..core.layer import Parameters, State
 from ..core.parameters import parameter_tree
+from .adapted import Adapted
 from .template import Template, as_arrays, each, is_array
 
 
-class EquinoxLayer(Layer):
+class EquinoxLayer(Adapted):
     """What `from_equinox` makes. Fields: `template`, the module and its State without their arrays, and the options.
 
     >>> import lux_sciml as lux
@@ -31,31 +32,22 @@ class EquinoxLayer(Layer):
     make: Callable[..., Any] | None = field(default=None, converter=optional(function))
     initial: Constant | None = field(default=None, converter=optional(Constant))
     batch_axes: int = field(default=0, converter=natural, kw_only=True)
-    random: bool = field(default=False, converter=flag, kw_only=True)
-
-    def init_arguments(self):
-        return {name: value for name, value in self.options().items() if name != "initial"}
 
     def init_params(self, key):
         return self._initial(key)["ps"]
 
     def init_state(self, key):
-        st = self._initial(key)["st"]
-        return st | ({"key": key} if self.random else {}) | ({"mode": Mode.TRAIN} if self._has_modes else {})
+        return self._initial(key)["st"] | self.switches(key)
 
     def _initial(self, key: jax.Array) -> dict[str, Any]:
         """The arrays, as they were given or as they are drawn."""
-        if self.initial is not None:  # in the order of the module's fields
-            return as_arrays(in_order(self.initial.value, _arrays(*self.template.model)))
+        if self.initial is not None:
+            return as_arrays(self.initial.value)
         assert self.make is not None
         model = _with_state(self.make(key))
         if Template(model) != self.template:
             raise ValueError("the function of from_equinox makes modules of several architectures: one for every key")
         return _arrays(*model)
-
-    @property
-    def _has_modes(self) -> bool:
-        return self.random or bool(_nodes(self.template.model[0], lambda node: hasattr(node, "inference")))
 
     def bound(self, ps: dict[str, Any], st: dict[str, Any]) -> tuple[Any, eqx.nn.State | None]:
         """The module with its parameters, and its State, if it has one."""
@@ -74,20 +66,17 @@ class EquinoxLayer(Layer):
 
     def forward(self, x, ps, st):
         module, state = self.bound(ps, st)
-        testing = self._has_modes and st["mode"] is Mode.TEST
-        if testing:
+        if self.is_testing(st):
             module = eqx.nn.inference_mode(module)
-        key, next_key = jax.random.split(st["key"]) if self.random else (None, None)
+        key, st = self.keys(st)
         y, state = self._called(module, x, state, key)
-        if state is not None:
-            st = {**st, "state": _of_state(module, state)}
-        return y, {**st, "key": next_key} if self.random and not testing else st
+        return y, st if state is None else {**st, "state": _of_state(module, state)}
 
     def _called(self, module: Any, x: Any, state: Any, key: Any) -> tuple[Any, Any]:
         """The output and the next State; over the batch axes by `jax.vmap`."""
 
         def call(x, state, key):
-            given = (x,) if state is None else (x, state)
+            given = self.inputs(x) if state is None else (*self.inputs(x), state)
             out = module(*given, **({} if key is None else {"key": key}))
             return (out, None) if state is None else out
 
@@ -119,7 +108,12 @@ class EquinoxLayer(Layer):
 
 @checks_itself
 def from_equinox(
-    module: Any, state: eqx.nn.State | None = None, *, batch_axes: int = 0, random: bool | None = None
+    module: Any,
+    state: eqx.nn.State | None = None,
+    *,
+    batch_axes: int = 0,
+    spread: bool = False,
+    random: bool | None = None,
 ) -> EquinoxLayer:
     """An Equinox module as a layer: `y, st = layer(x, ps, st)` is `y = module(x)`.
 
@@ -128,6 +122,7 @@ def from_equinox(
     * `state`: the `eqx.nn.State` of a module that was made with one.
     * `batch_axes`: over how many first axes of the input the module is mapped, by `jax.vmap`: modules take one sample,
       layers a batch. `BatchNorm` takes its statistics over these axes, whatever its `axis_name`.
+    * `spread`: whether a tuple that comes in is given as several arguments, `module(*x)`.
     * `random`: whether the module is called with a `key`; by default where it has a `Dropout` of a rate above zero, or
       wants a key.
 
@@ -147,7 +142,7 @@ def from_equinox(
     """
     make = None
     if not isinstance(module, eqx.Module | tuple) and callable(module) and not isinstance(module, type):
-        make = module
+        make = function(module)
         module = make(jax.random.key(0))
     model = _with_state(module if state is None else (module, state))
     arrays = _arrays(*model)
@@ -158,7 +153,9 @@ def from_equinox(
             "`lux.Lambda(lambda x: module(x))`, is a layer"
         )
     initial = Constant(arrays) if make is None else None
-    return EquinoxLayer(model, make, initial, batch_axes=batch_axes, random=random)
+    has_modes = bool(_nodes(model[0], lambda node: hasattr(node, "inference")))
+    options = {"batch_axes": batch_axes, "spread": spread, "random": random, "has_modes": has_modes}
+    return EquinoxLayer(model, make, initial, **options)
 
 
 class EquinoxModule(eqx.nn.StatefulLayer):

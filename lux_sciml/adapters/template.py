@@ -1,6 +1,6 @@
 """What is static of another library's model, in a layer's field."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._tree import dict_map, is_inexact, is_random_key
+from ..components.nodes import Path, path_string
 from ..core import Constant
 from ..core.pickling import picklable
 
@@ -47,6 +48,28 @@ def is_array(x: Any) -> bool:
 def as_arrays(tree: Any) -> Any:
     """The arrays of a Constant as JAX's."""
     return dict_map(lambda x: x if is_random_key(x) else jnp.asarray(x), tree)
+
+
+def require_fit(expected: Any, given: Any, problem: str) -> None:
+    """Raise `ValueError`, with the first difference, where given arrays have not the expected paths and shapes."""
+
+    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+        return {path_string(path): jnp.shape(x) for path, x in paths(tree)}
+
+    ours, theirs = shapes(expected), shapes(given)
+    for path in [*ours, *(path for path in theirs if path not in ours)]:
+        if ours.get(path) != theirs.get(path):
+            texts = [str(found[path]) if path in found else "not there" for found in (ours, theirs)]
+            raise ValueError(f"{problem}: `{path}` should be {texts[0]}, and is {texts[1]}")
+
+
+def paths(tree: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """Everything in nested dicts that is no dict, with its path."""
+    if not isinstance(tree, Mapping):
+        yield path, tree
+        return
+    for name, child in tree.items():
+        yield from paths(child, (*path, name))
 
 
 def each(f: Callable[..., Any], tree: Any, *others: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from .._tree import exact_key
+from .._tree import dict_map, exact_key
 from .pickling import picklable
 from .static import is_random_key, is_traced
 from .text import LONG, PLAIN_DTYPES, elements_text, value_text
@@ -37,7 +37,7 @@ class Constant:
             value = value.value
         if type(value) in (list, tuple) or dtype is not None:
             value = np.asarray(value, dtype)
-        value = jax.tree.map(_read_only, value)
+        value = dict_map(_read_only, value)
         key = exact_key(value)
         vars(self).update(value=value, _key=key, _hash=hash(key))
 
