@@ -1,12 +1,13 @@
 """Flax Linen: a module as a layer, with its collections as parameters and state."""
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from .._tree import in_order
+from .._tree import exact_key, in_order
 from ..core import Constant, field
 from ..core.converters import checks_itself, optional
 from ..core.layer import Parameters, State
@@ -16,10 +17,34 @@ from .libraries import library
 from .template import as_arrays, each, require_fit
 
 
+class LinenModule(Constant):
+    """A module in a layer's field, compared by its class and its options: lists among these have no hash."""
+
+    def __init__(self, module: Any):
+        module = module.value if isinstance(module, Constant) else module
+        key = _key(module)
+        vars(self).update(value=module, _key=key, _hash=hash(key))
+
+    def __reduce__(self):
+        return LinenModule, (self.value,)
+
+    def _as_text(self, exact: bool) -> str:
+        return f"<{type(self.value).__name__}>"
+
+
+def _key(value: Any) -> Hashable:
+    if isinstance(value, list | tuple):
+        return (type(value), *map(_key, value))
+    if not isinstance(value, library("flax.linen").Module):
+        return exact_key(value)
+    names = [field.name for field in dataclasses.fields(value) if field.name != "parent"]
+    return (type(value), *((name, _key(getattr(value, name, None))) for name in names))
+
+
 class LinenLayer(Adapted):
     """What `from_linen` makes. Fields: `module`, `example`, the shapes of an input, and the options."""
 
-    module: Any
+    module: LinenModule = field(converter=LinenModule)
     example: Constant = field(converter=Constant)
     initial: Constant | None = field(default=None, converter=optional(Constant))
     rngs: tuple[str, ...] = field(default=(), kw_only=True)
@@ -38,7 +63,7 @@ class LinenLayer(Adapted):
         """All collections, drawn anew."""
         example = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.example.value["x"])
         keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(("params", *self.rngs))}
-        return plain(self.module.init(keys, *self.inputs(example), **self.test))
+        return plain(self.module.value.init(keys, *self.inputs(example), **self.test))
 
     def forward(self, x, ps, st):
         key, st = self.keys(st)
@@ -50,7 +75,7 @@ class LinenLayer(Adapted):
         """The output and the collections that may change."""
         rngs = None if key is None else {name: jax.random.fold_in(key, i) for i, name in enumerate(self.rngs)}
         mutable = [name for name in variables if name != "params"]
-        return self.module.apply(variables, *self.inputs(x), rngs=rngs, mutable=mutable, **options)
+        return self.module.value.apply(variables, *self.inputs(x), rngs=rngs, mutable=mutable, **options)
 
 
 @checks_itself
@@ -113,7 +138,7 @@ def to_linen(layer: LinenLayer, ps: Parameters, st: State) -> tuple[Any, dict[st
     """
     if not isinstance(layer, LinenLayer):
         raise TypeError(f"to_linen takes a layer that from_linen made, got a {type(layer).__name__}")
-    return layer.module, {"params": parameter_tree(layer, ps), **st.get("variables", {})}
+    return layer.module.value, {"params": parameter_tree(layer, ps), **st.get("variables", {})}
 
 
 def plain(variables: Any) -> dict[str, Any]:

@@ -64,8 +64,8 @@ def picklable(value: Any) -> Any:
     """`value` with functions such as `jnp.tanh`, which pickle cannot find where they say they live, by import path."""
     if type(value) is tuple:
         return tuple(map(picklable, value))
-    if isinstance(value, FrozenDict):
-        return FrozenDict({key: picklable(item) for key, item in value.items()})
+    if type(value) in (dict, FrozenDict):
+        return type(value)({key: picklable(item) for key, item in value.items()})
     if isinstance(value, functools.partial):
         keywords = {name: picklable(item) for name, item in value.keywords.items()}
         return functools.partial(picklable(value.func), *map(picklable, value.args), **keywords)

@@ -120,7 +120,7 @@ def field(rngs):
 
 
 def test_modules_stand_in_solves_and_files(tmp_path):
-    net = lux.Chain(from_nnx(field, spread=True), from_linen(nn.Dense(2), X[0]), jnp.tanh)
+    net = lux.Chain(from_nnx(field, spread=True), from_linen(nn.Sequential([nn.Dense(2)]), X[0]), jnp.tanh)
     node = lux.NeuralODE(net, ts=[0.0, 1.0], time_dependent=True, output="final")
     ps, st = lux.setup(KEY, node)
     lux.save(tmp_path / "ps.safetensors", ps)
@@ -142,7 +142,7 @@ def test_what_does_not_fit_is_told():
         (
             lambda: from_linen(nn.Dense(3), X, variables=other),
             ValueError,
-            r"`params.kernel` should be \(2, 3\), and is",
+            r"`params.bias` should be \(3,\), and is \(5,\)",
         ),
         (lambda: from_nnx(lambda rngs: nnx.Sequential(jnp.tanh)), ValueError, "the Sequential has no parameters"),
         (lambda: from_linen(nn.Sequential([jnp.tanh]), X), ValueError, "the Sequential has no parameters"),
