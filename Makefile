@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo tutorials test test-extras lint format bench clean
+.PHONY: demo tutorials docs test test-extras lint format bench clean
 
 demo: $(VENV)/plot
 	$(BIN)/python tutorials/lynx_hare.py
@@ -12,6 +12,10 @@ demo: $(VENV)/plot
 # All of them, some minutes each; plots and parameters go to demo_output.
 tutorials: $(VENV)/tutorials
 	for script in tutorials/*.py; do $(BIN)/python $$script || exit 1; done
+
+# The site, in docs/_build/html; a warning is an error.
+docs: $(VENV)/docs
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
 
 # All but large cross products of options.
 test: $(VENV)/test
@@ -43,4 +47,4 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache .hypothesis demo_output
+	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache .hypothesis demo_output docs/_build docs/api

@@ -1,9 +1,13 @@
 """The code of docs/ and CONTRIBUTING.md runs, in the order it stands there; that of docs/export.md elsewhere."""
 
+import ast
 import re
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+
+import lux_sciml as lux
 
 DOCS = Path(__file__).parent.parent / "docs"
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
@@ -33,6 +37,48 @@ def test_training(capsys):
     assert "all 320 steps made" in capsys.readouterr().out
     assert page["result"].history["loss"].shape == (160, 3) and page["result"].best.step.shape == (3,)
     assert page["state"].step == 320
+
+
+def test_index():
+    assert run("index.md")["result"].value < 1e-5
+
+
+def test_start():
+    page = run("start.md")
+    assert page["result"].value < 1e-3
+    assert jnp.abs(page["learned"][:, 0] + jnp.sin(page["angles"][:, 0])).max() < 0.1
+
+
+def test_state(capsys):
+    assert run("state.md")["y"].shape == (2,)
+    assert "layer_1" in capsys.readouterr().out
+
+
+def test_debugging(capsys):
+    run("debugging.md")
+    first, second = capsys.readouterr().out.splitlines()
+    assert "`layer_1`" in first and "max_steps was reached" in second
+
+
+def test_coming_from():
+    page = run("coming_from.md")
+    assert jnp.allclose(page["sol"].ys, page["same"].ys, atol=1e-3)
+    assert abs(page["fit"].params.rate - 0.7) < 0.05 and page["state"].step == 10
+
+
+def test_errors_that_are_explained_are_there():
+    trees = [ast.parse(path.read_text()) for path in Path(lux.__file__).parent.rglob("*.py")]
+    messages = [text(node) for tree in trees for node in ast.walk(tree)]
+    explained = re.findall(r"^\| `([^`]*)` \|", (DOCS / "errors.md").read_text(), re.MULTILINE)
+    assert len(explained) > 20
+    assert [part for part in explained if not any(part in message for message in messages)] == []
+
+
+def text(node):
+    """A string, also one with values in it, without these."""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
 
 
 def test_contributing():

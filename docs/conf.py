@@ -1,0 +1,89 @@
+"""The site of the documentation: `make docs` builds it into docs/_build/html."""
+
+import inspect
+import re
+from pathlib import Path
+
+import lux_sciml
+
+project = "lux_sciml"
+author = "The lux_sciml developers"
+project_copyright = "2026, the lux_sciml developers"
+release = lux_sciml.__version__
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx-mathjax-offline",
+    "sphinx_copybutton",
+    "sphinx_design",
+]
+exclude_patterns = ["_build"]
+templates_path = ["templates"]
+default_role = "code"  # docstrings mark code by single backticks
+
+autodoc_typehints = "none"  # signatures are read by people: the docstrings say shapes
+autodoc_member_order = "bysource"
+autodoc_inherit_docstrings = False  # those of other libraries are not in this markup
+autosummary_generate = True
+python_maximum_signature_line_length = 100
+
+myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
+myst_heading_anchors = 3
+nb_execution_mode = "off"  # tutorials come with what `make tutorials` has run
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
+html_theme = "furo"
+html_title = "lux_sciml"
+html_static_path = []
+html_theme_options = {"navigation_with_keys": True}
+
+ROOMS = {
+    "components": "Vectors with names",
+    "core": "The contract of layers",
+    "nn": "Layers",
+    "parameters": "What is done to parameters",
+    "constraints": "Constraints",
+    "initializers": "Initializers",
+    "activations": "Activations",
+    "losses": "Losses",
+    "derivatives": "Derivatives",
+    "optimize": "Fitting",
+    "diffeq": "Differential equations",
+    "equilibrium": "Equilibria",
+    "inference": "Inference",
+    "training": "Training",
+    "export": "Export",
+    "plot": "Plots",
+    "testing": "Testing",
+    "compilation": "Compilation",
+}
+
+
+def public_names(room):
+    """The names that a room lists, and those that its `__init__` imports from its files by an alias."""
+    there = {name: value for name, value in vars(room).items() if not name.startswith("_")}
+    mine = [name for name, value in there.items() if getattr(value, "__module__", "").startswith(room.__name__)]
+    return sorted({*getattr(room, "__all__", ()), *mine} - {"T"}, key=str.lower)
+
+
+def with_plurals(app, what, name, obj, options, lines):
+    """`Layer`s is code and a letter."""
+    lines[:] = [re.sub(r"(`[^`]+`)(?=[a-z])", r"\1\\ ", line) for line in lines]
+
+
+def setup(app):
+    """Write a page for each room, with all its public names; a page for each of these is made by autosummary."""
+    app.connect("autodoc-process-docstring", with_plurals)
+    folder = Path(app.srcdir) / "api"
+    folder.mkdir(exist_ok=True)
+    for name, title in ROOMS.items():
+        room = getattr(lux_sciml, name)
+        lines = [title, "=" * len(title), "", f".. currentmodule:: {room.__name__}", ""]
+        lines += [inspect.getdoc(room) or "", "", ".. autosummary::", "   :toctree: names", "   :nosignatures:", ""]
+        text = "\n".join([*lines, *(f"   {found}" for found in public_names(room))]) + "\n"
+        page = folder / f"{name}.rst"
+        if not page.exists() or page.read_text() != text:
+            page.write_text(text)
