@@ -13,8 +13,9 @@ import lux_sciml as lux
 
 PACKAGE = Path(lux.__file__).parent
 ROOMS = """
-_compat _forward_laplacian _platform _tree series activations initializers losses components derivatives core nn
-parameters optimize diffeq equilibrium inference training adapters export distributed testing plot compilation command
+_compat _forward_laplacian _libraries _platform _tree series activations initializers losses components derivatives core
+nn parameters optimize diffeq equilibrium inference training adapters export distributed testing plot compilation
+command
 """.split()  # each imports only from those before it
 
 

@@ -6,13 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .._libraries import library
 from ..components.nodes import filled, named
 from ..core import Constant, field
 from ..core.converters import checks_itself, function, optional
 from ..core.layer import Parameters, State
 from ..core.parameters import parameter_tree
 from .adapted import Adapted, mode_arguments
-from .libraries import library
 from .template import Template, as_arrays, each
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from .._libraries import library
 from .._tree import is_inexact
 from ..components import safetensors
 from ..core import Layer
@@ -16,7 +17,6 @@ from ..core.layer import Parameters, State
 from ..core.parameters import parameter_tree
 from ..core.printing import brief
 from ..parameters.paths import like_parameters, value_at, with_value
-from .libraries import library
 from .pytorch_entries import Entry
 from .pytorch_matching import COUNTER, Match, Unit, Walk, flattened_channels, matches
 

@@ -88,7 +88,7 @@ def named(tree: Any, of: Callable[[Any], bool], is_leaf: Callable[[Any], bool] |
     {'a': {'1': 2.0}}
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf)
-    return nest((_names(path), leaf) for path, leaf in leaves if of(leaf))
+    return nest((key_names(path), leaf) for path, leaf in leaves if of(leaf))
 
 
 def filled(tree: Any, of: Callable[[Any], bool], values: Any, is_leaf: Callable[[Any], bool] | None = None) -> Any:
@@ -99,12 +99,13 @@ def filled(tree: Any, of: Callable[[Any], bool], values: Any, is_leaf: Callable[
     """
 
     def one(path: Any, leaf: Any) -> Any:
-        return functools.reduce(operator.getitem, _names(path), values) if of(leaf) else leaf
+        return functools.reduce(operator.getitem, key_names(path), values) if of(leaf) else leaf
 
     return jax.tree_util.tree_map_with_path(one, tree, is_leaf=is_leaf)
 
 
-def _names(path: Any) -> tuple[str, ...]:
+def key_names(path: Any) -> tuple[str, ...]:
+    """The names in a path of JAX's."""
     return tuple(str(_key(entry)) for entry in path)
 
 

@@ -10,12 +10,14 @@ import numpy as np
 from jax import lax
 
 from .._compat import made_in_current_trace
+from .._libraries import library
 from .._tree import is_traced
 from .arithmetic import NamedArray, fill, make, register
 from .layout import Layout, as_layout
 from .nodes import DICT, NONE, Path, Static, is_path
 from .printing import attributes, completions, show, table, table_html
 from .split import split
+from .tables import from_pandas, to_pandas
 from .updates import At, numbers, updated, updates
 
 
@@ -330,6 +332,35 @@ class ComponentVector(NamedArray):
         """A vector with its own copy of the data."""
         return _make(jnp.array(self.data, copy=True), self.layout)
 
+    def to_pandas(self) -> Any:
+        """A pandas Series by the `labels` of the elements; of a batch of vectors `(batch, n)` a DataFrame.
+
+        Needs `pip install lux-sciml[tables]`, and raises `ImportError` without it.
+
+        >>> ComponentVector(a=1, b=[2, 3]).to_pandas()  # doctest: +SKIP
+        component
+        a       1.0
+        b[0]    2.0
+        b[1]    3.0
+        dtype: float32
+        """
+        return to_pandas(self.data, self.layout)
+
+    @classmethod
+    def from_pandas(cls, table: Any, like: "Layout | ComponentVector | None" = None) -> "ComponentVector":
+        """The vector of a Series by label, or a batch of vectors from a DataFrame whose columns are labels.
+
+        With `like`, a vector or its layout, the elements are found by label, in any order, and cast to its type;
+        without, labels such as `layer_0.weight[0,3]` say what the components are, nested dicts by their dots. Raises
+        `ValueError` for labels that are missing, unknown or there twice, `TypeError` for elements that are no numbers.
+
+        >>> p = ComponentVector(a=1, b=[2, 3])
+        >>> ComponentVector.from_pandas(p.to_pandas()[::-1], like=p).equals(p)  # doctest: +SKIP
+        True
+        """
+        data, layout = from_pandas(table, None if like is None else as_layout(like).in_force())
+        return cls(jnp.asarray(data, None if like is None else layout.flat_dtype), layout)
+
     # --- showing --------------------------------------------------------------------------------------------
 
     def __repr__(self) -> str:
@@ -348,6 +379,14 @@ class ComponentVector(NamedArray):
 
     def _repr_html_(self) -> str:
         return table_html(self.data, self.layout)
+
+    def __rich_repr__(self) -> Iterator[Any]:
+        yield from self.items() if self.layout.children and not self.layout.is_sequence else [self.data]
+
+    def __treescope_repr__(self, path: str | None, subtree_renderer: Any) -> Any:
+        return library("treescope").repr_lib.render_dictionary_wrapper(
+            object_type=type(self), wrapped_dict=dict(self.items()), path=path, subtree_renderer=subtree_renderer
+        )
 
 
 _STACK = object()  # beside the names among the kept parts

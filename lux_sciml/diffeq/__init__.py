@@ -40,6 +40,7 @@ from .layers.split_ode import SplitODE
 from .layers.with_costs import WithCosts
 from .paths import control_path as control_path
 from .solvers.symplectic import Verlet, Yoshida4
+from .tables import solution_to_xarray
 
 __all__ = [
     "CNF",
@@ -72,5 +73,6 @@ __all__ = [
     "WithCosts",
     "Yoshida4",
     "raise_if_failed",
+    "solution_to_xarray",
     "vector_field",
 ]

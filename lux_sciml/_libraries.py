@@ -7,10 +7,10 @@ from typing import Any
 def library(name: str, install: str = "lux-sciml[adapters]") -> Any:
     """A module by its name. Raises `ImportError` that says how it is installed.
 
-    >>> library("no_such_library")
+    >>> library("no_such_library", "lux-sciml[plot]")
     Traceback (most recent call last):
     ...
-    ImportError: no_such_library is not installed: pip install lux-sciml[adapters]
+    ImportError: no_such_library is not installed: pip install lux-sciml[plot]
     """
     try:
         return importlib.import_module(name)
