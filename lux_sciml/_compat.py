@@ -12,6 +12,7 @@ jaxprs, their equations, contexts and constants   jax 0.10 to 0.12    `minimize`
 `jax._src.dtypes.canonicalize_value`              jax 0.10 to 0.12    NumPy arrays that a loss reads clear JAX's caches
 `jax.experimental.xla_metadata`                   jax 0.10 to 0.12    vectors are cut by one `lax.split`
 equations of a jaxpr, run one by one              jax 0.10 to 0.12    Laplacians take one direction after the other
+`jax._src.distributed.global_state`               jax 0.10 to 0.12    of processes that are gone JAX tells, later
 `jax.experimental.jax2tf`                         jax 0.10 to 0.12    neither SavedModel nor TFLite can be written
 the StableHLO version that `jax.export` writes     jax 0.10 to 0.12    TensorFlow may know fewer programs
 parameters of equations in a jaxpr                jax 0.10 to 0.12    what a traced call returns counts as updated
@@ -361,6 +362,28 @@ def for_tensorflow() -> Iterator[None]:
         yield
     finally:
         exporting.hlo = module
+
+
+def coordination() -> tuple[str, int, int, Callable[[str | None], str]] | None:
+    """Of `jax.distributed`: the first process's address, this one, how many, and a way to share one text of the first.
+
+    `None` where this is not known.
+    """
+    try:
+        from jax._src.distributed import global_state
+
+        client: Any = global_state.client
+        address, index, count = global_state.coordinator_address, global_state.process_id, global_state.num_processes
+        send, receive = client.key_value_set, client.blocking_key_value_get
+    except (ImportError, AttributeError):
+        return None
+
+    def share(text: str | None) -> str:
+        if text is not None:
+            send("lux_sciml", text)
+        return text or receive("lux_sciml", 60_000)
+
+    return (str(address), int(index), int(count), share)
 
 
 def to_tensorflow(function: Callable[..., Any], specs: Iterable[Any], **options: Any) -> Callable[..., Any]:

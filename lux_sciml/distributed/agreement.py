@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,6 +12,7 @@ from jax.experimental import multihost_utils
 
 from .._compat import equations
 from .._tree import describe, is_random_key
+from ..components import ComponentVector
 
 
 def gathered(x: np.ndarray) -> np.ndarray:
@@ -79,9 +81,8 @@ def require_same_values(tree: Any) -> None:
     """Raise `ValueError`, naming the first path, where the arrays of a tree differ between processes."""
     if jax.process_count() == 1:
         return
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
-    shapes = "; ".join(f"{name} {describe(x)}" for name, (_, x) in zip(names, leaves, strict=True))
+    leaves = dict(_named(tree))
+    shapes = "; ".join(f"{name} {describe(x)}" for name, x in leaves.items())
     found = gathered(np.frombuffer(_digest(shapes), np.uint8))
     if (found != found[0]).any():
         other = int(np.argmax((found != found[0]).any(1)))
@@ -89,14 +90,30 @@ def require_same_values(tree: Any) -> None:
             f"the states of processes 0 and {other} have other entries; those of process {jax.process_index()} are "
             f"{shapes[:500]}"
         )
-    found = gathered(np.stack([np.frombuffer(_checksum(x), np.uint8) for _, x in leaves]))
-    for i, name in enumerate(names):
+    found = gathered(np.stack([np.frombuffer(_checksum(x), np.uint8) for x in leaves.values()]))
+    for i, name in enumerate(leaves):
         differ = (found[:, i] != found[0, i]).any(1)
         if differ.any():
             raise ValueError(
                 f"`{name}` of processes 0 and {int(np.argmax(differ))} differ: make it from the same key in all "
                 "processes, or pass broadcast=True to take those of process 0"
             )
+
+
+def _named(tree: Any) -> Iterator[tuple[str, Any]]:
+    """The arrays by their paths, those in vectors by their names."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: isinstance(x, ComponentVector))
+    for path, x in leaves:
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        if not isinstance(x, ComponentVector):
+            yield name, x
+        elif x.data.shape[-1:] != (x.layout.size,):
+            yield name, x.data
+        else:
+            data = np.asarray(x.data)
+            for leaf in x.layout.blocks:
+                here = data[..., leaf.offset : leaf.offset + leaf.size]
+                yield f"{name}.{x.layout.name(leaf.path)}".strip("."), here
 
 
 def broadcast(tree: Any) -> Any:

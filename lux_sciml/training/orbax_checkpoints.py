@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from .._tree import is_random_key
 from ..components import ComponentMatrix, ComponentVector
@@ -35,7 +36,8 @@ class OrbaxCheckpoints(Checkpoints):
     * With `asynchronous=True`, `save` returns once the arrays are in the host's memory.
 
     A folder gets its name when it is complete; what killed processes left is removed when the next run begins. There is
-    no checksum of the arrays beyond those of Orbax. The devices are those of one process.
+    no checksum of the arrays beyond those of Orbax. Several processes, joined by `lux.distributed.initialize`, write
+    and read together, each the parts of its own devices, in a folder that all of them see.
 
     Needs `pip install lux-sciml[orbax]`, and raises `ImportError` without it, else as `Checkpoints` does.
 
@@ -43,6 +45,7 @@ class OrbaxCheckpoints(Checkpoints):
     'step_000000001000.orbax'
     """
 
+    of_processes = True
     _ending = ".orbax"
 
     def save(self, step: int, tree: Any, metric: float | None = None) -> None:
@@ -54,8 +57,9 @@ class OrbaxCheckpoints(Checkpoints):
         about = {"tree": document, "arrays": kinds, "metric": metric}
         full = {name: x if isinstance(x, jax.Array) else np.asarray(x) for name, x in arrays.items() if x.size}
         path, writer = self.path(step).absolute(), _checkpointer()
-        if path.exists():
+        if _first() and path.exists():
             path.rename(_aside(path))
+        _together()
         try:
             writer.save(path, {**full, _FILLER: np.zeros(1, np.uint8)}, custom_metadata=about)
         except BaseException:
@@ -67,24 +71,35 @@ class OrbaxCheckpoints(Checkpoints):
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Inside, no other process writes into the folder. Raises `RuntimeError` where one does."""
+        """Inside, no other run writes into the folder. Raises `RuntimeError` where one does."""
         _checkpointer().close()  # without Orbax, this is known before the first step
-        with super().writing():
-            self._tidy("step_")
+        with contextlib.ExitStack() as stack:
+            refused: RuntimeError | None = None
+            if _first():
+                try:
+                    stack.enter_context(super().writing())
+                    self._tidy("step_")
+                except RuntimeError as error:
+                    refused = error
+            if _together(refused is not None):
+                raise refused or RuntimeError(f"process 0 cannot write checkpoints to {str(self.folder)!r}")
             yield
+            self.wait()
 
     def _finish(self, writer: Any, path: Path) -> None:
         try:
             writer.wait_until_finished()
         finally:
             self._close(writer, path)
-        self._prune()
+        if _first():
+            self._prune()
 
     def _close(self, writer: Any, path: Path) -> None:
         try:
             writer.close()
         finally:
-            self._tidy(path.name)
+            if _first():
+                self._tidy(path.name)
 
     def _tidy(self, start: str) -> None:
         """Remove what was not completed, and put back what it was to replace, of names that start so."""
@@ -142,6 +157,18 @@ def _checkpointer() -> Any:
     except ImportError as error:
         raise ImportError("OrbaxCheckpoints writes with Orbax: pip install lux-sciml[orbax]") from error
     return orbax.StandardCheckpointer()
+
+
+def _first() -> bool:
+    """Whether this process is the one that renames and removes."""
+    return jax.process_index() == 0
+
+
+def _together(failed: bool = False) -> bool:
+    """Wait for all processes; whether one of them has failed."""
+    if jax.process_count() == 1:
+        return failed
+    return bool(np.any(multihost_utils.process_allgather(np.asarray(failed))))
 
 
 def _aside(path: Path) -> Path:
