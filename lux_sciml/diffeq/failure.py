@@ -176,8 +176,23 @@ class _StepTo(diffrax.StepTo):
     init = unchecked(diffrax.StepTo.init)
 
 
+class _ConstantStepSize(diffrax.ConstantStepSize):
+    """`diffrax.ConstantStepSize`, whose steps end at the same times in a solve and where its gradient repeats it.
+
+    They are quotients by the number of steps, and XLA multiplies by the inverse where it knows that number: in one of
+    the two programs. A time that is saved where a step ends would be in one step here and in the next one there, and
+    its cotangent in neither.
+    """
+
+    def adapt_step_size(self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state):
+        controller_state = lax.optimization_barrier(controller_state)
+        return super().adapt_step_size(t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state)
+
+
 def guarded(controller: diffrax.AbstractStepSizeController) -> diffrax.AbstractStepSizeController:
-    """An adaptive controller with the guard; others, which never shrink their steps, without callbacks."""
+    """An adaptive controller with the guard; others, which never shrink their steps, without callbacks, and exact."""
+    if type(controller) is diffrax.ConstantStepSize:
+        return _ConstantStepSize()
     if type(controller) is diffrax.StepTo:
         return _StepTo(controller.ts)
     if isinstance(controller, diffrax.AbstractAdaptiveStepSizeController):

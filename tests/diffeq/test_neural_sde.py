@@ -192,3 +192,14 @@ def test_too_few_steps_are_nan():
 def test_bad_input_is_one_sentence(make, sentence):
     with pytest.raises(ValueError, match=sentence):
         make()
+
+
+def test_gradients_of_values_saved_where_steps_end():
+    """0.6 as a save time is one unit in the last place after the end of a step."""
+    sde = lux.NeuralDSDE(lux.Dense(1, 1), lux.Dense(1, 1), ts=np.linspace(0.0, 1.0, 6), dt0=0.1, output="ys")
+    ps, st = lux.setup(jax.random.key(0), sde, dtype=jnp.float64)
+    call = jax.jit(lambda p: sde(jnp.ones(1), p, st)[0][:, 0])
+    reverse = jax.jit(jax.jacrev(call))(ps)
+    for i in range(2):
+        step = 1e-6 * jnp.eye(ps.size)[i]
+        np.testing.assert_allclose(reverse.data[:, i], (call(ps + step) - call(ps - step)) / 2e-6, rtol=1e-6, atol=1e-8)
