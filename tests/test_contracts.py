@@ -198,6 +198,14 @@ def half_square(p):
     return jnp.sum(p**2, -1) / 2
 
 
+def last_observed(tx):
+    return jnp.asarray(tx[1])[..., -1, :]
+
+
+def joined(pair):
+    return jnp.concatenate(pair, -1)
+
+
 def one_noise(g):
     return g[..., None]
 
@@ -244,6 +252,14 @@ LAYERS += [
         ),
         (np.array([0.0, 0.2, 0.5, 1.0]), np.array([[0.3, 1.0], [-1.0, 0.0], [0.0, 0.0], [0.7, 2.0]])),
         SOLVE | REVERSE,
+    ),
+    (
+        lux.LatentSDE(
+            last_observed, lux.Dense(1, 4), lux.Chain(joined, lux.Dense(3, 2, jnp.tanh)), RATE, jnp.exp,
+            lux.Dense(2, 1), 2, dt0=0.1, max_steps=4, adjoint=diffrax.DirectAdjoint(),
+        ),
+        OBSERVED,
+        SOLVE | REVERSE | {"differentiable_input": False},  # a Brownian path has no derivative by its times
     ),
     (lux.WithCosts(lux.NeuralODE(RATE, **FIXED), ("kinetic", "jacobian", "acceleration")), Y, SOLVE),
     (

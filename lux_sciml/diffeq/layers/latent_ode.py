@@ -1,6 +1,6 @@
 """LatentODE: a variational autoencoder of time series with a differential equation in its latent space."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import diffrax
 import jax
@@ -28,6 +28,22 @@ class LatentPath(NamedTuple):
     xs: jax.Array
     mean: jax.Array
     log_variance: jax.Array
+
+    @property
+    def kl(self) -> jax.Array:
+        """The divergence of where the path starts from N(0, 1), `(...)`."""
+        spread = self.mean**2 + jnp.exp(self.log_variance) - 1 - self.log_variance
+        return 0.5 * jnp.sum(spread, axis=-1)
+
+
+@runtime_checkable
+class Reconstruction(Protocol):
+    """What `elbo` takes: a reconstruction of the data, and the divergence `kl` of the latent path from its prior."""
+
+    @property
+    def xs(self) -> jax.Array: ...
+    @property
+    def kl(self) -> jax.Array: ...
 
 
 class LatentODE(Container):
@@ -105,15 +121,16 @@ class LatentODE(Container):
         return LatentPath(xs, mean, log_variance), st
 
 
-def elbo(path: LatentPath, xs: jax.Array | Series, *, noise: Any, kl_weight: Any = 1.0) -> jax.Array:
-    r"""The evidence lower bound of the data under a `LatentODE`, averaged over the batch: to be maximized.
+def elbo(path: Reconstruction, xs: jax.Array | Series, *, noise: Any, kl_weight: Any = 1.0) -> jax.Array:
+    r"""The evidence lower bound of the data under a `LatentODE` or a `LatentSDE`, averaged over the batch.
 
     .. math::
-        \log N(x; \hat{x}, \mathrm{noise}^2) - w\, KL(N(m, \sigma^2)\, \|\, N(0, 1))
+        \log N(x; \hat{x}, \mathrm{noise}^2) - w\, KL(q\, \|\, p)
 
-    summed over times and channels, without those that are NaN, and over the latent space. `xs` has the shape of
-    `path.xs`, or is a `lux.diffeq.Series`, and `noise` is a standard deviation that broadcasts to it, both real
-    whatever the type of the data; `kl_weight`, the `w`, may grow in training.
+    of the latent path's distributions given the data and before them, for a `LatentODE` :math:`N(m, \sigma^2)` and N(0,
+    1); summed over times and channels, without those that are NaN, and over the latent space: to be maximized. `xs`
+    has the shape of `path.xs`, or is a `lux.diffeq.Series`, and `noise` is a standard deviation that broadcasts to it,
+    both real whatever the type of the data; `kl_weight`, the `w`, may grow in training.
 
     Kingma and Welling, "Auto-encoding variational Bayes", ICLR 2014. Raises `ValueError` for data of another shape.
 
@@ -132,6 +149,5 @@ def elbo(path: LatentPath, xs: jax.Array | Series, *, noise: Any, kl_weight: Any
     scaled = jnp.where(missing, 0, jnp.where(missing, 0, xs) - path.xs) / noise
     log_density = -0.5 * (scaled**2 + jnp.log(2 * jnp.pi * noise**2))
     likelihood = jnp.sum(jnp.where(missing, 0, log_density), axis=(-2, -1))
-    spread = path.mean**2 + jnp.exp(path.log_variance) - 1 - path.log_variance
-    bound = jnp.mean(likelihood - kl_weight * 0.5 * jnp.sum(spread, axis=-1))
+    bound = jnp.mean(likelihood - kl_weight * path.kl)
     return bound if half is None else bound.astype(half)

@@ -1,6 +1,7 @@
 """NeuralSDE and NeuralDSDE: layers whose output is a solution of a stochastic differential equation."""
 
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import diffrax
 import equinox as eqx
@@ -13,8 +14,7 @@ from ..._tree import describe, is_traced
 from ...components import ComponentVector
 from ...core import Constant, Container, Layer, as_layer, field
 from ...core.converters import count, optional
-from ..equation import Equation, Fields, diffeqsolve, solver_object
-from ..field import Field
+from ..equation import Equation, Fields, Problem, diffeqsolve, solver_object
 from ..times import save_times
 
 
@@ -32,12 +32,8 @@ class _StochasticEquation(Container, Equation):
 
     def __check_init__(self):
         if self.ts is not None:
-            _require_forward(np.asarray(self.ts))
-        if self.stepsize_controller is None and (self.dt0 is None or not self.has_default("rtol", "atol")):
-            raise ValueError(
-                f"a {type(self).__name__} takes fixed steps, `dt0=...`, or adaptive ones with a solver that estimates "
-                "its error, `stepsize_controller=diffrax.PIDController(rtol, atol)`"
-            )
+            require_forward(np.asarray(self.ts))
+        require_steps(self)
 
     def init_state(self, key):
         return {**super().init_state(key), "key": jax.random.fold_in(key, len(self))}
@@ -45,7 +41,7 @@ class _StochasticEquation(Container, Equation):
     def problem(self, x, ps, st):
         problem, st = super().problem(x, ps, st)
         if not is_traced(problem.ts):
-            _require_forward(np.asarray(problem.ts))
+            require_forward(np.asarray(problem.ts))
         key, next_key = jax.random.split(st["key"])
         if self.batching == "vmap":
             key = jax.random.split(key, jnp.shape(jax.tree.leaves(problem.y0)[0])[:1])
@@ -59,19 +55,36 @@ class _StochasticEquation(Container, Equation):
         return diffeqsolve(self, self.terms(fields), y0, fields)
 
     def terms(self, fields):
-        problem = fields.problem
-        y0, ts = problem.y0, problem.ts
-        diffusion = _Diffusion(fields["diffusion"], type(self).__name__, self.diagonal)
-        g0 = jax.eval_shape(diffusion, ts[0], y0, fields.ps)
-        if self.diagonal:
-            motions = jax.tree.map(lambda y: jax.ShapeDtypeStruct(y.shape, y.dtype), y0)
-        else:
-            y, g = jax.tree.leaves(y0)[0], jax.tree.leaves(g0)[0]
-            motions = jax.ShapeDtypeStruct((*y.shape[:-1], g.shape[-1]), y.dtype)
-        fixed = self.dt0 if self.stepsize_controller is None else None
-        tol = (ts[-1] - ts[0]) / 2**16 if fixed is None else fixed / 2
-        path = BrownianTree(ts[0], ts[-1], tol, motions, problem.data, _levy_area(self.option("solver")))
-        return diffrax.MultiTerm(diffrax.ODETerm(fields["drift"]), _Noise(diffusion, path, self.diagonal))
+        return stochastic_terms(
+            self, fields["drift"], fields["diffusion"].value, fields.problem, fields.ps, self.diagonal
+        )
+
+
+def stochastic_terms(
+    equation: Equation, drift: Callable, diffusion: Callable, problem: Problem, ps: Any, diagonal: bool
+) -> diffrax.MultiTerm:
+    """The terms `drift(t, y, ps) dt + diffusion(t, y, ps) dW`; the random key of the path is the problem's `data`."""
+    y0, ts = problem.y0, problem.ts
+    diffusion = _Diffusion(diffusion, type(equation).__name__, diagonal)
+    g0 = jax.eval_shape(diffusion, ts[0], y0, ps)
+    if diagonal:
+        motions = jax.tree.map(lambda y: jax.ShapeDtypeStruct(y.shape, y.dtype), y0)
+    else:
+        y, g = jax.tree.leaves(y0)[0], jax.tree.leaves(g0)[0]
+        motions = jax.ShapeDtypeStruct((*y.shape[:-1], g.shape[-1]), y.dtype)
+    fixed = equation.dt0 if equation.stepsize_controller is None else None
+    tol = (ts[-1] - ts[0]) / 2**16 if fixed is None else fixed / 2
+    path = BrownianTree(ts[0], ts[-1], tol, motions, problem.data, _levy_area(equation.option("solver")))
+    return diffrax.MultiTerm(diffrax.ODETerm(drift), _Noise(diffusion, path, diagonal))
+
+
+def require_steps(equation: Equation) -> None:
+    """Raise `ValueError` where an equation says nothing about its steps."""
+    if equation.stepsize_controller is None and (equation.dt0 is None or not equation.has_default("rtol", "atol")):
+        raise ValueError(
+            f"a {type(equation).__name__} takes fixed steps, `dt0=...`, or adaptive ones with a solver that estimates "
+            "its error, `stepsize_controller=diffrax.PIDController(rtol, atol)`"
+        )
 
 
 class NeuralSDE(_StochasticEquation):
@@ -131,12 +144,12 @@ class _Diffusion(eqx.Module):
     """The diffusion `g(t, y, ps)` in the form of the state: its arrays `(..., n)`, if the noise is general with `m`
     motions each `(..., n, m)`. Anything else is refused."""
 
-    field: Field
+    value: Callable
     equation: str = eqx.field(static=True)
     diagonal: bool = eqx.field(static=True)
 
     def __call__(self, t, y, ps):
-        g, name = self.field.value(t, y, ps), f"the diffusion of a {self.equation}"
+        g, name = self.value(t, y, ps), f"the diffusion of a {self.equation}"
         if isinstance(y, ComponentVector) and isinstance(g, dict) and self.diagonal:
             g = ComponentVector.from_tree(g, like=y)
         if isinstance(y, ComponentVector) and isinstance(g, jax.Array):
@@ -201,6 +214,6 @@ def _levy_area(solver: diffrax.AbstractSolver) -> type:
     return next(kind for kind in kinds if issubclass(kind, needed))
 
 
-def _require_forward(ts: np.ndarray) -> None:
+def require_forward(ts: np.ndarray) -> None:
     if not np.all(ts[..., 0] < ts[..., -1]):
         raise ValueError("a stochastic equation runs forward in time: its `ts` must increase")
