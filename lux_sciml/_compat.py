@@ -13,6 +13,7 @@ jaxprs, their equations, contexts and constants   jax 0.10 to 0.12    `minimize`
 `jax.experimental.xla_metadata`                   jax 0.10 to 0.12    vectors are cut by one `lax.split`
 equations of a jaxpr, run one by one              jax 0.10 to 0.12    Laplacians take one direction after the other
 `jax._src.distributed.global_state`               jax 0.10 to 0.12    of processes that are gone JAX tells, later
+`jax.experimental.multihost_utils`                jax 0.10 to 0.12    several processes cannot train together
 `jax.experimental.jax2tf`                         jax 0.10 to 0.12    neither SavedModel nor TFLite can be written
 the StableHLO version that `jax.export` writes     jax 0.10 to 0.12    TensorFlow may know fewer programs
 parameters of equations in a jaxpr                jax 0.10 to 0.12    what a traced call returns counts as updated
@@ -384,6 +385,20 @@ def coordination() -> tuple[str, int, int, Callable[[str | None], str]] | None:
         return text or receive("lux_sciml", 60_000)
 
     return (str(address), int(index), int(count), share)
+
+
+def of_all_processes(x: Any, joined: bool = False) -> np.ndarray:
+    """The arrays of all processes along a new first axis; with `joined`, the parts of one array as a whole."""
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(x, tiled=joined))
+
+
+def of_first_process(arrays: list[np.ndarray]) -> list[Any]:
+    """The arrays of the first process, in all of them."""
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.broadcast_one_to_all(arrays)
 
 
 def to_tensorflow(function: Callable[..., Any], specs: Iterable[Any], **options: Any) -> Callable[..., Any]:

@@ -8,9 +8,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
-from .._compat import equations
+from .._compat import equations, of_all_processes, of_first_process
 from .._tree import describe, is_random_key
 from ..components import ComponentVector
 
@@ -20,7 +19,7 @@ def gathered(x: np.ndarray) -> np.ndarray:
     if jax.process_count() == 1:
         return np.asarray(x)[None]
     with ThreadPoolExecutor(1) as thread:  # outside of what is being traced here
-        return np.asarray(thread.submit(multihost_utils.process_allgather, np.asarray(x)).result())
+        return thread.submit(of_all_processes, np.asarray(x)).result()
 
 
 def agreed(number: int, stop: bool) -> tuple[int, bool]:
@@ -123,7 +122,7 @@ def broadcast(tree: Any) -> Any:
     leaves, structure = jax.tree.flatten(tree)
     keys = [is_random_key(x) for x in leaves]
     plain = [jax.random.key_data(x) if key else x for x, key in zip(leaves, keys, strict=True)]
-    sent = multihost_utils.broadcast_one_to_all([np.asarray(x) for x in plain])
+    sent = of_first_process([np.asarray(x) for x in plain])
     back = [
         jax.random.wrap_key_data(new, impl=jax.random.key_impl(old)) if key else np.asarray(new).astype(old.dtype)
         for new, old, key in zip(sent, leaves, keys, strict=True)

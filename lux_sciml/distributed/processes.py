@@ -69,7 +69,7 @@ def initialize(
             return 0
         if method:
             options["cluster_detection_method"] = method
-    seconds = {
+    seconds: dict[str, Any] = {
         "initialization_timeout": int(number(start_timeout)),
         "heartbeat_timeout_seconds": max(10, int(3 * number(timeout))),  # the watch is to be first
         "shutdown_timeout_seconds": int(number(shutdown_timeout)),

@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
+from .._compat import of_all_processes
 from .._tree import describe, is_random_key
 from ..components import ComponentVector
 from ..components.nodes import path_string
@@ -222,5 +222,5 @@ def _on_one_device(x: Any) -> Any:
     if is_random_key(x):
         return jax.random.wrap_key_data(_on_one_device(jax.random.key_data(x)), impl=jax.random.key_impl(x))
     if isinstance(x, jax.Array) and not x.is_fully_addressable and not x.is_fully_replicated:
-        return jnp.asarray(multihost_utils.process_allgather(x, tiled=True))
+        return jnp.asarray(of_all_processes(x, joined=True))
     return jnp.asarray(np.asarray(x))

@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 
+from .._compat import of_all_processes
 from .._tree import is_random_key
 from ..components import ComponentMatrix, ComponentVector
 from ..components.trees import decode, encode, leaves_by_name
@@ -168,7 +168,7 @@ def _together(failed: bool = False) -> bool:
     """Wait for all processes; whether one of them has failed."""
     if jax.process_count() == 1:
         return failed
-    return bool(np.any(multihost_utils.process_allgather(np.asarray(failed))))
+    return bool(np.any(of_all_processes(np.asarray(failed))))
 
 
 def _aside(path: Path) -> Path:
