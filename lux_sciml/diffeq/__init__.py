@@ -19,6 +19,7 @@ from .equation import (
 from .failure import raise_if_failed
 from .field import vector_field
 from .fields.energy import GradientFlow, HamiltonianNN, LagrangianNN, PortHamiltonian, SecondOrder
+from .fields.function import as_field
 from .fields.galerkin import Galerkin
 from .fields.nudged import Nudged
 from .fields.universal import UDE
@@ -74,6 +75,7 @@ __all__ = [
     "Verlet",
     "WithCosts",
     "Yoshida4",
+    "as_field",
     "raise_if_failed",
     "solution_to_xarray",
     "vector_field",

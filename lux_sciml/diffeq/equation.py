@@ -573,7 +573,8 @@ def _require_one_argument(name: str, function: Callable) -> None:
     if len(needed) > 1:
         raise TypeError(
             f"the functions of a {name} take one argument, y, or with time_dependent=True the tuple (t, y); got "
-            f"a function of ({', '.join(needed)}). A function f(t, y, p) is for diffrax: see `lux.vector_field`"
+            f"a function of ({', '.join(needed)}). Of a function f(t, y, args) `lux.as_field(f, args)` makes a layer, "
+            "for time_dependent=True; `lux.vector_field` is the way to diffrax"
         )
 
 
