@@ -2,8 +2,8 @@
 
 Here only: for training, `collocate`, `multiple_shooting`, `growing_horizons` and `tightening_tolerances`; for `CNF`
 `concat_time`, `flow_matching` and `Density`; for `LatentODE` and `LatentSDE` `elbo`, `LatentPath` and `LatentSDEPath`;
-for `NeuralSDE` `ensemble_moments`; for `NeuralCDE` `control_path`; for series of unequal length `pad` and `Series`; for
-equations of one's own `Fields`, `Problem`, `diffeqsolve` and `equation_of`.
+for `NeuralSDE` `ensemble_moments`; for `NeuralCDE` `control_path` and `logsignature`; for series of unequal length
+`pad` and `Series`; for equations of one's own `Fields`, `Problem`, `diffeqsolve` and `equation_of`.
 """
 
 from ..series import Series as Series, pad as pad
@@ -40,6 +40,7 @@ from .layers.neural_sde import NeuralDSDE, NeuralSDE, ensemble_moments as ensemb
 from .layers.ode_rnn import ODERNN, IrregularSequence
 from .layers.split_ode import SplitODE
 from .layers.with_costs import WithCosts
+from .logsignatures import logsignature as logsignature
 from .paths import control_path as control_path
 from .solvers.symplectic import Verlet, Yoshida4
 from .tables import solution_to_xarray

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 from ..._tree import single, widened
 from ...core import Container, Layer, as_layer, field
 from ...core.container import call_child
-from ...core.converters import choice, flag
+from ...core.converters import choice, count, flag, optional
 from ..equation import Equation, Fields, Problem, diffeqsolve, half_type
 from ..field import Field
 from ..inputs import times_and_data
+from ..logsignatures import log_path
 from ..paths import INTERPOLATIONS, first_values, increasing, path_through
 from ..times import lengths
 
@@ -32,13 +33,18 @@ class NeuralCDE(Container, Equation):
       `lux.diffeq.control_path`. Where it has kinks the default controller steps exactly to them;
     * `counts`: the path has more channels, for each one of the data the number of observations so far, divided by that
       of the times: `C = 1 + 2 channels`;
+    * `window`, `depth`: the log-ODE method for long series, neural rough differential equations: in each window of so
+      many data the path is replaced by its log-signature, of depth 2 or 1, over the window's length, so that steps go
+      from window to window. `C` above is then that of `lux.diffeq.logsignature`, for depth 2 `C + C (C - 1) / 2`: as
+      published, the model learns the fields of the brackets too. `interpolation` is `"linear"` or `"rectilinear"`;
     * the options of `lux.Equation`, without `ts` and `controlled`.
 
     The output is a `diffrax.Solution` with the hidden state at `ts`, `ys` of shape `(times, ..., hidden)`, or `(batch,
     times, hidden)` with `batching="vmap"`; with `output="final"` the last one, `(..., hidden)`, for a layer after it
     that reads it out.
 
-    Kidger et al., "Neural controlled differential equations for irregular time series", NeurIPS 2020. Raises
+    Kidger et al., "Neural controlled differential equations for irregular time series", NeurIPS 2020; Morrill et al.,
+    "Neural rough differential equations for long time series", ICML 2021. Raises
     `ValueError` for data and fields of other shapes and for times that do not increase, `TypeError` for data that are
     no array.
 
@@ -59,12 +65,25 @@ class NeuralCDE(Container, Equation):
     initial: Layer = field(converter=as_layer)
     interpolation: str = field(default="hermite", converter=choice(*INTERPOLATIONS), kw_only=True)
     counts: bool = field(default=False, converter=flag, kw_only=True)
+    window: int | None = field(default=None, converter=optional(count), kw_only=True)
+    depth: int = field(default=2, converter=count, kw_only=True)
+
+    def __check_init__(self):
+        if self.depth not in (1, 2):
+            raise ValueError(f"log-signatures are of depth 1 or 2, got {self.depth}")
+        if self.window is None and self.depth != 2:
+            raise ValueError("the depth of log-signatures is for a NeuralCDE with a window, window=...")
+        if self.window is not None and self.interpolation == "hermite":
+            raise ValueError(
+                "log-signatures are of straight lines: give a NeuralCDE with a window interpolation='linear', or "
+                "'rectilinear'"
+            )
 
     def problem(self, x, ps, st):
         ts, xs = times_and_data(self, x)
         if self.counts:
-            count = jnp.reshape(lengths(ts), (*ts.shape[:-1], 1, 1))
-            seen = jnp.cumsum(~jnp.isnan(xs), axis=-2) / count
+            total = jnp.reshape(lengths(ts), (*ts.shape[:-1], 1, 1))
+            seen = jnp.cumsum(~jnp.isnan(xs), axis=-2) / total
             xs = jnp.concatenate([xs, seen.astype(xs.dtype)], axis=-1)
         times = jnp.broadcast_to(ts[..., :1], (*xs.shape[:-2], 1))
         first = jnp.concatenate([times, first_values(single(xs[..., 0, :]))], axis=-1)
@@ -79,6 +98,9 @@ class NeuralCDE(Container, Equation):
         path, times = path_through(ts, widened(jnp.moveaxis(xs, -2, 0)), self.interpolation, with_time=True), ts
         if self.interpolation == "rectilinear":
             times = jnp.minimum(path.ts[::2], path.ts[2 * (lengths(ts) - 1)])[: ts.size]
+        if self.window is not None:
+            assert isinstance(path, diffrax.LinearInterpolation)  # of this interpolation
+            path = log_path(path, self.window * (2 if self.interpolation == "rectilinear" else 1), self.depth)
         fields = Fields(fields, Problem(y0, times, path), fields.ps)
         sol = diffeqsolve(self, self.terms(fields), y0, fields, controller=self._controller(path))
         return sol if self.output == "final" or self.saveat is not None else dataclasses.replace(sol, ts=ts)
