@@ -1,24 +1,31 @@
 """Models and weights of other libraries as layers of this one, and back.
 
-`from_equinox`, `from_nnx`, `from_linen` and `from_haiku` make layers of modules; `to_equinox`, `to_nnx`, `to_linen` and
-`to_haiku` are the ways back. `load_torch` takes the weights of a PyTorch model, `to_torch` makes a state dict of ours.
-Each library is imported by the function that needs it; see `docs/adapters.md`.
+`from_equinox`, `from_nnx`, `from_linen`, `from_haiku` and `from_keras` make layers of modules; `to_equinox` and so on
+are the ways back. `load_torch` takes the weights of a PyTorch model, `to_torch` makes a state dict of ours.
+`init_apply` and `as_function` make pure functions of a layer. Each library is imported by the function that needs it;
+see `docs/adapters.md`.
 """
 
 from .equinox import from_equinox, to_equinox
+from .functions import InitApply as InitApply, as_function, init_apply
 from .haiku import from_haiku, to_haiku
+from .keras import from_keras, to_keras
 from .linen import from_linen, to_linen
 from .nnx import from_nnx, to_nnx
 from .pytorch import load_torch, to_torch
 
 __all__ = [
+    "as_function",
     "from_equinox",
     "from_haiku",
+    "from_keras",
     "from_linen",
     "from_nnx",
+    "init_apply",
     "load_torch",
     "to_equinox",
     "to_haiku",
+    "to_keras",
     "to_linen",
     "to_nnx",
     "to_torch",

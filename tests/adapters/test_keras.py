@@ -1,0 +1,91 @@
+"""Keras's models, on JAX, as layers: the outputs, gradients and states are Keras's."""
+
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lux_sciml as lux
+from lux_sciml.adapters import from_keras, to_keras
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+keras = pytest.importorskip("keras", reason="takes Keras's models: `make test-extras` installs it")
+if keras.backend.backend() != "jax":
+    pytest.skip("Keras computes by another backend here", allow_module_level=True)
+
+KEY = jax.random.key(3)
+X = np.random.default_rng(0).normal(size=(6, 2)).astype("float32")
+
+
+@pytest.fixture(autouse=True)
+def promoting():
+    """Keras computes in float32 by its own policy, and mixes types."""
+    with jax.numpy_dtype_promotion("standard"), jax.enable_x64(False):
+        yield
+
+
+def net(rate):
+    layers = keras.layers
+    return keras.Sequential(
+        [keras.Input((2,)), layers.Dense(4, "tanh"), layers.BatchNormalization(), layers.Dropout(rate), layers.Dense(3)]
+    )
+
+
+def test_outputs_gradients_and_state_are_those_of_keras():
+    model = net(0.0)
+    layer = from_keras(model)
+    ps, st = lux.setup(KEY, layer)
+    assert ps.size == 35 and all(name in " ".join(ps.labels()) for name in ("dense", "kernel", "gamma"))
+
+    def theirs(weights):
+        others = [v.value for v in model.non_trainable_variables]
+        y, new = model.stateless_call(weights, others, X, training=True)
+        return jnp.sum(y**2), (y, new)
+
+    def ours(ps):
+        y, after = layer(X, ps, st)
+        return jnp.sum(y**2), (y, after)
+
+    weights = [v.value for v in model.trainable_variables]
+    (_, (expected, new)), expected_gradient = jax.value_and_grad(theirs, has_aux=True)(weights)
+    (_, (y, after)), gradient = jax.jit(jax.value_and_grad(ours, has_aux=True))(ps)
+    np.testing.assert_allclose(y, expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        gradient.data, np.concatenate([np.ravel(g) for g in expected_gradient]), rtol=1e-3, atol=1e-5
+    )
+    np.testing.assert_allclose(jax.tree.leaves(after["variables"])[0], new[0], rtol=1e-5)
+    back = to_keras(layer, ps, after)
+    assert back is model
+    np.testing.assert_allclose(layer(X, ps, lux.testmode(after))[0], back(X), rtol=1e-5)
+
+
+def test_random_layers_draw_from_the_key():
+    layer = from_keras(net(0.5))
+    ps, st = lux.setup(KEY, layer)
+    (a, after), (b, _) = layer(X, ps, st), layer(X, ps, st)
+    np.testing.assert_array_equal(a, b)
+    assert jax.tree.structure(after) == jax.tree.structure(st) and jnp.any(layer(X, ps, after)[0] != a)
+    test = lux.testmode(st)
+    y, kept = layer(X, ps, test)
+    assert jax.tree.leaves(kept)[0] is jax.tree.leaves(test)[0] and jnp.all(layer(X, ps, kept)[0] == y)
+    node = lux.NeuralODE(from_keras(keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])), ts=[0.0, 1.0])
+    assert node(X, *lux.setup(KEY, node))[0].ys.shape == (2, 6, 2)
+
+
+def test_what_does_not_fit_is_told():
+    cases = [
+        (lambda: from_keras(lux.Dense(2, 3)), TypeError, "got a Dense"),
+        (lambda: from_keras(keras.Sequential([keras.layers.Dense(3)])), ValueError, "is not built"),
+        (
+            lambda: from_keras(keras.Sequential([keras.Input((2,)), keras.layers.ReLU()])),
+            ValueError,
+            "no trainable variables",
+        ),
+        (lambda: lux.Chain(net(0.0)), TypeError, r"lux.adapters.from_keras\(model\)"),
+        (lambda: to_keras(lux.Dense(2, 2), {}, {}), TypeError, "that from_keras made"),
+    ]
+    for call, kind, sentence in cases:
+        with pytest.raises(kind, match=sentence):
+            call()
