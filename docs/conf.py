@@ -55,6 +55,7 @@ ROOMS = {
     "equilibrium": "Equilibria",
     "inference": "Inference",
     "training": "Training",
+    "adapters": "Other libraries",
     "export": "Export",
     "plot": "Plots",
     "testing": "Testing",

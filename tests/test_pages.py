@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 import lux_sciml as lux
 
@@ -64,6 +65,14 @@ def test_coming_from():
     page = run("coming_from.md")
     assert jnp.allclose(page["sol"].ys, page["same"].ys, atol=1e-3)
     assert abs(page["fit"].params.rate - 0.7) < 0.05 and page["state"].step == 10
+
+
+def test_adapters():
+    for library in ("flax", "haiku", "torch", "pandas", "xarray"):
+        pytest.importorskip(library, reason="of the page on adapters: `make test-extras` installs it")
+    page = run("adapters.md")
+    assert abs(page["difference"]).max() < 1e-5 and page["again"].equals(page["vector"])
+    assert jnp.allclose(page["sol"].ys[0], page["same"].ys[0], rtol=1e-5)
 
 
 def test_errors_that_are_explained_are_there():

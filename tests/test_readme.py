@@ -36,6 +36,7 @@ ROOMS = [
     lux.derivatives,
     lux.inference,
     lux.training,
+    lux.adapters,
     lux.export,
 ]
 

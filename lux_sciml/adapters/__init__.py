@@ -1,9 +1,9 @@
 """Models and weights of other libraries as layers of this one, and back.
 
-`from_equinox`, `from_nnx`, `from_linen`, `from_haiku` and `from_keras` make layers of modules; `to_equinox` and so on
-are the ways back. `load_torch` takes the weights of a PyTorch model, `to_torch` makes a state dict of ours.
-`init_apply` and `as_function` make pure functions of a layer. Each library is imported by the function that needs it;
-see `docs/adapters.md`.
+`from_equinox`, `from_nnx`, `from_linen`, `from_haiku` and `from_keras` make layers of modules; `to_equinox`, `to_nnx`,
+`to_linen`, `to_haiku` and `to_keras` are the ways back. `load_torch` takes the weights of a PyTorch model, `to_torch`
+makes a state dict of ours. `init_apply`, an `InitApply`, and `as_function` make pure functions of a layer. Each library
+is imported by the function that needs it; see `docs/adapters.md`.
 """
 
 from .equinox import from_equinox, to_equinox
