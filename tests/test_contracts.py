@@ -217,7 +217,7 @@ LAYERS += [
     (lux.NeuralODE(lux.SecondOrder(lux.Dense(4, 2, jnp.tanh)), **FIXED), (Y, -Y), SOLVE),
     (Decaying(RATE, 0.5, **FIXED), Y, SOLVE),
     (lux.SplitODE(RATE, lux.Dense(2, 2), **FIXED), Y, SOLVE),
-    (lux.AugmentedODE(lux.NeuralODE(lux.Dense(3, 3, jnp.tanh), **FIXED), 1), Y, SOLVE),
+    (lux.AugmentedODE(lux.NeuralODE(lux.Dense(3, 3, jnp.tanh), **FIXED), lux.Dense(2, 1, jnp.tanh)), Y, SOLVE),
     (lux.NeuralDSDE(RATE, lux.Dense(2, 2), **FIXED), Y, SOLVE),
     (
         lux.NeuralSDE(
@@ -265,11 +265,13 @@ LAYERS += [
     (
         lux.CNF(
             lux.Chain(lux.diffeq.concat_time, lux.Dense(3, 4, jnp.tanh), lux.Dense(4, 2)),
-            trace="hutchinson", regularize=True, **STEPS | {"dt0": 0.3, "max_steps": 8},
+            trace="hutchinson", regularize=True, base=lux.diffeq.NormalDensity(2),
+            **STEPS | {"dt0": 0.3, "max_steps": 8},
         ),
         np.array([[0.5, -1.0]]),
         JOINT | REVERSE,
     ),
+    (lux.diffeq.MixtureDensity(2, 3), PAIRS, {}),
     # the fields of equations
     (lux.UDE(physics, {"alpha": 1.3, "delta": 2, "scale": [1.0, 2.0]}, missing=lux.MLP(2, 3, 2)), PAIRS, REVERSE),
     (lux.Galerkin(RATE, lux.PolynomialBasis(2)), (0.3, Y), JOINT),

@@ -229,7 +229,7 @@ class StatefulWrapper(Wrapper):
     """
 
     def to_child(self, ps, st):
-        return ps, st[self.child_field]
+        return ps[self.child_field] if self.layers_beside else ps, st[self.child_field]
 
     def from_child(self, ps, st, whole):
         return ps, {**whole, self.child_field: st}

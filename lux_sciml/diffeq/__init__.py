@@ -1,9 +1,10 @@
 """Differential-equation layers, on diffrax. What the root has is in `__all__`.
 
 Here only: for training, `collocate`, `multiple_shooting`, `growing_horizons` and `tightening_tolerances`; for `CNF`
-`concat_time`, `flow_matching` and `Density`; for `LatentODE` and `LatentSDE` `elbo`, `LatentPath` and `LatentSDEPath`;
-for `NeuralSDE` `ensemble_moments`; for `NeuralCDE` `control_path` and `logsignature`; for series of unequal length
-`pad` and `Series`; for equations of one's own `Fields`, `Problem`, `diffeqsolve` and `equation_of`.
+`concat_time`, `flow_matching`, `Density`, `NormalDensity` and `MixtureDensity`; for `LatentODE` and `LatentSDE` `elbo`,
+`LatentPath` and `LatentSDEPath`; for `NeuralSDE` `ensemble_moments`; for `NeuralCDE` `control_path` and `logsignature`;
+for series of unequal length `pad` and `Series`; for equations of one's own `Fields`, `Problem`, `diffeqsolve` and
+`equation_of`.
 """
 
 from ..series import Series as Series, pad as pad
@@ -29,6 +30,7 @@ from .fitting.schedules import growing_horizons as growing_horizons, tightening_
 from .jumps import Jumps
 from .layers.augmented import AugmentedODE
 from .layers.cnf import CNF, Density as Density, concat_time as concat_time, flow_matching as flow_matching
+from .layers.densities import MixtureDensity as MixtureDensity, NormalDensity as NormalDensity
 from .layers.hamiltonian_ode import HamiltonianODE
 from .layers.latent_ode import LatentODE, LatentPath as LatentPath, elbo as elbo
 from .layers.latent_sde import LatentSDE, LatentSDEPath as LatentSDEPath

@@ -371,13 +371,14 @@ class Equation(Layer, kw_only=True):
     def _fields(self, problem: Problem, ps: Any, st: Any) -> Fields:
         """The vector fields of the children for one sample."""
         options = (self.time_dependent, self.on_state_update, problem.control, reading(self))
+        fields: dict[str, Field] = {}
         if isinstance(self, Container):
-            layers = dict(self.children)
+            layers = self.children
         else:
             assert isinstance(self, Wrapper)
-            layers = {self.child_field: self.child, **self.layers_beside}
-        alone = isinstance(self, Wrapper) and not self.layers_beside
-        fields = {n: Field(x, st if alone else st[n], None if alone else n, *options) for n, x in layers.items()}
+            layers, name = self.layers_beside, self.child_field
+            fields[name] = Field(self.child, self.to_child(ps, st)[1], name if layers else None, *options)
+        fields |= {name: Field(layer, st[name], name, *options) for name, layer in layers.items()}
         if self.jumps is not None and "jumps" not in fields:
             fields["jumps"] = Field(self.jumps, {}, None, *options)
         return Fields(fields, problem, ps)

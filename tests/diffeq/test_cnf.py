@@ -43,6 +43,29 @@ def test_a_linear_flow_has_its_exact_density():
     np.testing.assert_allclose(density.z, X @ np.linalg.inv(forward).T, rtol=1e-5)
 
 
+def test_a_trained_base_is_the_density_of_the_noise():
+    """Of a flow in one dimension the density integrates to one, by any base; where nothing moves it is the base's."""
+    grid = np.linspace(-12.0, 12.0, 601)[:, None]
+    for base in (lux.diffeq.NormalDensity(1), lux.diffeq.MixtureDensity(1, 2)):
+        flow, ps, st = net(1, base=base)
+        ps = ps.at["base.mean"].add(0.7).at["base.log_scale"].set(-0.3)
+        density, _ = call(flow, grid, ps, st)
+        assert abs(scipy.integrate.trapezoid(np.exp(density.log_prob), grid[:, 0]) - 1) < 1e-4
+        still, _ = call(flow, grid, ps.at["model.layer_2.weight"].set(0.0).at["model.layer_2.bias"].set(0.0), st)
+        np.testing.assert_allclose(still.log_prob, base.log_prob(grid, ps.base, {}), atol=1e-9)
+        noise = np.asarray(base.sample(jax.random.key(0), (4000, 1), ps.base, {}))
+        weights = np.exp(base.log_prob(grid, ps.base, {}))
+        mean = scipy.integrate.trapezoid(weights * grid[:, 0], grid[:, 0])
+        spread = scipy.integrate.trapezoid(weights * (grid[:, 0] - mean) ** 2, grid[:, 0])
+        np.testing.assert_allclose([noise.mean(), noise.var()], [mean, spread], rtol=0.1, atol=0.05)
+    grad = jax.jit(jax.grad(lambda ps: flow.log_prob(jnp.ones((1, 1)), ps, st)[0]))(ps)
+    assert np.all(grad.base.data != 0)
+    assert flow.sample(jax.random.key(0), (3, 1), ps, st).shape == (3, 1)
+    assert np.isfinite(lux.diffeq.flow_matching(flow, grid, ps, st)[0])
+    with pytest.raises(TypeError, match="a layer with log_prob and sample, got Dense"):
+        lux.CNF(lux.NoOp(), base=lux.Dense(1, 1))
+
+
 def test_the_change_of_variables_agrees_with_differences_of_the_flow():
     flow, ps, st = net(2, rtol=1e-9, atol=1e-11)
     to_noise = jax.jit(lambda x: flow.transport(x, ps, st, reverse=True))

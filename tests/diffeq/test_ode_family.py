@@ -23,6 +23,14 @@ def test_augmented_features_start_from_zero():
     np.testing.assert_allclose(per_call((jnp.array([[5.0]]), TS), {}, {})[0], ys, rtol=1e-6)
     with pytest.raises(ValueError, match="extra: expected a whole number of at least 1, got 0"):
         lux.AugmentedODE(lux.NeuralODE(DECAY), 0)
+    learned = node.replace(extra=lux.Dense(1, 2))  # and these from a layer of the others
+    ps, st = lux.setup(jax.random.key(0), learned)
+    ys, _ = learned(jnp.array([[5.0]]), ps, st)
+    start = np.append(5.0, learned.extra(jnp.array([5.0]), ps.extra, {})[0])
+    np.testing.assert_allclose(ys[:, 0], start + TS[:, None], rtol=1e-6)
+    assert np.all(np.isfinite(node.replace(extra=jnp.sin)(jnp.array([[5.0]]), {}, {})[0]))
+    with pytest.raises(ValueError, match="`extra` of an AugmentedODE returns"):
+        node.replace(extra=lux.Lambda(lambda y: y[0]))(jnp.ones((2, 1)), {}, {})
 
 
 def test_second_order_oscillates():

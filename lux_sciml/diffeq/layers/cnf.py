@@ -10,11 +10,12 @@ import jax.numpy as jnp
 
 from ..._tree import floating
 from ...core import Layer, StatefulWrapper, as_layer, field
-from ...core.converters import choice, flag
+from ...core.converters import checks_itself, choice, flag, optional, short
 from ...core.parameters import parameter_tree
 from ..equation import Equation, Problem, diffeqsolve, half_type, output_kind
 from ..field import Field, like
 from ..inputs import initial_array, initial_value
+from .densities import log_normal
 
 
 class Density(NamedTuple):
@@ -36,6 +37,13 @@ class Density(NamedTuple):
     jacobian: jax.Array | None
 
 
+@checks_itself
+def _density(value: Layer) -> Layer:
+    if not (isinstance(value, Layer) and hasattr(value, "log_prob") and hasattr(value, "sample")):
+        raise TypeError(f"the base of a CNF is a layer with log_prob and sample, got {short(value)}")
+    return value
+
+
 class CNF(StatefulWrapper, Equation):
     r"""A continuous normalizing flow: :math:`dx/dt = f(t, x; p)` takes noise, N(0, I) at `t = 0`, to data at `t = 1`.
 
@@ -51,6 +59,9 @@ class CNF(StatefulWrapper, Equation):
     * `regularize`: the output holds, for each sample, :math:`\int \|f\|^2 dt` (`kinetic`) and :math:`\int
       \|\partial f / \partial x\|_F^2 dt` (`jacobian`, estimated with the same probe); their means, times a small
       factor, belong to the loss;
+    * `base`: the density of the noise z in place of N(0, I), a layer with the methods `log_prob(z, ps, st)` and
+      `sample(key, shape, ps, st)`, such as `lux.diffeq.NormalDensity(features)`, `MixtureDensity` or another `CNF`.
+      Its parameters are trained too: they are `ps["base"]`, and the model's are `ps["model"]` then;
     * the options of `lux.Equation`, without `ts`, `time_dependent`, `controlled`, `output`, `saveat` and `event`.
 
     `layer.log_prob(x, ps, st)` is the density alone, `layer.sample(key, shape, ps, st)` draws samples of the whole
@@ -72,6 +83,7 @@ class CNF(StatefulWrapper, Equation):
 
     takes: ClassVar = "points x"
     one_term: ClassVar = True
+    beside: ClassVar = ("jumps", "base")
     lacks: ClassVar = {
         **dict.fromkeys(("output", "saveat", "event", "jumps"), "it goes from data to noise and returns the end"),
         "time_dependent": "its model is called with (t, x) always",
@@ -79,13 +91,15 @@ class CNF(StatefulWrapper, Equation):
     }
 
     model: Layer = field(converter=as_layer)
+    base: Layer | None = field(default=None, converter=optional(_density), kw_only=True)
     trace: str = field(default="exact", converter=choice("exact", "hutchinson"), kw_only=True)
     regularize: bool = field(default=False, converter=flag, kw_only=True)
     output: str = field(default="final", converter=output_kind, kw_only=True)
 
     def init_state(self, key):
         model_key, key = jax.random.split(key)
-        return {"model": self.model.init_state(model_key), "key": key}
+        base = {name: layer.init_state(jax.random.fold_in(key, 0)) for name, layer in self.layers_beside.items()}
+        return {"model": self.model.init_state(model_key), "key": key, **base}
 
     def problem(self, x, ps, st):
         x, condition = _parts(x)
@@ -103,7 +117,9 @@ class CNF(StatefulWrapper, Equation):
         start = {"x": x, "trace": zeros} | ({"kinetic": zeros, "jacobian": zeros} if self.regularize else {})
         sol = diffeqsolve(self, self.terms(fields), start, fields)
         assert sol.ys is not None
-        log_prob = _log_normal(sol.ys["x"]) + sol.ys["trace"]  # the integrals run backward in time
+        base = fields.get("base")
+        of_base = ({}, {}) if base is None else (base.own(fields.ps), base.st)
+        log_prob = self._base_log_prob(sol.ys["x"], *of_base) + sol.ys["trace"]  # the integrals run backward in time
         costs = (-sol.ys["kinetic"], -sol.ys["jacobian"]) if self.regularize else (None, None)
         return dataclasses.replace(sol, ys=Density(log_prob, sol.ys["x"], *costs))
 
@@ -117,9 +133,22 @@ class CNF(StatefulWrapper, Equation):
 
     def sample(self, key: jax.Array, shape: tuple[int, ...], ps: Any, st: Any, condition: Any = None) -> jax.Array:
         """Samples of the whole shape `(..., features)`, from a random key; a condition is `(..., conditions)`."""
-        dtype = next((leaf.dtype for leaf in jax.tree.leaves(ps)), float)
-        z = jax.random.normal(key, shape, dtype)
+        z = self.noise(key, shape, next((leaf.dtype for leaf in jax.tree.leaves(ps)), float), ps, st)
         return self.transport(z if condition is None else (z, condition), ps, st)
+
+    def noise(self, key: jax.Array, shape: tuple[int, ...], dtype: Any, ps: Any, st: Any) -> jax.Array:
+        """Samples of the base density, of the whole shape `(..., features)`; of N(0, I) in the type `dtype`."""
+        if self.base is None:
+            return jax.random.normal(key, shape, dtype)
+        base: Any = self.base
+        return base.sample(key, shape, *self._of_base(parameter_tree(self, ps), st))
+
+    def _of_base(self, ps: Any, st: Any) -> tuple[Any, Any]:
+        return (ps["base"], st["base"]) if "base" in self.layers_beside else ({}, {})
+
+    def _base_log_prob(self, z: jax.Array, ps: Any, st: Any) -> jax.Array:
+        base: Any = self.base
+        return log_normal(z) if base is None else base.log_prob(z, ps, st)
 
     def transport(self, x: Any, ps: Any, st: Any, *, reverse: bool = False) -> jax.Array:
         """Points `x`, or `(x, condition)`, from noise to data by the flow; with `reverse` from data to noise."""
@@ -140,7 +169,8 @@ def flow_matching(layer: CNF, x: Any, ps: Any, st: Any, *, sigma: float = 0.0) -
     .. math::
         E\, \| f(t, (1 - (1 - \sigma) t) z + t x) - (x - (1 - \sigma) z) \|^2
 
-    over `t` in U(0, 1) and `z` in N(0, I), one of each for every sample, from `key` in the state, which is renewed.
+    over `t` in U(0, 1) and `z` in N(0, I), or from the layer's `base`, one of each for every sample, from `key` in the
+    state, which is renewed.
     * `layer`, `x`, `ps`, `st`: the `CNF` and what it is called with;
     * `sigma`: the standard deviation around each data point at the end of its path.
 
@@ -159,11 +189,11 @@ def flow_matching(layer: CNF, x: Any, ps: Any, st: Any, *, sigma: float = 0.0) -
     (x, condition), ps = _parts(x), parameter_tree(layer, ps)
     key_t, key_z, next_key = jax.random.split(st["key"], 3)
     t = jax.random.uniform(key_t, (*x.shape[:-1], 1), x.dtype)
-    z = jax.random.normal(key_z, x.shape, x.dtype)
+    z = layer.noise(key_z, x.shape, x.dtype, ps, st)
     between = (1 - (1 - sigma) * t) * z + t * x
-    velocity, model_st = layer.model.forward(_input(t, between, condition), ps, st["model"])
+    velocity, model_st = layer.model.forward(_input(t, between, condition), *layer.to_child(ps, st))
     loss = jnp.mean(jnp.sum((velocity - (x - (1 - sigma) * z)) ** 2, axis=-1))
-    return loss, {"model": model_st, "key": next_key}
+    return loss, {**st, "model": model_st, "key": next_key}
 
 
 def concat_time(inputs: tuple[Any, ...]) -> jax.Array:
@@ -227,10 +257,6 @@ def _parts(x: Any) -> tuple[jax.Array, Any]:
 
 def _input(t: Any, x: jax.Array, condition: Any) -> tuple[Any, ...]:
     return (t, x) if condition is None else (t, x, condition)
-
-
-def _log_normal(z: jax.Array) -> jax.Array:
-    return -0.5 * jnp.sum(z**2 + jnp.log(2 * jnp.pi), axis=-1)
 
 
 def _times(x: jax.Array, start: float, end: float) -> jax.Array:
