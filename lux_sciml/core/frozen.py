@@ -60,7 +60,8 @@ def refuse_updates(layer: Layer, call: Callable[[Any], Any], st: Any, kept: Any)
     name = f"`{path}` ({option_text(inner[-1])})" if path and inner else option_text(layer)
     raise ValueError(
         f"{name} updates its state (`{entry}`) inside a solve, which evaluates it many times and may reject steps; "
-        'pass `lux.testmode(st)`, or `on_state_update="discard"` to keep one state for the whole solve'
+        'pass `lux.testmode(st)`, or `on_state_update="discard"` to keep one state for the whole solve, or "first" for '
+        "the statistics of its first evaluation"
     )
 
 
@@ -89,6 +90,36 @@ def keys_after(layer: Layer, x: Any, ps: Any, st: Any) -> Any:
 @jax.jit
 def _keys_after(layer: Layer, x: Any, ps: Any, st: Any) -> list[jax.Array]:
     return list(filter(is_random_key, jax.tree.leaves(layer.forward(x, ps, st)[1])))
+
+
+def held_statistics(layer: Layer, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
+    """The state in which normalizations use the statistics of the call `layer(x, ps, st)`, and the one after the call.
+
+    All else in the first one, such as random keys, is as it was. Both calls compute the same, and XLA does it once.
+    """
+    found = layer.forward(x, ps, _switched(st, Mode.TRAIN, Mode.HOLD))[1]
+    return _held(st, found), layer.forward(x, ps, st)[1]
+
+
+_STATISTICS = {"running_mean", "running_var", "mode"}
+
+
+def _switched(st: Any, before: Mode, after: Mode) -> Any:
+    """The state with another mode for all normalizations that keep statistics and have the first one."""
+    if not isinstance(st, dict):
+        return st
+    if _STATISTICS <= st.keys() and st["mode"] is before:
+        return {**st, "mode": after}
+    return {name: _switched(entry, before, after) for name, entry in st.items()}
+
+
+def _held(st: Any, found: Any) -> Any:
+    """`st`, with what was found where statistics were to be held, in test mode."""
+    if not isinstance(st, dict):
+        return st
+    if _STATISTICS <= st.keys() and st["mode"] is Mode.TRAIN:
+        return {**found, "mode": Mode.TEST}
+    return {name: _held(entry, found[name]) for name, entry in st.items()}
 
 
 def _name(path: Any) -> str:

@@ -12,6 +12,9 @@ class Mode(enum.Enum):
     A static pytree node: `jit` traces anew where it is switched, and never takes it for an array. `lux.trainmode` and
     `lux.testmode` switch all entries of a state.
 
+    `Mode.HOLD` is for solves with `on_state_update="first"`: normalizations with running statistics train, and return
+    those of the batch in the place of the running ones.
+
     >>> import lux_sciml as lux
     >>> _, st = lux.setup(jax.random.key(0), lux.BatchNorm(3))
     >>> st["mode"], lux.testmode(st)["mode"]
@@ -20,6 +23,7 @@ class Mode(enum.Enum):
 
     TRAIN = "train"
     TEST = "test"
+    HOLD = "hold"
 
     def __repr__(self) -> str:
         return f"Mode.{self.name}"

@@ -179,7 +179,9 @@ class Equation(Layer, kw_only=True):
     * `batching`: with `"joint"` a batch is one large equation with common steps; with `"vmap"` every sample along
       the first axis has steps, times and a result of its own.
     * `on_state_update`: `"raise"`, or `"discard"`: one frozen state for the whole solve, with its random keys renewed
-      in the state that is returned.
+      in the state that is returned; or `"first"`: batch normalizations in training use the statistics of the first
+      evaluation, that of the initial values, for the whole solve, with their gradients, and the state that is returned
+      is the one after that evaluation. With `"discard"` each evaluation has its own, and the running ones stay.
 
     The input is `y0`, or, as the options say, `(y0, ts)`, `(y0, u)` or `(y0, ts, u)`. `ts` may repeat its last time at
     the end, as padding, or be a `lux.diffeq.Series`. `y0` is an array or a tree of
@@ -251,7 +253,7 @@ class Equation(Layer, kw_only=True):
     throw: bool = field(default=False, converter=flag)
     output: str = field(default="solution", converter=output_kind)
     batching: str = field(default="joint", converter=choice("joint", "vmap"))
-    on_state_update: str = field(default="raise", converter=choice("raise", "discard"))
+    on_state_update: str = field(default="raise", converter=choice("raise", "discard", "first"))
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -281,6 +283,11 @@ class Equation(Layer, kw_only=True):
             raise ValueError("give the tolerances either as rtol and atol or in the stepsize_controller, not both")
         if self.saveat is not None and self.output == "final" and not _saves_end(self.option("saveat")):
             raise ValueError(f'{name}: output="final" is the last value that `saveat` saves; give it t1=True or ts')
+        if self.on_state_update == "first" and self.batching == "vmap":
+            raise ValueError(
+                f"{name}: on_state_update='first' holds the statistics of a batch, which batching='vmap' takes apart: "
+                "let it have batching='joint'"
+            )
         if self.jumps is not None:
             self._require_pieces()
         for value in fields_of(self).values():
@@ -360,13 +367,15 @@ class Equation(Layer, kw_only=True):
         if half is not None:
             problem, ps = single((problem, ps))
 
+        held, after = self._held(problem, ps, st) if self.on_state_update == "first" else (st, None)
+
         def one(problem: Problem) -> Any:
-            return (solve or self.solve)(self._fields(problem, ps, st))
+            return (solve or self.solve)(self._fields(problem, ps, held))
 
         sol = self._each(one, problem, st)
         if half is not None:
             sol = eqx.tree_at(lambda sol: sol.ys, sol, _rounded(sol.ys, half))
-        return self._output(sol), self._renewed(problem, ps, st)
+        return self._output(sol), self._renewed(problem, ps, st) if after is None else after
 
     def _fields(self, problem: Problem, ps: Any, st: Any) -> Fields:
         """The vector fields of the children for one sample."""
@@ -439,10 +448,20 @@ class Equation(Layer, kw_only=True):
                 return st
             problem = _sample(problem, lambda x: x[0])
         fields = self._fields(problem, ps, st)
-        after = {name: fields[name].renewed(x, ps) for name, x in self.first_inputs(fields).items()}
+        return self._with({name: fields[name].renewed(x, ps) for name, x in self.first_inputs(fields).items()}, ps, st)
+
+    def _held(self, problem: Problem, ps: Any, st: Any) -> tuple[Any, Any]:
+        """The state with the statistics of the first evaluation held, and the state after that evaluation."""
+        fields = self._fields(problem, ps, st)
+        found = {name: fields[name].held(x, ps) for name, x in self.first_inputs(fields).items()}
+        held, after = ({name: pair[i] for name, pair in found.items()} for i in (0, 1))
+        return self._with(held, ps, st), self._with(after, ps, st)
+
+    def _with(self, states: dict[str, Any], ps: Any, st: Any) -> Any:
+        """The state with those of the children by name."""
         if isinstance(self, Wrapper):
-            return self.from_child(ps, after[self.child_field], st)[1]
-        return {**st, **after}
+            return self.from_child(ps, states[self.child_field], st)[1]
+        return {**st, **states}
 
 
 def equation_of(layer: Any) -> Equation | None:

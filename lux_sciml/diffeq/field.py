@@ -14,7 +14,7 @@ from ..components import ComponentVector, named_like
 from ..core import Layer, StatefulLayer, as_layer
 from ..core.container import errors_of
 from ..core.converters import checks_itself
-from ..core.frozen import keys_after, refuse_updates
+from ..core.frozen import held_statistics, keys_after, refuse_updates
 from ..core.parameters import parameter_tree
 from ..optimize.reads import reading
 
@@ -60,6 +60,11 @@ class Field(eqx.Module):
         """The frozen state, with its random keys as they are after one call of the layer with the input `x`."""
         with self._explained(x):
             return keys_after(self.layer, x, self.own(ps), self.st)
+
+    def held(self, x: Any, ps: Any) -> tuple[Any, Any]:
+        """The frozen state with the statistics of a call with the input `x` held, and the state after that call."""
+        with self._explained(x):
+            return held_statistics(self.layer, x, self.own(ps), self.st)
 
     def changed(self, effect: Any, name: str, t: Any, y: Any, ps: Any) -> Any:
         """The state after an effect of this layer, its child of this name or a function of `(t, y, ps)`."""

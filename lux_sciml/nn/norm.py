@@ -92,7 +92,9 @@ class _TrackingNorm(_Norm):
             if count < 2:
                 raise ValueError(f"{brief(self)} needs more than one value per feature, got shape {x.shape}")
             mean, var = jnp.mean(widened(x), axes, keepdims=True), jnp.var(widened(x), axes, keepdims=True)
-            if self.track_stats:
+            if self.track_stats and st["mode"] is Mode.HOLD:
+                st = {**st, **self._own(mean, var)}
+            elif self.track_stats:
                 st = {**st, **self._moved(st, mean, var * (count / (count - 1)))}
         return self.activation(self._rescaled(x, mean, var, ps)), st
 
@@ -106,6 +108,12 @@ class _TrackingNorm(_Norm):
             scale, shift = (widened(ps["scale"]) * part for part in (scale, shift))
             shift = shift + widened(ps["bias"])
         return (wide * scale + shift).astype(dtype)
+
+    def _own(self, mean, var):
+        """The statistics of a batch, with their gradients, in the place of the running ones."""
+        if math.prod(mean.shape) != self.features:
+            raise ValueError(f"{brief(self)} has statistics for each sample, which a solve cannot hold for all")
+        return {"running_mean": mean.reshape(self.features), "running_var": var.reshape(self.features)}
 
     def _moved(self, st, mean, var):
         def towards(old, new):
