@@ -124,10 +124,12 @@ def test_modules_stand_in_solves_and_files(tmp_path):
     node = lux.NeuralODE(net, ts=[0.0, 1.0], time_dependent=True, output="final")
     ps, st = lux.setup(KEY, node)
     lux.save(tmp_path / "ps.safetensors", ps)
-    loss = jax.jit(lambda ps: jnp.sum(node(X[0], ps, st)[0] ** 2))
-    step = 1e-3 * jax.random.normal(KEY, ps.shape)
-    gradient = jax.grad(loss)(lux.load(tmp_path / "ps.safetensors", like=ps))
-    np.testing.assert_allclose(gradient @ step, (loss(ps + step) - loss(ps - step)) / 2, rtol=1e-2)
+    loaded = lux.load(tmp_path / "ps.safetensors", like=ps)
+    y = node(X[0], loaded, st)[0]
+    euler = X[0]
+    for t in np.arange(0, 1, 1e-2, "float32"):
+        euler = euler + 1e-2 * net((t, euler), ps, st)[0]
+    np.testing.assert_allclose(y, euler, atol=1e-2)
     with pytest.raises(ValueError, match=r"updates its state.*lux.testmode"):
         layer = from_nnx(lambda rngs: nnx.Dropout(0.5, rngs=rngs))
         lux.NeuralODE(layer, ts=[0.0, 1.0])(X[0], *lux.setup(KEY, layer))
