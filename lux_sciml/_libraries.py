@@ -10,9 +10,9 @@ def library(name: str, install: str = "lux-sciml[adapters]") -> Any:
     >>> library("no_such_library", "lux-sciml[plot]")
     Traceback (most recent call last):
     ...
-    ImportError: no_such_library is not installed: pip install lux-sciml[plot]
+    ImportError: no_such_library cannot be imported (No module named 'no_such_library'): pip install lux-sciml[plot]
     """
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ImportError(f"{name} is not installed: pip install {install}") from error
+        raise ImportError(f"{name} cannot be imported ({error}): pip install {install}") from error

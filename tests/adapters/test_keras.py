@@ -51,14 +51,14 @@ def test_outputs_gradients_and_state_are_those_of_keras():
     weights = [v.value for v in model.trainable_variables]
     (_, (expected, new)), expected_gradient = jax.value_and_grad(theirs, has_aux=True)(weights)
     (_, (y, after)), gradient = jax.jit(jax.value_and_grad(ours, has_aux=True))(ps)
-    np.testing.assert_allclose(y, expected, rtol=1e-5)
+    np.testing.assert_allclose(y, expected, atol=1e-5)
     np.testing.assert_allclose(
         gradient.data, np.concatenate([np.ravel(g) for g in expected_gradient]), rtol=1e-3, atol=1e-5
     )
     np.testing.assert_allclose(jax.tree.leaves(after["variables"])[0], new[0], rtol=1e-5)
     back = to_keras(layer, ps, after)
     assert back is model
-    np.testing.assert_allclose(layer(X, ps, lux.testmode(after))[0], back(X), rtol=1e-5)
+    np.testing.assert_allclose(layer(X, ps, lux.testmode(after))[0], back(X), atol=1e-5)
 
 
 def test_random_layers_draw_from_the_key():

@@ -94,6 +94,7 @@ def test_solutions_are_datasets():
             lux.solution_to_xarray(sol, names=names)
 
 
+@pytest.mark.filterwarnings("ignore:The chararray class is deprecated:DeprecationWarning")  # treescope's own
 def test_rich_and_treescope_show_the_components():
     rich = pytest.importorskip("rich.console")
     console = rich.Console(width=60, record=True)
