@@ -34,7 +34,7 @@ from .jumps import Jumps
 from .pieces import solve_in_pieces
 from .solvers.root_finding import converging
 from .solvers.runge_kutta import unrolled
-from .times import in_order, save_times
+from .times import endless, in_order, save_times
 
 T = TypeVar("T")
 
@@ -230,6 +230,7 @@ class Equation(Layer, kw_only=True):
     lacks: ClassVar[Mapping[str, str]] = {}  # options that it does not have, each with the reason
     beside: ClassVar = ("jumps",)
     one_term: ClassVar[bool] = False  # for solvers of one, not of a sum or of a pair
+    may_be_endless: ClassVar[bool] = False  # until a steady state
     fixed_steps: ClassVar[bool] = False  # of the size dt0 where no controller is given
 
     ts = None  # a field of those that take it; an annotation here would put it before all of theirs
@@ -283,6 +284,8 @@ class Equation(Layer, kw_only=True):
             raise ValueError("give the tolerances either as rtol and atol or in the stepsize_controller, not both")
         if self.saveat is not None and self.output == "final" and not _saves_end(self.option("saveat")):
             raise ValueError(f'{name}: output="final" is the last value that `saveat` saves; give it t1=True or ts')
+        if self.endless:
+            self._require_steady()
         if self.on_state_update == "first" and self.batching == "vmap":
             raise ValueError(
                 f"{name}: on_state_update='first' holds the statistics of a batch, which batching='vmap' takes apart: "
@@ -293,6 +296,19 @@ class Equation(Layer, kw_only=True):
         for value in fields_of(self).values():
             if isinstance(value, Lambda):
                 _require_one_argument(name, value.function)
+
+    def _require_steady(self) -> None:
+        """Raise `ValueError` for what does not end in a steady state."""
+        name = type(self).__name__
+        if not self.may_be_endless:
+            raise ValueError(f"the times of a {name} are finite, got {self.ts}; a NeuralODE may end in a steady state")
+        given = [
+            option for option in ("time_dependent", "controlled", "saveat", "jumps") if not self.has_default(option)
+        ]
+        if given:
+            raise ValueError(
+                f"a {name} until infinity ends in a steady state, which is saved alone, and has no {given[0]}"
+            )
 
     def _require_pieces(self) -> None:
         """Raise `ValueError` for options that are not for a solve in pieces."""
@@ -313,11 +329,17 @@ class Equation(Layer, kw_only=True):
         """Whether options are what they are where nothing is said about them."""
         return all(getattr(self, name) == getattr(type(self), name) for name in names)
 
+    @property
+    def endless(self) -> bool:
+        """Whether the solve goes on until the solution is steady."""
+        return self.ts is not None and endless(self.ts)
+
     def chosen_adjoint(self) -> diffrax.AbstractAdjoint:
         """The adjoint, chosen by the context of derivatives where it is `"auto"`."""
         if not isinstance(self.adjoint, str):
             return self.adjoint
         wanted = {"forward": "forward", "both": "direct"}.get(derivatives.current() or "reverse", "checkpointed")
+        wanted = "implicit" if self.endless and self.event is None else wanted
         name = wanted if self.adjoint == "auto" else self.adjoint
         if name == "checkpointed" and self.max_steps is None:
             return diffrax.RecursiveCheckpointAdjoint(checkpoints=64)
@@ -520,7 +542,8 @@ def diffeqsolve(
         adjoint = dataclasses.replace(adjoint, over_samples=True)
     saveat = equation.option("saveat")
     if saveat is None:
-        saveat = diffrax.SaveAt(t1=True) if equation.output == "final" else diffrax.SaveAt(ts=ts)
+        at_end = equation.output == "final" or equation.endless
+        saveat = diffrax.SaveAt(t1=True) if at_end else diffrax.SaveAt(ts=ts)
     controller = equation.controller() if controller is None else controller
     step_times = controller.ts if isinstance(controller, diffrax.StepTo) else None
     good = in_order(ts, [sub.ts for sub in _subs(saveat) if sub.ts is not None], step_times)
@@ -542,12 +565,21 @@ def diffeqsolve(
         y0,
         ps,
         saveat=saveat,
-        event=equation.option("event"),
+        event=_event_of(equation, controller),
         throw=equation.throw,
         progress_meter=equation.option("progress_meter"),
         **steps,
     )
     return mark_failure(sol, complete=equation.saveat is None and equation.event is None)
+
+
+def _event_of(equation: Equation, controller: Any) -> Any:
+    """The event that ends a solve; where it has no last time its steady state, to the tolerances of the steps."""
+    if equation.event is not None or not equation.endless:
+        return equation.option("event")
+    adaptive = isinstance(controller, diffrax.AbstractAdaptiveStepSizeController)
+    tolerances = (None, None) if adaptive else (equation.rtol, equation.atol)
+    return diffrax.Event(diffrax.steady_state_event(*tolerances))
 
 
 def _flat(layer: Layer, ps: Any) -> ComponentVector:

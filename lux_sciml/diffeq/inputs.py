@@ -10,7 +10,7 @@ import numpy as np
 from .._tree import describe, floating, is_traced
 from ..components import ComponentVector
 from ..series import Series
-from .times import times_like
+from .times import endless, times_like
 
 
 def initial_value_and_times(layer: Any, x: Any) -> tuple[Any, jax.Array, diffrax.AbstractPath | None]:
@@ -29,7 +29,10 @@ def initial_value_and_times(layer: Any, x: Any) -> tuple[Any, jax.Array, diffrax
     if isinstance(y0, Series):
         raise ValueError(f"a {name} takes the initial value before the series: (y0, series)")
     y0 = initial_value(name, y0)
-    ts = times_like(ts, y0, layer.batching)
+    if layer.ts is not None and endless(ts):
+        ts = times_like(ts[0] + np.array([0.0, 1.0]), y0, layer.batching).at[1].set(jnp.inf)
+    else:
+        ts = times_like(ts, y0, layer.batching)
     return y0, ts, control_in(ts.dtype, control)
 
 

@@ -24,13 +24,20 @@ def save_times(ts: Sequence[Any] | np.ndarray | jax.Array | Constant) -> Constan
 
 @checks_itself
 def save_times(ts: Any) -> Constant | None:
-    """The times in a layer's field, checked; `None` where they come with each call."""
+    """The times in a layer's field, checked, or a start and infinity; `None` where they come with each call."""
     if ts is None:
         return None
     if is_traced(ts):
         raise TypeError("the times are traced, and are to be known here: NumPy arrays, lists, or made outside of jit")
-    _require_monotone(np.asarray(ts))
+    if not endless(ts):
+        _require_monotone(np.asarray(ts))
     return Constant(ts)
+
+
+def endless(ts: Any) -> bool:
+    """Whether known times are a start and infinity: until the solution is steady."""
+    known = np.asarray(ts)
+    return known.shape == (2,) and bool(np.isfinite(known[0]) and known[1] == np.inf)
 
 
 def times_like(ts: Any, y0: Any, batching: str) -> jax.Array:

@@ -16,7 +16,10 @@ class NeuralODE(Wrapper, Equation):
     input will do: a net, or a user's own with known terms and nets. The options are those of `lux.Equation`; above all
 
     * `ts`: the times at which the solution is saved, the first one that of the initial value; they may run backwards.
-      Built with `ts`, the layer takes `y0`; built without, it takes `(y0, ts)`;
+      Built with `ts`, the layer takes `y0`; built without, it takes `(y0, ts)`. With `ts=[t0, jnp.inf]` it goes on
+      until the solution is steady, :math:`\|f(y)\| < \mathrm{atol} + \mathrm{rtol} \|y\|`, and saves that state alone:
+      its gradients are those of the implicit function theorem (`adjoint="implicit"`), or by another adjoint through
+      the solve. One that is not reached in `max_steps` is NaN. `lux.SteadyState` is for roots near a guess;
     * `time_dependent`: the vector field is called with `(t, y)`;
     * `controlled`: the input ends in a control u, any diffrax path, `(y0, u)` or `(y0, ts, u)`; the vector field is
       called with `(y, u(t))` in place of `y`, and gradients reach the control;
@@ -40,6 +43,7 @@ class NeuralODE(Wrapper, Equation):
     """
 
     one_term: ClassVar = True
+    may_be_endless: ClassVar = True
 
     model: Layer = field(converter=as_layer)
     ts: Constant | None = field(default=None, converter=save_times)

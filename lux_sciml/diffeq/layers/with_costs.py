@@ -89,6 +89,8 @@ class WithCosts(StatefulWrapper):
             raise ValueError(f"a {type(layer).__name__} is not one vector field alone, and has no costs")
         if layer.jumps is not None:
             raise ValueError("WithCosts goes around an equation without jumps, which may not change the costs")
+        if layer.endless:
+            raise ValueError("the costs of a trajectory are up to a last time: build the layer of WithCosts with one")
         if layer.saveat is not None:
             raise ValueError("WithCosts needs the end of the trajectory: build its layer with ts, not with saveat")
 
