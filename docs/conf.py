@@ -57,6 +57,7 @@ ROOMS = {
     "training": "Training",
     "adapters": "Other libraries",
     "export": "Export",
+    "discovery": "Equations from layers",
     "plot": "Plots",
     "testing": "Testing",
     "compilation": "Compilation",

@@ -14,6 +14,7 @@ What there is, by subject; `help(lux.NeuralODE)` and so on tell more.
   `SpectralNorm`; `lux.parameters`, `lux.constraints`, `lux.initializers`.
 * Fitting: `minimize`, `least_squares`, `root_find`; `lux.losses`; `hessian`, `jacobian`, `hvp` and `lux.derivatives`;
   `lux.inference` for errors of parameters; `lux.plot`.
+* Equations from what was learned: `symbolic`, `sparse_regression`, `SparseTerms`; see `lux.discovery`.
 * Training on minibatches: `TrainState`, `train_step`, `fit`; checkpoints, early stopping and logs in `lux.training`.
 * Models and weights of other libraries: `lux.adapters`. Models for other programs: `lux.export`. Many devices and
   processes: `lux.distributed`. Programs compiled once, for later processes too: `compilation_cache`.
@@ -29,6 +30,7 @@ from . import (
     core,
     derivatives,
     diffeq,
+    discovery,
     equilibrium,
     inference,
     initializers,
@@ -46,6 +48,7 @@ from .components import constraints
 from .core import *
 from .derivatives import hessian, hvp, jacobian
 from .diffeq import *
+from .discovery import *
 from .equilibrium import *
 from .nn import *
 from .optimize import *
@@ -64,6 +67,7 @@ __all__ = [
     "constraints",
     "derivatives",
     "diffeq",
+    "discovery",
     "distributed",
     "equilibrium",
     "export",
@@ -84,6 +88,7 @@ __all__ += compilation.__all__
 __all__ += components.__all__
 __all__ += core.__all__
 __all__ += diffeq.__all__
+__all__ += discovery.__all__
 __all__ += equilibrium.__all__
 __all__ += nn.__all__
 __all__ += optimize.__all__

@@ -40,6 +40,27 @@ def test_training(capsys):
     assert page["state"].step == 320
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+def test_inference():
+    for name in ("numpyro", "blackjax", "arviz"):
+        pytest.importorskip(name)
+    page = run("inference.md")
+    assert page["lower"] < page["fit"].params.rate < page["upper"] and page["boot"].failed == 0
+    assert (page["lowest"] < page["low"]).all()  # of prediction, and of confidence
+    assert page["hierarchical"].shape == (200, 3) and page["data"]["posterior"]["rate"].shape == (2, 200)
+
+
+def test_symbolic():
+    pytest.importorskip("sympy")
+    page = run("symbolic.md")
+    assert page["polynomial"].expand().as_poly().degree() == 3 and "tanh" in str(page["expression"])
+    assert dict(page["found"].layer.outputs) == {"dx": ("x y",), "dy": ("x y",)}
+    missing = page["refit"].params.missing
+    assert abs(missing.dx["x y"] / -0.9 - 1) < 0.03 and abs(missing.dy["x y"] / 0.8 - 1) < 0.03
+    errors = page["refit"].standard_errors().missing
+    assert abs(missing.dx["x y"] + 0.9) < 3 * errors.dx["x y"] and abs(missing.dy["x y"] - 0.8) < 3 * errors.dy["x y"]
+
+
 def test_index():
     assert run("index.md")["result"].value < 1e-5
 

@@ -14,8 +14,8 @@ import lux_sciml as lux
 PACKAGE = Path(lux.__file__).parent
 ROOMS = """
 _compat _forward_laplacian _libraries _platform _tree series activations initializers losses components derivatives core
-nn parameters optimize diffeq equilibrium inference training adapters export distributed testing plot compilation
-command
+nn parameters optimize diffeq equilibrium inference training adapters export discovery distributed testing plot
+compilation command
 """.split()  # each imports only from those before it
 
 

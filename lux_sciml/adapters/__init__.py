@@ -3,9 +3,11 @@
 `from_equinox`, `from_nnx`, `from_linen`, `from_haiku` and `from_keras` make layers of modules; `to_equinox`, `to_nnx`,
 `to_linen`, `to_haiku` and `to_keras` are the ways back. `load_torch` takes the weights of a PyTorch model, `to_torch`
 makes a state dict of ours. `init_apply`, an `InitApply`, and `as_function` make pure functions of a layer. Each library
-is imported by the function that needs it; see `docs/adapters.md`.
+is imported by the function that needs it; see `docs/adapters.md`. `numpyro`, `blackjax` and `arviz` are for
+posteriors: see `docs/inference.md`.
 """
 
+from . import arviz as arviz, blackjax as blackjax, numpyro as numpyro
 from .equinox import from_equinox, to_equinox
 from .functions import InitApply as InitApply, as_function, init_apply
 from .haiku import from_haiku, to_haiku

@@ -100,10 +100,17 @@ class Block:
                 yield from block.all()
 
 
-def lower(function: Callable[..., Any], *specs: jax.ShapeDtypeStruct, supported: Iterable[str], to: str) -> Block:
+def lower(
+    function: Callable[..., Any],
+    *specs: jax.ShapeDtypeStruct,
+    supported: Iterable[str],
+    to: str,
+    otherwise: str = "export it as StableHLO, which holds every operation of JAX: path='model.stablehlo'",
+) -> Block:
     """The operations of `function`, from one array for each of `specs` to a flat list of arrays.
 
-    Raises `ValueError` for an operation that is not among the `supported` ones, naming it and the format `to`.
+    Raises `ValueError` for an operation that is not among the `supported` ones, naming it and the format `to`, with the
+    way on.
     """
     closed = jax.make_jaxpr(function)(*specs)
     inputs = [_value(var) for var in closed.jaxpr.invars]
@@ -114,8 +121,7 @@ def lower(function: Callable[..., Any], *specs: jax.ShapeDtypeStruct, supported:
     unknown = sorted({op.name for op in block.all()} - set(supported))
     if unknown:
         raise ValueError(
-            f"{to} has no translation of {', '.join(map(repr, unknown))}, which this model computes with; export it "
-            "as StableHLO, which holds every operation of JAX: path='model.stablehlo'"
+            f"{to} has no translation of {', '.join(map(repr, unknown))}, which this model computes with; {otherwise}"
         )
     for op in block.all():
         for value in (*op.reads(), *op.outputs):

@@ -7,6 +7,7 @@ Around an optimum: `laplace_approximation`, `profile_likelihood`, `bootstrap`, `
 
 from .bands import sampled_band as sampled_band
 from .bootstrap import Bootstrap as Bootstrap, bootstrap as bootstrap
+from .draws import Draws as Draws
 from .identifiability import (
     Identifiability as Identifiability,
     fisher_information as fisher_information,

@@ -1,0 +1,74 @@
+"""Draws for ArviZ, with names, dimensions and coordinates for every component."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .._libraries import library
+from ..components import ComponentVector, Layout
+from ..inference import Draws
+
+
+def to_arviz(
+    draws: Draws | ComponentVector,
+    *,
+    dims: Mapping[str, Sequence[str]] | None = None,
+    coords: Mapping[str, Sequence[Any]] | None = None,
+    prior: ComponentVector | None = None,
+    log_likelihood: Mapping[str, Any] | None = None,
+    posterior_predictive: Mapping[str, Any] | None = None,
+    observed_data: Mapping[str, Any] | None = None,
+) -> Any:
+    """ArviZ's data of a run: an `xarray.DataTree`, before ArviZ 1.0 an `InferenceData`.
+
+    * `draws`: those of a sampler, or a batch of parameters `(chains, draws, n)`; the variables are called as the
+      arrays, `"physics.growth"`.
+    * `dims`: names of the axes of arrays, `{"u0": ["species"]}`; else they are `"u0_dim_0"`, with positions as
+      coordinates.
+    * `coords`: the coordinates along named axes, `{"species": ["hare", "lynx"]}`.
+    * `prior`: draws of the prior, `(draws, n)` or `(chains, draws, n)`.
+    * `log_likelihood`, `posterior_predictive`: arrays `(chains, draws, ...)` by name; `observed_data`: arrays by name.
+
+    `arviz.summary(data)` has r-hat and effective sample sizes. Raises `ValueError` for another shape of the draws,
+    `KeyError` for `dims` of an array that there is not, `ImportError` without ArviZ, which is in the extra `inference`.
+    """
+    arviz = library("arviz", "lux-sciml[inference]")
+    params = draws.params if isinstance(draws, Draws) else draws
+    if params.ndim != 3:
+        raise ValueError(f"the draws are a batch (chains, draws, {params.layout.size}), got shape {params.shape}")
+    groups: dict[str, dict[str, Any]] = {"posterior": _variables(params)}
+    if isinstance(draws, Draws):
+        groups["sample_stats"] = {"lp": np.asarray(draws.log_density), **draws.stats}
+    if prior is not None:
+        rows = prior if prior.ndim == 3 else ComponentVector(prior.data[None], prior.layout)
+        groups["prior"] = _variables(rows)
+    more = {"log_likelihood": log_likelihood, "posterior_predictive": posterior_predictive}
+    groups |= {name: dict(arrays) for name, arrays in more.items() if arrays is not None}
+    if observed_data is not None:
+        groups["observed_data"] = {name: np.asarray(x) for name, x in observed_data.items()}
+    axes = _axes(params.layout)
+    known = set(axes).union(*groups.values())
+    for name in dims or {}:
+        if name not in known:
+            raise KeyError(f"dims name {name!r}, and there is no such array; what there is: {', '.join(sorted(known))}")
+    axes |= {name: list(names) for name, names in (dims or {}).items()}
+    given = {name: list(values) for name, values in (coords or {}).items()}
+    if arviz.__version__.startswith("0."):
+        return arviz.from_dict(**groups, dims=axes, coords=given)
+    return arviz.from_dict(groups, dims=axes, coords=given)
+
+
+def _variables(params: ComponentVector) -> dict[str, np.ndarray]:
+    layout, data = params.layout, np.asarray(params.data)
+    return {
+        layout.name(leaf.path) or "value": data[..., leaf.offset : leaf.offset + leaf.size].reshape(
+            *data.shape[:-1], *leaf.shape
+        )
+        for leaf in layout.blocks
+    }
+
+
+def _axes(layout: Layout) -> dict[str, list[str]]:
+    names = {layout.name(leaf.path) or "value": len(leaf.shape) for leaf in layout.blocks}
+    return {name: [f"{name}_dim_{i}" for i in range(rank)] for name, rank in names.items() if rank}

@@ -1,0 +1,81 @@
+"""Parameters as sample sites of NumPyro's models, for priors whose own parameters are unknown."""
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .._libraries import library
+from ..components import ComponentVector, Layout, Path
+from ..components.layout import as_layout
+from ..core import Layer
+from ..inference.priors import priors_of
+
+
+def sample(layout: Layout | ComponentVector, priors: Mapping[str | Path, Any], name: str = "") -> ComponentVector:
+    """Parameters inside a NumPyro model, one sample site for each array of a layout.
+
+    `priors` are NumPyro's distributions by name, as for `lux.inference.log_posterior`; their parameters may be sample
+    sites themselves, and `None` is flat. The sites are called as the arrays, `"physics.growth"`, with `name` and a dot
+    in front where one is given. Returns a ComponentVector.
+
+    Raises `KeyError` for a pattern that matches nothing, `ValueError` for a component without a prior, `TypeError` for
+    what is no distribution of NumPyro, `ImportError` without NumPyro: `pip install lux-sciml[inference]`. A model:
+
+        def model(t, y):
+            scale = numpyro.sample("scale", dist.HalfNormal(1.0))
+            priors = {"net.*": dist.Normal(0.0, scale), "rate": dist.LogNormal(0.0, 1.0)}
+            ps = lux.adapters.numpyro.sample(layout, priors)
+            numpyro.sample("y", dist.Normal(predict(ps, t), 0.1), obs=y)
+    """
+    numpyro = library("numpyro", "lux-sciml[inference]")
+    dist = importlib.import_module("numpyro.distributions")
+    layout = as_layout(layout)
+    blocks = []
+    for leaf, prior in zip(layout.blocks, priors_of(layout, priors), strict=True):
+        if prior is None:
+            prior = dist.ImproperUniform(dist.constraints.real, (), leaf.shape)
+        if not isinstance(prior, dist.Distribution):
+            raise TypeError(f"the prior of `{layout.name(leaf.path)}` is no distribution of NumPyro, got {prior!r}")
+        drawn = numpyro.sample(_site(layout, leaf.path, name), prior.to_event(len(prior.batch_shape)))
+        blocks.append(jnp.asarray(drawn).astype(leaf.dtype))
+    return ComponentVector(layout.join(blocks), layout)
+
+
+def random_layer(
+    layer: Layer, ps: Layout | ComponentVector, st: Any, priors: Mapping[str | Path, Any], name: str = ""
+) -> Callable[[Any], Any]:
+    """A layer with parameters drawn from priors, inside a NumPyro model: a function from its input to its output.
+
+    `ps, st = lux.setup(key, layer)` outside of the model; of `ps` only the layout counts. The state stays as it is, in
+    test mode: `lux.testmode(st)`. `priors` and `name` are those of `sample`.
+    """
+    drawn = sample(ps, priors, name)
+    return lambda x: layer(x, drawn, st)[0]
+
+
+def collect(samples: Mapping[str, Any], layout: Layout | ComponentVector, name: str = "") -> ComponentVector:
+    """The sites of `sample` in what `MCMC.get_samples` returns, as a batch of vectors, `(draws, n)`.
+
+    With `group_by_chain=True`, `(chains, draws, n)`. Raises `KeyError` where a site is missing.
+
+    >>> layout = ComponentVector(a=1.0, b=[2.0, 3.0]).layout
+    >>> collect({"a": jnp.zeros(10), "b": jnp.ones((10, 2))}, layout).b.shape
+    (10, 2)
+    """
+    layout = as_layout(layout)
+    blocks = []
+    for leaf in layout.blocks:
+        site = _site(layout, leaf.path, name)
+        if site not in samples:
+            raise KeyError(f"there is no site {site!r} in the samples; there is {', '.join(samples) or 'none'}")
+        x = jnp.asarray(samples[site])
+        blocks.append(x.reshape(*x.shape[: x.ndim - len(leaf.shape)], leaf.size))
+    with jax.numpy_dtype_promotion("standard"):
+        return ComponentVector(jnp.concatenate(blocks, axis=-1), layout)
+
+
+def _site(layout: Layout, path: Path, name: str) -> str:
+    return ".".join(filter(None, (name, layout.name(path)))) or "value"
