@@ -164,25 +164,22 @@ def _at(unit: Unit, path: str, names: Iterable[str]) -> Match | None:
 
 
 def _in_order(units: list[Unit], names: list[str]) -> dict[str, Match]:
-    """Units and modules side by side, up to the first that do not go together."""
+    """Units and modules side by side; names that a unit cannot have are passed over."""
     out: dict[str, Match] = {}
-    left, prefixes = list(names), set()
+    left = list(names)
     for unit in units:
-        while left and left[0].rpartition(".")[0] in prefixes and _next(unit, left) is None:
-            left.pop(0)  # more than the module of the unit before has here
-        match = _next(unit, left)
-        if match is None:
-            break
-        out[unit.path] = match
-        left = [name for name in left if name not in match.names()]
-        prefixes |= {name.rpartition(".")[0] for name in match.names()}
+        for i in range(len(left)):
+            match = _next(unit, left[i:])
+            if match is not None:
+                out[unit.path] = match
+                taken = set(match.names())
+                left = [name for name in left[i:] if name not in taken]
+                break
     return out
 
 
 def _next(unit: Unit, names: list[str]) -> Match | None:
-    """The unit in the module whose array is the next one."""
-    if not names:
-        return None
+    """The unit in the module whose array is the first of the names."""
     ends = {e.name for entries in unit.variants(names) for e in entries}
     paths = {names[0].removesuffix(end).removesuffix(".") for end in ends if f".{names[0]}".endswith(f".{end}")}
     found = [_at(unit, path, names) for path in sorted(paths, key=len, reverse=True)]

@@ -222,6 +222,7 @@ def test_what_does_not_fit_is_listed_by_path():
         ),
         (right | {"0.bias": np.ones(5, int)}, r"`0.bias`, for `layer_0`.* is of type int64, where float64 is expected"),
         (right | {"2.scale": np.ones(3)}, r"`2.scale` float64\[3\] finds no layer"),
+        ({"scale": np.ones(3)} | right, r"model:\n  `scale` float64\[3\] finds no layer\n`names=`"),
         (dict(list(right.items())[:2]), r"`layer_1`, Dense\(5, 3\), finds no module of weight, bias"),
         (nn.LSTM(2, 5), r"`layer_0`.*finds no module[\s\S]*`weight_ih_l0` float64\[20, 2\] finds no layer"),
         (right | {"2.weight": np.ones((3, 5), complex)}, "is of type complex128"),
