@@ -56,6 +56,7 @@ ROOMS = {
     "inference": "Inference",
     "training": "Training",
     "adapters": "Other libraries",
+    "distributed": "Many devices",
     "export": "Export",
     "discovery": "Equations from layers",
     "plot": "Plots",

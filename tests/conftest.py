@@ -7,6 +7,7 @@ import gc
 import itertools
 import os
 import signal
+from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -21,6 +22,20 @@ if jax.__version_info__ < (0, 11):  # later versions do not have the choice
 gc.set_threshold(50_000)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # tests interrupt themselves; the background ignores it
 TESTS = itertools.count(1)
+
+
+CORE = """
+components/test_vector core/test_layer nn/test_nn nn/test_stack diffeq/test_neural_ode equilibrium/test_deep_equilibrium
+optimize/test_minimize training/test_step
+""".split()
+
+
+def pytest_collection_modifyitems(items):
+    """The mark `gpu`."""
+    core = [Path(__file__).parent / f"{name}.py" for name in CORE]
+    for item in items:
+        if item.path in core:
+            item.add_marker("gpu")
 
 
 @pytest.fixture(autouse=True)

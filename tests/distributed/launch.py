@@ -20,7 +20,7 @@ class Run:
         with socket.create_server(("localhost", 0)) as free:
             port = free.getsockname()[1]
         flags = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-        environment = {**flags, "PYTHONPATH": str(HERE.parent.parent)}
+        environment = {**flags, "PYTHONPATH": str(HERE.parent.parent), "NPROC": "16"}
         self.processes = [
             subprocess.Popen(
                 [sys.executable, HERE / "worker.py", task, str(i), str(count), str(port), str(folder)],

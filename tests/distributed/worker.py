@@ -7,16 +7,12 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
 
-jax.config.update("jax_num_cpu_devices", 2)
-jax.config.update("jax_disable_most_optimizations", True)
-
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-import optax  # noqa: E402
-
-import lux_sciml as lux  # noqa: E402
-from lux_sciml import distributed  # noqa: E402
+import lux_sciml as lux
+from lux_sciml import distributed
 
 X = np.random.default_rng(0).normal(size=(64, 2)).astype(np.float32)
 Y = np.sin(X.sum(1, keepdims=True))
@@ -90,6 +86,8 @@ def refusals(index):
 
 
 def main():
+    jax.config.update("jax_num_cpu_devices", 2)
+    jax.config.update("jax_disable_most_optimizations", True)
     task, index, count, port, folder = sys.argv[1], *map(int, sys.argv[2:5]), sys.argv[5]
     if task == "slurm":
         names = {"JOB_ID": 7, "STEP_NODELIST": "localhost", "NTASKS": count, "PROCID": index, "LOCALID": index}
