@@ -20,6 +20,7 @@ from ..nn import (
     Flatten,
     MultiHeadAttention,
     Recurrence,
+    Reshape,
     Stack,
     TransformerEncoderBlock,
 )
@@ -69,19 +70,21 @@ class Walk:
         self.flatten: str | None = None  # the one in front of the next unit, if it flattens images
 
     def __call__(self, layer: Layer, ps: Any, st: Any, path: str = "") -> tuple[Any, Any]:
-        whole = next(variants(layer, set()), None) is not None
-        if isinstance(layer, Flatten):
+        whole = next(variants(layer, set()), None)
+        if flattens(layer):
             self.flatten = path if self.last else None
         elif isinstance(layer, Stack):
             copies = [self(layer.layer, _copy(ps, i), _copy(st, i), _join(path, str(i))) for i in range(layer.n)]
             return (_stacked([ps for ps, _ in copies]), _stacked([st for _, st in copies])) if copies else (ps, st)
-        elif isinstance(layer, Container) and not whole:
+        elif isinstance(layer, Container) and whole is None:
+            own = {name: part for name, part in ps.items() if name not in layer.children}
+            ps = {**ps, **self.visit(Unit(path, layer, own, {}))[0]} if own else ps
             for name, child in layer.children.items():
                 one, two = self(child, ps[name], st[name], _join(path, name))
                 ps, st = {**ps, name: one}, {**st, name: two}
-        elif isinstance(layer, Wrapper) and not whole:
+        elif isinstance(layer, Wrapper) and whole is None:
             return layer.from_child(*self(layer.child, *layer.to_child(ps, st), path), st)
-        elif whole or ps:
+        elif whole or (whole is None and ps):
             return self.visit(Unit(path, layer, ps, st, self._flattened(path, layer)))
         return ps, st
 
@@ -101,6 +104,11 @@ class Walk:
         elif isinstance(layer, MultiHeadAttention | TransformerEncoderBlock | Recurrence | BidirectionalRNN):
             self.last = None  # tokens, which both have in front of the features
         return channels
+
+
+def flattens(layer: Layer) -> bool:
+    """Whether a layer makes one axis of the features and axes before them."""
+    return isinstance(layer, Flatten) or (isinstance(layer, Reshape) and len(layer.shape) == 1)
 
 
 def _join(path: str, name: str) -> str:
@@ -206,7 +214,7 @@ def flattened_channels(layer: Layer, ps: Any, st: Any, x: Any) -> dict[str, int]
     found: dict[str, int] = {}
 
     def watch(path: str, layer: Layer, inner: Layer) -> Layer:
-        return _Watched(inner, lambda size: found.update({path: size})) if isinstance(layer, Flatten) else inner
+        return _Watched(inner, lambda size: found.update({path: size})) if flattens(layer) else inner
 
     jax.eval_shape(instrument(layer, watch).forward, x, ps, st)
     return found

@@ -84,20 +84,20 @@ def test_an_mlp_by_name_by_order_and_from_a_file(tmp_path):
 def test_a_convnet_with_statistics_and_flattened_images():
     net = shaken(
         nn.Sequential(
-            nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.InstanceNorm2d(4),
             nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2), nn.GroupNorm(3, 6), nn.ReLU(),
             nn.ConvTranspose2d(6, 4, 3, stride=2, groups=2), nn.Flatten(), nn.Linear(4 * 5 * 3, 2),
         )
     )  # fmt: skip
     layer = lux.Chain(
-        lux.Conv(3, 4, (3, 3), padding=1), lux.BatchNorm(4, jax.nn.relu), lux.MaxPool((2, 2)),
+        lux.Conv(3, 4, (3, 3), padding=1), lux.BatchNorm(4, jax.nn.relu), lux.MaxPool((2, 2)), lux.InstanceNorm(4),
         lux.Conv(4, 6, (3, 3), stride=2, padding=1, groups=2), lux.GroupNorm(6, 3, jax.nn.relu),
-        lux.ConvTranspose(6, 4, (3, 3), stride=2, groups=2), lux.Flatten(), lux.Dense(4 * 5 * 3, 2),
+        lux.ConvTranspose(6, 4, (3, 3), stride=2, groups=2), lux.Reshape(-1), lux.Dense(4 * 5 * 3, 2),
     )  # fmt: skip
     x = random(2, 3, 8, 4)
     _, st = loaded(layer, net, x, x=jax.ShapeDtypeStruct((2, 8, 4, 3), jnp.float64))
     np.testing.assert_array_equal(st["layer_1"]["running_var"], net[1].running_var)
-    with pytest.raises(ValueError, match=r"`layer_7` gets flattened images.*`x=`"):
+    with pytest.raises(ValueError, match=r"`layer_8` gets flattened images.*`x=`"):
         load_torch(layer, *lux.setup(KEY, layer), net)
 
 
@@ -179,6 +179,32 @@ def test_attention_and_a_transformer_encoder():
     q, k, v = random(3, 5, 8), random(3, 7, 4), random(3, 7, 6)
     expected = theirs(*map(torch.tensor, (q, k, v)))[0].detach()
     np.testing.assert_allclose(ours(tuple(map(jnp.asarray, (q, k, v))), ps, st)[0], expected, atol=1e-10)
+
+
+class Gained(lux.Container):
+    """With a parameter of its own beside those of its child, and one that PyTorch does not have."""
+
+    body: lux.Layer
+    tail: lux.Layer = lux.Scale(3)
+
+    def init_params(self, key):
+        return {**super().init_params(key), "gain": jnp.ones(3)}
+
+    def forward(self, x, ps, st):
+        (y,), st = self.run(ps, st, body=x)
+        (y,), st = self.run(ps, st, tail=y * ps["gain"])
+        return y, st
+
+
+def test_parameters_of_ones_own_are_found_by_their_names():
+    layer = lux.Chain(lux.Dense(2, 3), Gained(lux.Dense(3, 3)))
+    ps, st = lux.setup(KEY, layer)
+    weights = {name: 2 * tensor for name, tensor in to_torch(layer, ps, st).items()}
+    assert {"1.gain", "1.body.weight", "1.tail.weight"} < set(weights)
+    np.testing.assert_array_equal(load_torch(layer, ps, st, weights)[0].data, 2 * ps.data)
+    del weights["1.gain"]
+    with pytest.raises(ValueError, match=r"`layer_1`, Gained.*, finds no module of gain"):
+        load_torch(layer, ps, st, weights)
 
 
 def test_names_lead_layers_to_modules():
