@@ -11,6 +11,7 @@ from .arithmetic import NamedArray, fill, make, register
 from .layout import Layout, as_layout, layout_of
 from .nodes import ARRAY, is_path
 from .printing import completions, matrix_html, show_matrix
+from .tables import matrix_to_pandas
 from .vector import ComponentVector, view
 
 
@@ -69,6 +70,13 @@ class ComponentMatrix(NamedArray):
 
     def _noun(self) -> str:
         return f"a matrix of shape {self._named_shape}"
+
+    def to_pandas(self) -> Any:
+        """A pandas DataFrame with the labels of rows and columns, such as one of covariances.
+
+        Needs `pip install lux-sciml[tables]`, and raises `ImportError` without it; `ValueError` for several matrices.
+        """
+        return matrix_to_pandas(self.data, self.rows, self.columns)
 
     def __repr__(self) -> str:
         return show_matrix(self.data, self.rows, self.columns)

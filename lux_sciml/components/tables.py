@@ -27,6 +27,15 @@ def to_pandas(data: Any, layout: Layout) -> Any:
     return pandas.Series(data, labels) if data.ndim == 1 else pandas.DataFrame(data, columns=labels)
 
 
+def matrix_to_pandas(data: Any, rows: Layout, columns: Layout) -> Any:
+    """A DataFrame of a matrix with the labels of its rows and columns."""
+    pandas, data = library("pandas", _TABLES), np.asarray(data)
+    if data.ndim != 2:
+        raise ValueError(f"a table holds one matrix, got data of shape {data.shape}: take one of the batch")
+    index, labels = pandas.Index(rows.labels(), name="component"), pandas.Index(columns.labels(), name="component")
+    return pandas.DataFrame(data.astype("float32") if data.dtype.kind == "V" else data, index, labels)
+
+
 def from_pandas(table: Any, like: Layout | None) -> tuple[np.ndarray, Layout]:
     """Data and layout of a Series by label, or of a DataFrame, whose columns are the labels.
 

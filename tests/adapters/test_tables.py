@@ -27,6 +27,8 @@ def test_vectors_are_series_and_batches_are_frames(tmp_path):
     assert lux.ComponentVector.from_pandas(read.iloc[:, 0], like=P).equals(P)
     half = P.astype("bfloat16")
     assert lux.ComponentVector.from_pandas(half.to_pandas(), like=half).equals(half)
+    covariance = lux.hessian(lambda p: jnp.sum(p**2))(P).to_pandas()
+    assert covariance.loc["rate", "rate"] == 2 and covariance.loc["rate", "net.bias[0]"] == 0
     tied = lux.parameters.share_parameters(lux.ComponentVector(a=1.0, b=1.0), [("a", "b")])
     assert len(tied.to_pandas()) == 1
 
