@@ -84,6 +84,8 @@ class EquinoxLayer(Adapted):
             try:
                 return call(x, state, key)
             except NameError as error:
+                if "unbound axis name" not in str(error):
+                    raise
                 raise ValueError(
                     f"{error}: the module takes statistics over a batch, `from_equinox(module, batch_axes=1)`"
                 ) from error
