@@ -96,6 +96,12 @@ def test_adapters():
     assert jnp.allclose(page["sol"].ys[0], page["same"].ys[0], rtol=1e-5)
 
 
+def test_series():
+    page = run("series.md")
+    assert page["result"].value < 0.01 and page["fit"].success
+    assert abs(page["fit"].params.physics.rate - 1.2) < 1e-3 and abs(page["fit"].params.physics.tau - 0.5) < 1e-3
+
+
 def test_errors_that_are_explained_are_there():
     trees = [ast.parse(path.read_text()) for path in Path(lux.__file__).parent.rglob("*.py")]
     messages = [text(node) for tree in trees for node in ast.walk(tree)]

@@ -109,7 +109,7 @@ def test_in_a_chain_with_frozen_state_and_print():
         ({"lags": []}, "one or more positive times"),
         ({"lags": [1.0, -1.0]}, "one or more positive times"),
         ({"dt0": 1.5}, "at most as long as the shortest lag, 1.0, got dt0=1.5"),
-        ({"rtol": 1e-3, "saveat": diffrax.SaveAt(dense=True)}, "has no rtol, saveat"),
+        ({"throw": True, "saveat": diffrax.SaveAt(dense=True)}, "has no saveat, throw"),
         ({"solver": diffrax.Kvaerno5()}, "an explicit Runge-Kutta solver"),
         ({"ts": [1.0, 0.0]}, "increase"),
         ({"dt0": 1e-4}, "takes 10000 steps of 0.0001, more than max_steps=4096"),

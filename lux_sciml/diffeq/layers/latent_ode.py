@@ -140,13 +140,13 @@ def elbo(path: Reconstruction, xs: jax.Array | Series, *, noise: Any, kl_weight:
     >>> bool(jnp.isclose(bound, -1 - jnp.log(2 * jnp.pi)))
     True
     """
-    data = xs.data if isinstance(xs, Series) else xs
+    data: jax.Array = xs.data if isinstance(xs, Series) else xs
     if data.shape != path.xs.shape:
         raise ValueError(f"the data has the shape of the reconstruction, {path.xs.shape}, got {data.shape}")
     half = half_type(path.xs)
-    path, xs = widened(path), widened(data)
-    missing, noise = jnp.isnan(xs), jnp.asarray(noise, xs.dtype)
-    scaled = jnp.where(missing, 0, jnp.where(missing, 0, xs) - path.xs) / noise
+    path, data = widened(path), widened(data)
+    missing, noise = jnp.isnan(data), jnp.asarray(noise, data.dtype)
+    scaled = jnp.where(missing, 0, jnp.where(missing, 0, data) - path.xs) / noise
     log_density = -0.5 * (scaled**2 + jnp.log(2 * jnp.pi * noise**2))
     likelihood = jnp.sum(jnp.where(missing, 0, log_density), axis=(-2, -1))
     bound = jnp.mean(likelihood - kl_weight * path.kl)
