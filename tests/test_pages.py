@@ -61,6 +61,12 @@ def test_symbolic():
     assert abs(missing.dx["x y"] + 0.9) < 3 * errors.dx["x y"] and abs(missing.dy["x y"] - 0.8) < 3 * errors.dy["x y"]
 
 
+def test_adjoints():
+    page = run("adjoints.md")
+    assert jnp.isfinite(page["grad"].data).all() and jnp.allclose(page["rest"], 1.0, atol=1e-5)
+    assert page["st"]["layer_1"]["running_mean"].any()
+
+
 def test_index():
     assert run("index.md")["result"].value < 1e-5
 

@@ -60,6 +60,13 @@ def test_many_steps(dtype, tol):
         np.testing.assert_allclose(a, b, rtol=tol, atol=tol)
 
 
+def test_a_gradient_whose_steps_cannot_be_undone_is_nan():
+    options = STEPS | {"dt0": 0.005, "solver": diffrax.Midpoint(), "ts": TS[::2], "batching": "vmap"}
+    lost = of_loss(lux.ReversibleAdjoint(coupling=0.5, anchors=1), **options)
+    assert np.isfinite(lost[0]).all() and np.isnan(lost[1]).all()
+    assert np.isfinite(of_loss(lux.ReversibleAdjoint(coupling=0.5, anchors=64), **options)[1]).all()
+
+
 def test_memory_does_not_grow_with_the_steps():
     """But for one time each: 8 bytes, here 1 % of a pair of states."""
     memory = {}

@@ -66,6 +66,14 @@ class DiscreteAdjoint(diffrax.RecursiveCheckpointAdjoint):
         _, vjp = jax.vjp(lambda moved, y, k: step((moved, params[1]), y, k, t0, t1), params[0], y, k)
         return vjp(cts)
 
+    def undone(self, record: StepRecord, i: Any, state: Any, kept: Any) -> Any:
+        """What is carried on after the states before step `i` have been found."""
+        return state
+
+    def checked(self, kept: Any, used: Any, grads: Any) -> Any:
+        """The gradients, by what was carried to the start, where they are `used`."""
+        return grads
+
     def takes(self, solver: Any) -> bool:
         """Whether its steps have such products."""
         return is_unrolled(solver)
@@ -232,13 +240,14 @@ def _backward(residuals, cotangent, perturbed, moving, adjoint, kwargs):
         new, ct_y, ct_k, *undone = pull(params, (*state, start, end), cts, moved & ~unused)
         ct_y, ct_k = where(moved, (ct_y, ct_k), before)
         if undone:
-            kept = record.held_at(i, where(moved, tuple(undone), kept))
+            kept = adjoint.undone(record, i, where(moved, tuple(undone), state), kept)
         return record.before(i), j, ct_y, ct_k, jax.tree.map(jnp.add, grads, new), kept
 
     ct_k = jax.tree.map(jnp.zeros_like, k)
     grads = jax.tree.map(jnp.zeros_like, params[0])
     init = (record.end(), jnp.asarray(saved), ct_y, ct_k, grads, adjoint.kept(record, end))
-    _, _, ct_y, ct_k, grads, _ = lax.while_loop(lambda carry: any_sample(carry[0] >= 0), body, init)
+    _, _, ct_y, ct_k, grads, kept = lax.while_loop(lambda carry: any_sample(carry[0] >= 0), body, init)
+    ct_y, ct_k, grads = adjoint.checked(kept, ~unused, (ct_y, ct_k, grads))
     g_term, g_args = _for_one_sample(grads, ct_y) if adjoint.over_samples else grads
     out = only("forward over reverse", f"adjoint={adjoint.name!r}", (ct_y, ct_k, g_term, g_args))
     return *out, jax.tree.map(lambda _: None, moving[-1])

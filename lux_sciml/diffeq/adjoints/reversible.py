@@ -1,5 +1,6 @@
 """Reverse mode in constant memory: steps of explicit methods that can be undone."""
 
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 
 from ..solvers.runge_kutta import unrolled
 from .discrete import DiscreteAdjoint, unfit
-from .record import StepRecord
+from .record import StepRecord, any_sample
 
 
 class ReversibleAdjoint(DiscreteAdjoint):
@@ -27,10 +28,12 @@ class ReversibleAdjoint(DiscreteAdjoint):
     of one is not the first of the next; on the way back too there are two, and their products. Kept are one number for
     each of `max_steps`, the time at which it ended, so that steps may be adaptive, and `anchors` states.
 
-    * `coupling`: the :math:`\lambda`, above 0 and at most 1. Below 1 the pair is stable where the solver is, with
-      smaller steps; undoing n steps multiplies rounding errors by :math:`\lambda^{-n}`.
+    * `coupling`: the :math:`\lambda`, above 0 and at most 1. The difference of the two states is damped by it in each
+      step, and grows where the solution contracts: with the default the solution is less accurate there than the
+      solver's own. Undoing n steps multiplies rounding errors by :math:`\lambda^{-n}`.
     * `anchors`: the pairs that are held on the way, evenly over the steps, and replace what was undone. So rounding
-      errors grow over the steps between two of them only, in float32 too.
+      errors grow over the steps between two of them only, in float32 too, and a smaller `coupling` may do. Where half
+      of the digits are lost on the way to one of them, the gradient is NaN.
 
     It takes explicit Runge-Kutta methods, such as `diffrax.Tsit5()`, and `diffrax.Euler()`, for ordinary and controlled
     differential equations, saved at times or at the end, with the steps of `diffrax.PIDController`,
@@ -61,10 +64,19 @@ class ReversibleAdjoint(DiscreteAdjoint):
         return StepRecord.start(state, max_steps, min(self.anchors, max_steps))
 
     def kept(self, record, end):
-        return end
+        return end, jnp.array(False)
 
     def state(self, record, i, begin, kept, advance):
-        return kept, kept
+        return kept[0], kept
+
+    def undone(self, record, i, state, kept):
+        """The anchor in place of the states that were undone, and whether they have been far from one."""
+        anchor = record.held_at(i, state)
+        return anchor, kept[1] | _far(state, anchor)
+
+    def checked(self, kept, used, grads):
+        lost = any_sample(kept[1] & used)
+        return jax.tree.map(lambda g: jnp.where(lost, jnp.nan, g), grads)
 
     def step(self, solver, static, dense, params, y, k, t0, t1):
         """A step of the solver itself."""
@@ -122,6 +134,14 @@ class ReversibleAdjoint(DiscreteAdjoint):
             name = type(solver).__name__
             return f"explicit Runge-Kutta methods, such as diffrax.Tsit5(), and diffrax.Euler(), not {name}"
         return "no solver_state of another solve" if options["passed_solver_state"] else None
+
+
+def _far(found: Any, exact: Any) -> jax.Array:
+    """Whether half of the digits, or more, are lost."""
+    leaves = list(zip(jax.tree.leaves(found), jax.tree.leaves(exact), strict=True))
+    lost = jnp.stack([jnp.max(jnp.abs(a - b), initial=0.0) for a, b in leaves])
+    size = jnp.stack([jnp.max(jnp.abs(b), initial=0.0) for _, b in leaves])
+    return jnp.max(lost) > math.sqrt(jnp.finfo(leaves[0][0].dtype).eps) * jnp.max(size)
 
 
 class Reversible(diffrax.AbstractWrappedSolver):
