@@ -26,7 +26,7 @@ TESTS = itertools.count(1)
 
 CORE = """
 components/test_vector core/test_layer nn/test_nn nn/test_stack diffeq/test_neural_ode equilibrium/test_deep_equilibrium
-optimize/test_minimize training/test_step
+training/test_step
 """.split()
 
 
