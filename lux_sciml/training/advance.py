@@ -47,14 +47,16 @@ class Programs:
     ):
         step = one_step(objective, accumulate, nonfinite)
         if ensemble:
-            step = jax.vmap(functools.partial(_if_active, step), in_axes=(0, 0, None))
+            step = functools.partial(_of_members, jax.vmap(functools.partial(_if_active, step), in_axes=(0, 0, None)))
         else:
             step = functools.partial(_without_members, step)
         self.chunk = jax.jit(functools.partial(_chunk, step, padded), donate_argnums=0)
         self.single = jax.jit(step, donate_argnums=0)
         self._step, self._looped = step, {}
         evaluate = functools.partial(_evaluate, objective, dict(metrics))
-        self.evaluate = jax.jit(jax.vmap(evaluate, in_axes=(0, None)) if ensemble else evaluate)
+        if ensemble:
+            evaluate = functools.partial(_values_of_members, jax.vmap(evaluate, in_axes=(0, None)))
+        self.evaluate = jax.jit(evaluate)
 
     def belongs_in_a_loop(self, *arguments: Any) -> bool:
         """Whether many steps with such a state, activity and batch should be one program."""
@@ -83,6 +85,14 @@ def _evaluate(objective: Any, metrics: Mapping[str, Callable[..., Any]], state: 
 
 def _without_members(step: Callable[..., Any], state: Any, active: Any, batch: Any) -> tuple[Any, Stats]:
     return step(state, batch)
+
+
+def _of_members(step: Callable[..., Any], state: Any, active: Any, batch: Any) -> tuple[Any, Stats]:
+    return state.placement.kept(*step(state, active, batch))
+
+
+def _values_of_members(evaluate: Callable[..., Any], state: Any, batch: Any) -> Stats:
+    return state.placement.kept(state, evaluate(state, batch))[1]
 
 
 def _if_active(step: Callable[..., Any], state: Any, active: Any, batch: Any) -> tuple[Any, Stats]:

@@ -35,7 +35,7 @@ def test_two_processes_compute_what_one_does():
         "files": "TypeError: several processes write checkpoints together by lux.training.OrbaxCheckpoints",
     }.items():
         assert wrong[name].startswith(says), wrong[name]
-    assert wrong["broadcast"] is True
+    assert wrong["broadcast"] is True and wrong["members"] < 1e-6
     assert ends == [1, 1]
     assert any("of one process" in line for line in broken.errors[1])
     assert broken.words(0) == [

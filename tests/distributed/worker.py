@@ -85,6 +85,19 @@ def refusals(index):
     return out
 
 
+def members():
+    """How far an ensemble of four is from what it is in this process alone."""
+    create = jax.vmap(lambda key: lux.TrainState.create(lux.Dense(2, 1), optax.sgd(0.1), key=key))
+    states = create(jax.random.split(jax.random.key(0), 4))
+    there = distributed.shard(states, distributed.mesh(), "members")
+    rule = lux.training.EarlyStopping(1)
+    runs = [
+        lux.fit(objective, s, (X, Y), batch_size=16, epochs=2, validation=(X, Y), early_stopping=rule)
+        for s in (states, there)
+    ]
+    return float(np.max(np.abs(runs[0].history["loss"] - runs[1].history["loss"])))
+
+
 def main():
     jax.config.update("jax_num_cpu_devices", 2)
     jax.config.update("jax_disable_most_optimizations", True)
@@ -111,7 +124,7 @@ def main():
                 end=checksum(result.state),
             )
         if count > 1:
-            say(**refusals(index))
+            say(**refusals(index), members=members())
     if task == "run":
 
         def slowly(report):
