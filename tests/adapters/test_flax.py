@@ -126,9 +126,9 @@ def test_modules_stand_in_solves_and_files(tmp_path):
     lux.save(tmp_path / "ps.safetensors", ps)
     loaded = lux.load(tmp_path / "ps.safetensors", like=ps)
     y = node(X[0], loaded, st)[0]
-    euler = X[0]
+    euler, step = X[0], jax.jit(lambda t, y: y + 1e-2 * net((t, y), ps, st)[0])
     for t in np.arange(0, 1, 1e-2, "float32"):
-        euler = euler + 1e-2 * net((t, euler), ps, st)[0]
+        euler = step(t, euler)
     np.testing.assert_allclose(y, euler, atol=1e-2)
     with pytest.raises(ValueError, match=r"updates its state.*lux.testmode"):
         layer = from_nnx(lambda rngs: nnx.Dropout(0.5, rngs=rngs))
