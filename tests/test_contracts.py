@@ -237,7 +237,8 @@ LAYERS += [
     ),
     (
         lux.NeuralCDE(
-            lux.Dense(2, 4, jnp.tanh), lux.Dense(2, 2), output="final", **STEPS | {"dt0": 0.15, "max_steps": 8}
+            lux.Dense(2, 6, jnp.tanh), lux.Dense(2, 2), output="final", interpolation="linear", window=2,
+            **STEPS | {"dt0": 0.15, "max_steps": 8},
         ),
         (np.array([0.0, 0.5, 1.0]), np.array([[0.0], [-0.5], [2.0]])),  # 1 is no multiple of the step
         JOINT | {"derivatives": ("forward", "reverse")},

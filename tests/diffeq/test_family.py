@@ -198,7 +198,7 @@ def with_costs(f, y, ts):
 
 CONTINUOUS = ("backsolve", "gauss", "reversible")  # with the gradient of the exact solution, or of another discrete one
 ADJOINTS = ("auto", "forward", *CONTINUOUS)
-ALIKE = [*itertools.product(("Own", "LatentODE"), ADJOINTS[1:])]  # a NeuralODE in the end
+ALIKE = [*itertools.product(("Own", "LatentODE", "LogODE"), ADJOINTS[1:])]  # a NeuralODE or NeuralCDE in the end
 ALIKE += [(name, "reversible") for name in ("AugmentedODE", "SecondOrder", "WithCosts", "NeuralDAE", "MassMatrixODE")]
 
 
@@ -312,6 +312,10 @@ FAMILY = {
     "NeuralCDE": Member(lambda net, still, **o: lux.NeuralCDE(same(net, AlongTime), lambda x: x[..., 1:], **o),
                         lambda: kinds(1), refuses=DATA | refuse("controlled", True, says="no controlled: its data"),
                         x=data),
+    "LogODE": Member(lambda net, still, **o: lux.NeuralCDE(same(net, AlongTime), lambda x: x[..., 1:], window=2,
+                                                           depth=1, interpolation="linear", **o),
+                     lambda: kinds(1), refuses=DATA | refuse("controlled", True, says="no controlled: its data"),
+                     x=data, only={"output": ("ys",), "kind": ("array",), "on_state_update": ("raise",)}),
     "ODERNN": Member(lambda net, still, **o: lux.ODERNN(Adding(), net, **o), lambda: kinds(1), observed,
                      DATA | refuse("output", "solution", says="many solves in a row"), x=data),
     "LatentODE": Member(

@@ -116,7 +116,7 @@ class NeuralCDE(Container, Equation):
     def _controller(self, path: Any) -> diffrax.AbstractStepSizeController:
         """The controller, which steps to the kinks of the path, unless one was given."""
         controller = self.controller()
-        if self.stepsize_controller is not None or self.interpolation == "hermite":
+        if self.stepsize_controller is not None or self.interpolation == "hermite" or len(path.ts) < 3:
             return controller
         assert isinstance(controller, diffrax.AbstractAdaptiveStepSizeController)
         return diffrax.ClipStepSizeController(controller, jump_ts=path.ts[1:-1])
