@@ -131,3 +131,9 @@ def test_no_page_is_forgotten():
     tried = {f"{name.removeprefix('test_')}.md" for name in globals() if name.startswith("test_")}
     with_code = {page.name for page in DOCS.glob("*.md") if BLOCK.search(page.read_text())}
     assert with_code <= tried | {"export.md", "compilation.md"}  # the one has a test of its own, the other only a line
+
+
+def test_jumps_events(capsys):
+    page = run("jumps_events.md")
+    assert "[0.4515 1.174  1.7519]" in capsys.readouterr().out
+    assert page["sol"].stats["events"]["count"][0] == 3

@@ -26,6 +26,8 @@ class Container(Layer):
     Parameters and state are dicts with the children's names. `forward` calls them by `run`, which adds their path to
     the errors that they raise.
 
+    Fields that the class names in `beside` come last, and layers without parameters or state in them are no children.
+
     Children are read by name (`model.encoder`, `model["encoder"]`), by position (`model[0]`), counted by `len`.
 
     Raises `ValueError` for two children of one name, and for names that a ComponentVector needs; `TypeError` for a
@@ -46,7 +48,8 @@ class Container(Layer):
 
     def __check_init__(self) -> None:
         out: dict[str, Layer] = {}
-        for field, value in fields_of(self).items():
+        fields = fields_of(self)
+        for field, value in sorted(fields.items(), key=lambda item: item[0] in type(self).beside):
             children = _children_of(field, value)
             if not children and holds_layers(value):
                 raise TypeError(
@@ -55,6 +58,8 @@ class Container(Layer):
                     "`lux.field(converter=tuple_of(as_layer))`"
                 )
             for name, child in children:
+                if field in type(self).beside and not has_parameters_or_state(child):
+                    continue
                 if name in out:
                     raise ValueError(f"{type(self).__name__} has two children of the name {name!r}")
                 refuse_reserved(name)
@@ -85,6 +90,7 @@ class Container(Layer):
         out = {}
         for field, value in fields_of(self).items():
             names = [name for name, _ in _children_of(field, value)]
+            children = {**dict(_children_of(field, value)), **children}
             if isinstance(value, Layer):
                 out[field] = children[field]
             elif names and isinstance(value, tuple):

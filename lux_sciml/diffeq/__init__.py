@@ -17,6 +17,7 @@ from .equation import (
     diffeqsolve as diffeqsolve,
     equation_of as equation_of,
 )
+from .events import Event
 from .failure import raise_if_failed
 from .field import vector_field
 from .fields.energy import GradientFlow, HamiltonianNN, LagrangianNN, PortHamiltonian, SecondOrder
@@ -53,6 +54,7 @@ __all__ = [
     "UDE",
     "AugmentedODE",
     "Equation",
+    "Event",
     "Galerkin",
     "GaussAdjoint",
     "GradientFlow",

@@ -16,7 +16,7 @@ from .. import derivatives
 from .._tree import is_inexact, single
 from ..components import ComponentVector
 from ..core import Constant, Container, Lambda, Layer, Wrapper, field
-from ..core.converters import checks_itself, choice, count, flag, number, optional, short
+from ..core.converters import checks_itself, choice, count, flag, number, optional, short, tuple_of
 from ..core.frozen import refuse_training
 from ..core.parameters import parameter_layout
 from ..core.static import fields_of, holds_arrays
@@ -27,6 +27,7 @@ from .adjoints.discrete import DiscreteAdjoint
 from .adjoints.gauss import GaussAdjoint
 from .adjoints.implicit import ImplicitAdjoint
 from .adjoints.reversible import ReversibleAdjoint
+from .events import Event, event_names
 from .failure import guarded, mark_failure
 from .field import Field
 from .inputs import initial_value_and_times, within
@@ -99,6 +100,13 @@ _progress_meter = option_object(diffrax.AbstractProgressMeter, "diffrax.TqdmProg
 def _jumps(value: Jumps) -> Jumps:
     if not isinstance(value, Jumps):
         raise TypeError(f"expected jumps, lux.Jumps(times, effect), got {short(value)}")
+    return value
+
+
+@checks_itself
+def _event_of_state(value: Event) -> Event:
+    if not isinstance(value, Event):
+        raise TypeError(f"expected lux.Event(condition, effect), got {short(value)}; a diffrax.Event is for `event`")
     return value
 
 
@@ -175,6 +183,8 @@ class Equation(Layer, kw_only=True):
     * `jumps`: what happens to the state at known times, `lux.Jumps(times, effect)`. Its parameters, if it has some, are
       `ps["jumps"]`; in an equation that is a `Wrapper` those of the vector field then stand under its name, too, as
       `ps["model"]`. `max_steps` bounds each piece.
+    * `events`: what happens to the state where conditions are met, a list of `lux.Event(condition, effect)`. Their
+      parameters are `ps["events_0"]` and so on.
     * `output`: `"solution"` is the `diffrax.Solution`, `"ys"` its saved values, `"final"` the last state.
     * `batching`: with `"joint"` a batch is one large equation with common steps; with `"vmap"` every sample along
       the first axis has steps, times and a result of its own.
@@ -228,7 +238,7 @@ class Equation(Layer, kw_only=True):
 
     takes: ClassVar[str] = "an initial value"  # what the input starts with
     lacks: ClassVar[Mapping[str, str]] = {}  # options that it does not have, each with the reason
-    beside: ClassVar = ("jumps",)
+    beside: ClassVar = ("jumps", "events")
     one_term: ClassVar[bool] = False  # for solvers of one, not of a sum or of a pair
     may_be_endless: ClassVar[bool] = False  # until a steady state
     fixed_steps: ClassVar[bool] = False  # of the size dt0 where no controller is given
@@ -248,6 +258,7 @@ class Equation(Layer, kw_only=True):
     saveat: diffrax.SaveAt | Constant | None = field(default=None, converter=optional(_saveat))
     event: diffrax.Event | Constant | None = field(default=None, converter=optional(_event))
     jumps: Jumps | None = field(default=None, converter=optional(_jumps))
+    events: tuple[Event, ...] = field(default=(), converter=tuple_of(_event_of_state))
     progress_meter: diffrax.AbstractProgressMeter | Constant = field(
         default=diffrax.NoProgressMeter(), converter=_progress_meter
     )
@@ -291,7 +302,7 @@ class Equation(Layer, kw_only=True):
                 f"{name}: on_state_update='first' holds the statistics of a batch, which batching='vmap' takes apart: "
                 "let it have batching='joint'"
             )
-        if self.jumps is not None:
+        if self.jumps is not None or self.events:
             self._require_pieces()
         for value in fields_of(self).values():
             if isinstance(value, Lambda):
@@ -312,10 +323,20 @@ class Equation(Layer, kw_only=True):
 
     def _require_pieces(self) -> None:
         """Raise `ValueError` for options that are not for a solve in pieces."""
+        if self.endless:
+            raise ValueError(
+                f"{type(self).__name__}: jumps and events happen on the way to a last time: give one in `ts`"
+            )
         whole = [name for name in ("saveat", "event", "progress_meter", "throw") if not self.has_default(name)]
+        if isinstance(self.option("stepsize_controller"), diffrax.StepTo):
+            raise ValueError(
+                f"{type(self).__name__}: a solve with jumps or events goes in pieces, and diffrax.StepTo steps through "
+                "a whole one: take dt0 with diffrax.ConstantStepSize()"
+            )
         if whole:
             raise ValueError(
-                f"{type(self).__name__}: a solve with jumps goes in pieces, is saved at `ts`, and takes no {whole[0]}"
+                f"{type(self).__name__}: a solve with jumps or events goes in pieces, is saved at `ts`, and takes no "
+                f"{whole[0]}"
             )
 
     # --- the options ---------------------------------------------------------------------------------------------
@@ -370,7 +391,9 @@ class Equation(Layer, kw_only=True):
     def first_inputs(self, fields: Fields) -> dict[str, Any]:
         """What the children, by name, are called with at the start of a solve; those left out keep their state."""
         ts, y0 = fields.problem.ts, fields.problem.y0
-        return {name: field.input(ts[0], y0) for name, field in fields.items() if name not in self.beside}
+        return {
+            name: field.input(ts[0], y0) for name, field in fields.items() if not isinstance(field.layer, Jumps | Event)
+        }
 
     # --- the solve -----------------------------------------------------------------------------------------------
 
@@ -410,8 +433,10 @@ class Equation(Layer, kw_only=True):
             layers, name = self.layers_beside, self.child_field
             fields[name] = Field(self.child, self.to_child(ps, st)[1], name if layers else None, *options)
         fields |= {name: Field(layer, st[name], name, *options) for name, layer in layers.items()}
-        if self.jumps is not None and "jumps" not in fields:
-            fields["jumps"] = Field(self.jumps, {}, None, *options)
+        beside: list[Any] = [*zip(event_names(self.events), self.events, strict=True), ("jumps", self.jumps)]
+        for name, layer in beside:  # those without parameters
+            if layer is not None and name not in fields:
+                fields[name] = Field(layer, {"effect": {}, "condition": {}}, None, *options)
         return Fields(fields, problem, ps)
 
     def _each(self, solve: Callable[[Problem], Any], problem: Problem, st: Any) -> Any:
@@ -553,7 +578,7 @@ def diffeqsolve(
     steps: dict[str, Any] = {
         "stepsize_controller": controller, "adjoint": adjoint, "max_steps": equation.max_steps
     }  # fmt: skip
-    if equation.jumps is not None:
+    if equation.jumps is not None or equation.events:
         sol = solve_in_pieces(equation, terms, solver, ts, dt0, y0, ps, fields, **steps)
         return mark_failure(sol, complete=True)
     sol = differentiable_solve(

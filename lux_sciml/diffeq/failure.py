@@ -25,7 +25,7 @@ def mark_failure(sol: diffrax.Solution, *, complete: bool) -> diffrax.Solution:
     broken = jnp.isnan(sol.t0)  # without a first time there is no step, and no result that says so
     if complete:
         broken |= ~jnp.all(jnp.array([jnp.all(jnp.isfinite(y)) for y in jax.tree.leaves(sol.ys)]))
-    result = _unless(broken, diffrax.RESULTS.nonfinite, sol.result)
+    result = unless(broken, diffrax.RESULTS.nonfinite, sol.result)
     good = diffrax.is_okay(result)
 
     def mark(x: Any) -> Any:
@@ -33,8 +33,8 @@ def mark_failure(sol: diffrax.Solution, *, complete: bool) -> diffrax.Solution:
             return x
         return jnp.where(good, x, jnp.full((), jnp.nan, x.dtype))
 
-    ys, interpolation = jax.tree.map(mark, (sol.ys, sol.interpolation))
-    return dataclasses.replace(sol, ys=ys, interpolation=interpolation, result=result)
+    ys, interpolation, stats = jax.tree.map(mark, (sol.ys, sol.interpolation, sol.stats))
+    return dataclasses.replace(sol, ys=ys, interpolation=interpolation, stats=stats, result=result)
 
 
 _TRY = {
@@ -52,6 +52,19 @@ _TRY = {
         "a NaN or an infinity was met",
         "a look at the initial value, the times (in one direction, all of them), the parameters and the vector field, "
         "and smaller steps if they are fixed (dt0)",
+    ),
+}
+
+
+_OF_EVENTS = {
+    "stuck": (
+        "events followed each other without a move of time",
+        "; try a look at the effects: where the state is again at the event, or events come faster and faster (Zeno), "
+        "let a terminal event end the solve before",
+    ),
+    "exhausted": (
+        "an event happened more than max_count times",
+        "; try a larger max_count, or, if events come faster and faster (Zeno), a terminal event before",
     ),
 }
 
@@ -78,10 +91,12 @@ def raise_if_failed(sol: Any) -> diffrax.Solution:
     good = np.ravel(np.asarray(diffrax.is_okay(sol.result)))
     if np.all(good):
         return sol
-    codes = jax.tree.map(np.ravel, sol.result)
+    codes, events = jax.tree.map(np.ravel, sol.result), sol.stats.get("events", {})
     faults: dict[str, tuple[str, list[int]]] = {}
     for i in np.flatnonzero(~good):
-        what, remedy = _explained(jax.tree.map(lambda code, i=i: np.asarray(code[i]), codes))
+        of_events = [text for name, text in _OF_EVENTS.items() if np.ravel(events.get(name, False))[i if events else 0]]
+        code = jax.tree.map(lambda code, i=i: np.asarray(code[i]), codes)
+        what, remedy = of_events[0] if of_events else _explained(code)
         faults.setdefault(what, (remedy, []))[1].append(int(i))
     texts = [
         f"{what}{'' if good.size == 1 else f' by {_samples(failed)} of {good.size}'}{remedy}"
@@ -149,8 +164,8 @@ class Guarded(diffrax.AbstractAdaptiveStepSizeController):
         smallest = _resolution(next_t0, least)
         broken = ~started | ~jnp.isfinite(next_t1)
         stuck = jnp.logical_not(keep) & (next_t1 - next_t0 < smallest)
-        result = _unless(broken, diffrax.RESULTS.nonfinite, result)
-        result = _unless(stuck, diffrax.RESULTS.dt_min_reached, result)
+        result = unless(broken, diffrax.RESULTS.nonfinite, result)
+        result = unless(stuck, diffrax.RESULTS.dt_min_reached, result)
         # other samples of a batch may go on, and with them steps of this one, whose derivatives shall be finite
         next_t1 = jnp.where(broken, t1, jnp.maximum(next_t1, next_t0 + smallest / 8))
         return keep, next_t0, next_t1, jump, (inner, started, least), result
@@ -164,7 +179,7 @@ def _resolution(t: Any, least: Any) -> jax.Array:
     return jnp.maximum(lax.stop_gradient(8 * jnp.finfo(t.dtype).eps * jnp.abs(t)), least)
 
 
-def _unless(fault: Any, code: Any, result: Any) -> Any:
+def unless(fault: Any, code: Any, result: Any) -> Any:
     """`result`, or the code where there is a fault and no earlier one."""
     return diffrax.RESULTS.where(fault & (result == diffrax.RESULTS.successful), code, result)
 

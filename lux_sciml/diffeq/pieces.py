@@ -1,7 +1,7 @@
 """A solve in pieces, from each jump to the next: one loop and one program, whatever their number."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffrax
 import equinox as eqx
@@ -14,11 +14,14 @@ from .adjoints.differentiable import differentiable_solve
 from .adjoints.gauss import GaussAdjoint
 from .adjoints.implicit import ImplicitAdjoint
 from .adjoints.record import any_sample
+from .adjoints.reversible import ReversibleAdjoint
+from .events import Conditions, Watch, WatchedSolver, event_names, stopping
+from .failure import unless
 from .field import Field
 from .jumps import Doses, Jumps, require_within
 
-_AT_ALL_TIMES = (diffrax.BacksolveAdjoint, GaussAdjoint)  # adjoints that need all times of a solve within it
-_WITHOUT_JUMPS = (diffrax.ImplicitAdjoint, ImplicitAdjoint)
+_AT_ALL_TIMES = (diffrax.BacksolveAdjoint, GaussAdjoint, ReversibleAdjoint)  # adjoints of whole solves only
+_WITHOUT_PIECES = (diffrax.ImplicitAdjoint, ImplicitAdjoint)
 _REPEATED = (diffrax.DirectAdjoint, *_AT_ALL_TIMES)  # those whose pieces are solved again on the way back
 
 
@@ -37,15 +40,18 @@ class Change(eqx.Module):
     stop: jax.Array
     jump: jax.Array
     starts: jax.Array
-    effect: Callable[..., Any]
+    effect: Callable[..., Any] | None
     spans: tuple[jax.Array, jax.Array] | None
     rates: Any
     moving: bool = eqx.field(static=True)
     count: int = eqx.field(static=True)
 
 
-def change_of(jumps: Field, given: dict[str, Any], ps: Any, y0: Any, ts: jax.Array) -> Change:
+def change_of(jumps: Field | None, given: dict[str, Any], ps: Any, y0: Any, ts: jax.Array) -> Change:
     """What jumps, an entry of the fields of an equation, do in one solve; `given` is what the call brought."""
+    if jumps is None:
+        none = jnp.zeros(0, ts.dtype)
+        return Change(none, none, jnp.zeros(0, int), jnp.zeros(0, bool), None, None, None, False, 0)
     layer = jumps.layer
     assert isinstance(layer, Jumps)
     own = jumps.own(ps) if layer.trainable else {}
@@ -114,6 +120,15 @@ class _Infused(eqx.Module):
         return jax.tree.map(jnp.add, self.field(t, y, ps), rate)
 
 
+def _is_sum(x: Any) -> bool:
+    return isinstance(x, diffrax.MultiTerm)
+
+
+def still(tree: Any) -> Any:
+    """The tree, without derivatives."""
+    return jax.tree.map(lambda x: lax.stop_gradient(x) if eqx.is_array(x) else x, tree)
+
+
 def _infused(terms: Any) -> Any:
     """The terms, called with `(ps, rate)`, the rate added to the first of them."""
     if isinstance(terms, tuple):
@@ -137,7 +152,9 @@ class Piecewise(eqx.Module):
     """The state of the loop over the pieces.
 
     * `t`, `y`: where it is, the time without derivatives; `passed`: the number of jumps behind it;
-    * `ys`: what was saved; `result`, `done`; `steps`: all, those accepted, and those rejected.
+    * `ys`: what was saved; `result`, `done`; `steps`: all, those accepted, and those rejected;
+    * `sides`: where the conditions of the events are, by their signs; `counts`: how often each has happened; `recent`:
+      which have just happened; `stuck`: one has happened again without a move of time.
     """
 
     t: jax.Array
@@ -147,6 +164,10 @@ class Piecewise(eqx.Module):
     result: Any
     done: jax.Array
     steps: jax.Array
+    sides: jax.Array
+    counts: jax.Array
+    recent: jax.Array
+    stuck: jax.Array
 
 
 def solve_in_pieces(
@@ -162,36 +183,57 @@ def solve_in_pieces(
     adjoint: diffrax.AbstractAdjoint,
     **options: Any,
 ) -> diffrax.Solution:
-    """The solution at `ts`, or at their end, with the jumps of the equation between."""
+    """The solution at `ts`, or at their end, with the jumps and the events of the equation between."""
+    if type(adjoint) in _WITHOUT_PIECES:
+        raise ValueError(f"{type(adjoint).__name__} has no derivatives of solves in pieces: give adjoint='auto'")
     y0 = jax.tree.map(jnp.asarray, y0)
-    change = change_of(fields["jumps"], fields.problem.jumps or {}, ps, y0, ts)
+    events = Conditions(tuple(fields[name] for name in event_names(equation.events)))
+    change = change_of(fields.get("jumps"), fields.problem.jumps or {}, ps, y0, ts)
+    parts = jax.tree.leaves(terms, is_leaf=lambda x: isinstance(x, diffrax.AbstractTerm) and not _is_sum(x))
+    noise = not all(isinstance(part, diffrax.ODETerm) for part in parts)
+    if noise and (change.moving or change.spans is not None):
+        raise ValueError(
+            f"the jumps of a {type(equation).__name__}, which has noise, are at times that are known and the same in "
+            "all solves, without durations: lux.Jumps(times, ...)"
+        )
     ts = jnp.where(require_within(change.when, change.starts, ts), ts, jnp.nan)  # a solve that fails
     solve = eqx.Partial(differentiable_solve, dt0=dt0, adjoint=adjoint, solver=solver, throw=False, **options)
-    if type(adjoint) in _WITHOUT_JUMPS:
-        raise ValueError(f"{type(adjoint).__name__} has no derivatives of solves with jumps: give adjoint='auto'")
-    return _solve(terms, y0, ts, ps, change, solve, equation.output == "final", equation.jumps)
+    return _solve(terms, y0, ts, ps, change, events, solve, equation.output == "final", equation.jumps)
 
 
 @eqx.filter_jit
 def _solve(
-    terms: Any, y0: Any, ts: jax.Array, ps: Any, change: Change, solve: Any, final: bool, jumps: Jumps
+    terms: Any,
+    y0: Any,
+    ts: jax.Array,
+    ps: Any,
+    change: Change,
+    events: Conditions,
+    solve: Any,
+    final: bool,
+    jumps: Jumps | None,
 ) -> diffrax.Solution:
     """The loop over the pieces.
 
-    Each piece goes to a time without derivatives. What moves with the time of a jump is added at its ends: a small step
-    from `stop` to `when` on the left, and one back on the right, of length zero and with their derivatives. So all
-    adjoints have them, those that know nothing of times, too.
+    Each piece goes to a time without derivatives. What moves with the time of a jump or of an event is added at its
+    ends: a step from there to the true time on the left, and one back on the right, which are next to nothing, with
+    their derivatives. So all adjoints have them, those that know nothing of times, too.
     """
-    adjoint, saves, limits = solve.keywords["adjoint"], jumps.saves, jumps.limits
+    saves, limits = ("right", False) if jumps is None else (jumps.saves, jumps.limits)
     t1, sign = ts[-1], jnp.where(ts[-1] >= ts[0], 1, -1).astype(ts.dtype)
-    count, spans = len(change.stop), change.spans
+    count, spans, rounding = len(change.stop), change.spans, 16 * jnp.finfo(ts.dtype).eps
     whole = terms if spans is None else _infused(terms)
+    moving, exact = change.moving or bool(events.events), not isinstance(solve.keywords["adjoint"], _AT_ALL_TIMES)
+    most = jnp.array([event.max_count for event in events.layers], jnp.int32)
+    last_ones = jnp.array([event.terminal for event in events.layers], bool)
 
     def after(t: Any, bound: Any) -> Any:
         return sign * (t - bound) > 0
 
     def target(passed: Any) -> tuple[Any, Any]:
         """Where the next piece ends, and whether by a jump."""
+        if not count:
+            return t1, jnp.zeros((), bool)
         stop = change.stop[jnp.minimum(passed, count - 1)]
         jumps = (passed < count) & ~after(stop, t1)
         return jnp.where(jumps, stop, t1), jumps
@@ -203,60 +245,144 @@ def _solve(
         active = after(middle, spans[0]) & after(spans[1], middle)
         return ps, jax.tree.map(lambda rate: jnp.tensordot(active.astype(rate.dtype), rate, 1), change.rates)
 
-    def piece(state: Piecewise) -> tuple[Piecewise, Any]:
+    def sides(t: Any, y: Any, args: Any, residual: Any, which: Any) -> Any:
+        """The values of the conditions; of those of `which` that are zero up to rounding, as the residual of an event
+        is, where they go."""
+        values, rates = _along(events, whole, t, y, args, ps)
+        zero = rounding * jnp.maximum(jnp.abs(t), jnp.abs(t1 - ts[0])) * jnp.abs(rates) + 8 * jnp.abs(residual)
+        return lax.stop_gradient(jnp.where(which & (jnp.abs(values) <= zero), rates, values))
+
+    def piece(state: Piecewise, solve: Any = solve) -> tuple[Piecewise, Any]:
         end, jumps = target(state.passed)
-        args = arguments(state.t, state.passed)
-        sol, y, _ = _travel(whole, state.t, end, state.y, args, ts, sign, solve, adjoint, final)
-        ys = _kept(state.ys, sol.ys, ts, after(ts, state.t) & ~after(ts, end)) if not final else state.ys
-        i = jnp.minimum(state.passed, count - 1)
-        t = change.when[i] if change.moving else change.stop[i]
+        args, begin, y, ys = arguments(state.t, state.passed), state.t, state.y, state.ys
+        steps, event = state.steps, jnp.zeros((), bool)
+        before: Any = None
+        first: Any = None
+        happen: Any = None
+        start: Any = None
+        values: Any = None
+        if events.events:
+            watch = Watch(still(events), still(ps), begin, state.sides, jnp.ones_like(sign))
+            searching = _searching(solve, watch, sign)
+            inputs = (whole, y, args) if exact else still((whole, y, args))
+            before = _travel(inputs[0], begin, end, inputs[1], inputs[2], ts, sign, searching, final, stops=True)
+            event = before.result == diffrax.RESULTS.event_occurred
+            end, first, happen, start = _first(watch, whole, before, end, args, sign, solve, event)
+            if exact:  # only the way from there is left
+                steps = steps + before.steps
+                ys = ys if final else _kept(ys, before.ys, ts, after(ts, begin) & ~after(ts, before.t))
+                begin, y = before.t, before.y
+                few = _few(solve.keywords["max_steps"])
+                solve = eqx.Partial(solve.func, **{**solve.keywords, "dt0": end - begin, "max_steps": few})
+        there = _travel(whole, begin, end, y, args, ts, sign, solve, final)
+        y, result, steps = there.y, there.result, steps + there.steps
+        if not final:
+            ys = _kept(ys, there.ys, ts, after(ts, begin) & ~after(ts, end))
+        if events.events:
+            result = where(diffrax.is_okay(before.result), result, before.result)
+        jumps = jumps & ~event
+
+        # the time, with its derivatives, and the state then
+        i = jnp.minimum(state.passed, max(count - 1, 0))
+        t = end
         if change.moving:
-            y = flow(whole, end, y, args, jnp.where(jumps, t - change.stop[i], 0))
-        happens = jumps & change.starts[i]
-        left, y = y, lax.cond(happens, lambda y: change.effect(change.jump[i], t, y, ps), lambda y: y, y)
-        right = y
-        if not final and saves == "right":
-            ys = _kept(ys, jax.tree.map(lambda y: y[None], y), ts, happens & (ts == end))
+            t = t + jnp.where(jumps, change.when[i] - change.stop[i], 0)
+        if events.events:
+            low, high = state.t - end, target(state.passed)[0] - end
+            low, high = jnp.minimum(low, high), jnp.maximum(low, high)
+            shift = _landing(events, whole, end, y, args, ps, first, low, high)
+            t = t + jnp.where(event, shift, 0)
+        if moving:
+            y = flow(whole, end, y, args, t - end)
+
+        # what happens then
+        left, happens = y, jumps & (change.starts[i] if count else False)
+        if change.effect is not None:
+            effect = change.effect
+            y = lax.cond(happens, lambda y: effect(change.jump[i], t, y, ps), lambda y: y, y)
+        log = ((happens, change.jump[i], t, left, y) if limits else None), None
+        counts, recent, stuck, ended = state.counts, state.recent, state.stuck, jnp.zeros((), bool)
+        if events.events:
+            values = events(t, y, ps)
+            happen = event & (happen | events.happen(start, values))
+            seen = []
+            for j, field in enumerate(events.events):
+                previous = y
+                y = lax.cond(happen[j], lambda y, field=field: _after_event(field, t, y, ps), lambda y: y, y)
+                seen.append((previous, y))
+            log = log[0], (happen, t, jax.tree.map(lambda *x: jnp.stack(x), *seen))
+            over = jnp.any(happen & (counts >= most) & ~last_ones)
+            result = unless(over, diffrax.RESULTS.max_steps_reached, result)
+            counts = counts + happen.astype(jnp.int32)
+            ended = jnp.any(happen & last_ones)
+            moved = jnp.abs(t - state.t) > 4 * rounding * jnp.maximum(jnp.abs(t), jnp.abs(t1 - ts[0]))
+            stuck = jnp.any(happen & recent) & ~moved
+            recent = jnp.where(event, happen | (recent & ~moved), False)
+            result = unless(stuck, diffrax.RESULTS.dt_min_reached, result)
+        changed = happens | event
+        if not final:
+            right = changed if saves == "right" else event
+            ys = _kept(ys, jax.tree.map(lambda y: y[None], y), ts, (right & (ts == t)) | (ended & after(ts, t)))
+
+        # the next piece
         passed = state.passed + jumps.astype(jnp.int32)
-        if change.moving:
-            y = flow(whole, end, y, arguments(end, passed), jnp.where(jumps, change.stop[i] - t, 0))
-        steps = state.steps + jnp.stack([jnp.asarray(sol.stats[name], jnp.int32) for name in _STEPS])
-        result = jax.tree.map(jnp.asarray, sol.result)
-        new = Piecewise(end, y, passed, ys, result, ~jumps, steps)
-        return new, (happens, change.jump[i], t, left, right) if limits else None
+        here = lax.stop_gradient(t)
+        if moving:
+            y = where(ended, y, flow(whole, here, y, arguments(here, passed), here - t))
+        new_sides = state.sides
+        if events.events:
+            residual = jnp.where(happen, values, 0)
+            new_sides = sides(here, y, arguments(here, passed), residual, happen | ~event)
+        new = Piecewise(here, y, passed, ys, result, ~(jumps | event) | ended, steps, new_sides, counts, recent, stuck)
+        return new, log
 
     def body(state: Piecewise, _: Any) -> tuple[Piecewise, Any]:
         active = ~state.done & diffrax.is_okay(state.result)
 
-        def still(state):
+        def stays(state):
             shapes = jax.eval_shape(piece, state)[1]
             return state, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
-        def one(state):
+        def goes(state):
             new, out = piece(state)
             return where(active, new, state), jax.tree.map(lambda x: jnp.where(active, x, jnp.zeros_like(x)), out)
 
-        return lax.cond(any_sample(active), one, still, state)
+        return lax.cond(any_sample(active), goes, stays, state)
 
-    if isinstance(adjoint, _REPEATED):
+    if isinstance(solve.keywords["adjoint"], _REPEATED):
         piece = jax.checkpoint(piece)  # pyright: ignore[reportAssignmentType]
-    room = 1 if final else len(ts)
+    room, t0 = 1 if final else len(ts), lax.stop_gradient(ts[0])
+    nothing = jnp.zeros((), jnp.int32)
     start = Piecewise(
-        lax.stop_gradient(ts[0]),
+        t0,
         y0,
-        jnp.zeros((), jnp.int32),
+        nothing,
         jax.tree.map(lambda y: jnp.broadcast_to(y, (room, *y.shape)), y0),
         jax.tree.map(jnp.asarray, diffrax.RESULTS.successful),
         jnp.zeros((), bool),
         jnp.zeros(3, jnp.int32),
+        sides(t0, y0, arguments(t0, nothing), 0, True) if events.events else jnp.zeros(0, ts.dtype),
+        jnp.zeros(len(events.events), jnp.int32),
+        jnp.zeros(len(events.events), bool),
+        jnp.zeros((), bool),
     )
-    last, log = lax.scan(body, start, None, length=count + 1)
+    number = sum(1 if event.terminal else event.max_count for event in events.layers)
+    last, (jumped, happened) = lax.scan(body, start, None, length=count + number + 1)
     ys = jax.tree.map(lambda y: y[None], last.y) if final else last.ys
     stats: dict[str, Any] = dict(zip(_STEPS, last.steps, strict=True))
     if limits:
-        stats["jumps"] = jax.tree.map(lambda x: x[: change.count], _limits(*log))
+        stats["jumps"] = jax.tree.map(lambda x: x[: change.count], _limits(*jumped))
+    result, end = last.result, t1
+    if events.events:
+        exhausted, stuck = jnp.any((last.counts > most) & ~last_ones), last.stuck
+        log = _log(number, *happened)
+        stats["events"] = {**log, "count": last.counts, "exhausted": exhausted, "stuck": stuck}
+        ended = jnp.any((last.counts > 0) & last_ones)
+        end = jnp.where(ended, last.t, t1)
+        result = unless(~last.done, diffrax.RESULTS.max_steps_reached, result)
+        result = unless(ended, diffrax.RESULTS.event_occurred, result)
     return diffrax.Solution(
-        t0=ts[0], t1=ts[-1], ts=ts[-1:] if final else ts, ys=ys, interpolation=None, stats=stats, result=last.result,
+        t0=ts[0], t1=end, ts=end[None] if final else ts, ys=ys, interpolation=None, stats=stats, result=result,
         solver_state=None, controller_state=None, made_jump=None, event_mask=None,
     )  # fmt: skip
 
@@ -264,22 +390,108 @@ def _solve(
 _STEPS = ("num_steps", "num_accepted_steps", "num_rejected_steps")
 
 
-def _travel(terms, t, end, y, args, ts, sign, solve, adjoint, final):
-    """The solution of a piece, saved at those of `ts` that are in it, in their places; its end, and its time."""
+class _There(NamedTuple):
+    """The end of a piece: time and state, what was saved on the way, in its places, the result and the steps."""
+
+    t: jax.Array
+    y: Any
+    ys: Any
+    result: Any
+    steps: jax.Array
+    size: Any
+
+
+def _travel(
+    terms: Any, t: Any, end: Any, y: Any, args: Any, ts: Any, sign: Any, solve: Any, final: bool, *, stops: bool = False
+) -> _There:
+    """The solve of a piece, from `t` to `end`, or until it `stops` before an event, with the size of its step."""
     if final:
-        sol = solve(terms, t0=t, t1=end, y0=y, args=args, saveat=diffrax.SaveAt(t1=True))
-        return sol, jax.tree.map(lambda y: y[-1], sol.ys), sol.ts[-1]
-    behind = jnp.sum(sign * (ts - t) <= 0)
-    beyond = sign * (ts - end) > 0
-    if isinstance(adjoint, _AT_ALL_TIMES):
-        times = jnp.where(beyond, end, jnp.where(sign * (ts - t) <= 0, t, ts))
-        shift = 0
+        sol = solve(terms, t0=t, t1=end, y0=y, args=args, saveat=diffrax.SaveAt(t1=True, controller_state=stops))
+        last, ys = 0, None
     else:
-        times, shift = jnp.roll(jnp.where(beyond | (jnp.arange(len(ts)) < behind), sign * jnp.inf, ts), -behind), behind
-    sol = solve(terms, t0=t, t1=end, y0=y, args=args, saveat=diffrax.SaveAt(ts=times, t1=True))
-    last = jnp.sum(jnp.isfinite(sol.ts)) - 1  # the end comes after those that were saved
-    ys = jax.tree.map(lambda ys: jnp.roll(ys[:-1], shift, axis=0), sol.ys)
-    return eqx.tree_at(lambda sol: sol.ys, sol, ys), jax.tree.map(lambda ys: ys[last], sol.ys), sol.ts[last]
+        behind, beyond = jnp.sum(sign * (ts - t) <= 0), sign * (ts - end) > 0
+        if isinstance(solve.keywords["adjoint"], _AT_ALL_TIMES):
+            times = jnp.where(beyond, end, jnp.where(sign * (ts - t) <= 0, t, ts))
+            shift = 0
+        else:
+            times = jnp.where(beyond | (jnp.arange(len(ts)) < behind), sign * jnp.inf, ts)
+            times, shift = jnp.roll(times, -behind), behind
+        saveat = diffrax.SaveAt(ts=times, t1=True, controller_state=stops)
+        sol = solve(terms, t0=t, t1=end, y0=y, args=args, saveat=saveat)
+        last = jnp.sum(jnp.isfinite(sol.ts)) - 1  # the end comes after those that were saved
+        ys = jax.tree.map(lambda ys: jnp.roll(ys[:-1], shift, axis=0), sol.ys)
+    steps = jnp.stack([jnp.asarray(sol.stats[name], jnp.int32) for name in _STEPS])
+    result = jax.tree.map(jnp.asarray, sol.result)
+    size = sol.controller_state[1] if stops else None
+    return _There(lax.stop_gradient(sol.ts[last]), jax.tree.map(lambda ys: ys[last], sol.ys), ys, result, steps, size)
+
+
+def _few(max_steps: int | None) -> int:
+    """The number of steps on the way through a part of one."""
+    return 16 if max_steps is None else min(max_steps, 16)
+
+
+def _searching(solve: Any, watch: Watch, sign: Any) -> Any:
+    """The solve that stops before the first step with an event."""
+    options = dict(solve.keywords)
+    if isinstance(options["adjoint"], _AT_ALL_TIMES):
+        options["adjoint"] = diffrax.ForwardMode()  # without derivatives
+    normal = eqx.tree_at(lambda watch: watch.sign, watch, sign)
+    options["solver"] = WatchedSolver(options["solver"], normal)
+    options["stepsize_controller"] = stopping(options["stepsize_controller"])
+    return eqx.Partial(solve.func, **options)
+
+
+def _first(
+    watch: Watch, terms: Any, before: _There, end: Any, args: Any, sign: Any, solve: Any, event: Any
+) -> tuple[Any, Any, Any, Any]:
+    """The time of the first event in the step after those `before`, which it is, which
+    happen then, and the values of the conditions just before; where there is none, `end`. All without derivatives."""
+    t, y, size, terms, args = still((before.t, before.y, before.size, terms, args))
+    t1 = t + sign * size
+    options = {**solve.keywords, "adjoint": diffrax.ForwardMode(), "max_steps": _few(None), "dt0": t1 - t}
+    sol = solve.func(terms, t0=t, t1=t1, y0=y, args=args, saveat=diffrax.SaveAt(dense=True), **options)
+    found, first, happen, values = watch.found(sol, t, t1, watch.start(t, y))
+    return still((jnp.where(event, found, end), first, happen & event, values))
+
+
+def _along(events: Conditions, terms: Any, t: Any, y: Any, args: Any, ps: Any) -> tuple[Any, Any]:
+    """The values of the conditions, and their derivatives along the solution."""
+    return jax.jvp(lambda t, y: events(t, y, ps), (t, y), (jnp.ones_like(t), slope(terms, t, y, args)))
+
+
+def _landing(events: Conditions, terms: Any, t: Any, y: Any, args: Any, ps: Any, i: Any, low: Any, high: Any) -> Any:
+    """The time from `t`, next to an event `i`, to it: two steps of Newton's method, whose derivatives are those of the
+    root by the implicit function theorem, of first and second order."""
+    shift = jnp.zeros_like(t)
+    for _ in range(2):
+        there = t + shift
+        values, rates = _along(events, terms, there, flow(terms, t, y, args, shift), args, ps)
+        value, rate = values[i], rates[i]
+        shift = shift - jnp.where(rate == 0, 0, value / jnp.where(rate == 0, 1, rate))
+        shift = shift + lax.stop_gradient(jnp.clip(shift, low, high) - shift)
+    return shift
+
+
+def _after_event(event: Field, t: Any, y: Any, ps: Any) -> Any:
+    layer: Any = event.layer
+    return y if layer.effect is None else event.changed(layer.effect, "effect", t, y, ps)
+
+
+def _log(number: int, happen: Any, t: Any, states: Any) -> dict[str, Any]:
+    """The events in order, infinite, or of the index -1, where there are fewer than there may be."""
+    pieces, events = happen.shape
+    flat = happen.reshape(-1)
+    order = jnp.argsort(~flat, stable=True)[:number]
+
+    def rows(x: Any) -> jax.Array:
+        x = x.reshape(pieces * events, *x.shape[2:])[order]
+        return jnp.where(flat[order].reshape(-1, *(1 for _ in x.shape[1:])), x, jnp.inf)
+
+    left, right = (jax.tree.map(rows, state) for state in states)
+    times = rows(jnp.broadcast_to(t[:, None], happen.shape))
+    index = jnp.broadcast_to(jnp.arange(events), happen.shape).reshape(-1)[order]
+    return {"times": times, "index": jnp.where(flat[order], index, -1), "left": left, "right": right}
 
 
 def _kept(ys: Any, new: Any, ts: Any, which: Any) -> Any:

@@ -145,6 +145,21 @@ def decay(f, y, ts):
     return heun(lambda t, y: -RATE * y + f(t), y, ts)
 
 
+def hybrid(f, y, ts):
+    """The decay, doubled by an event at 0.6, and one more by a jump at 0.75, with steps anew from both."""
+    changes, t, ys = {0.6: lambda y: 2 * y, 0.75: lambda y: y + 1}, ts[0], [y]
+    for stop in sorted({*ts[1:], *changes}):  # by equal steps, except to the event, in the last of which it is
+        count = np.ceil((stop - t) / STEP - 1e-9)
+        equal = STEP if stop == 0.6 else (stop - t) / count
+        while stop - t > 1e-12:
+            h = min(equal, stop - t)
+            k = -RATE * y + f(t)
+            y, t = y + h * (k - RATE * (y + h * k) + f(t + h)) / 2, t + h
+        y = changes.get(stop, np.array)(y)
+        ys += [y] if stop in ts else []
+    return np.stack(ys)
+
+
 def augmented(f, y, ts):
     return decay(f, np.append(y, 0.0), ts)
 
@@ -284,6 +299,11 @@ def same(layer, cls, **options):
 FAMILY = {
     "NeuralODE": Member(lambda net, still, **o: lux.NeuralODE(net, **o)),
     "Own": Member(lambda net, still, **o: Own(net, **o), only={"output": ("ys",), "kind": ("array",)}),
+    "Jumps": Member(
+        lambda net, still, **o: lux.NeuralODE(
+            net, jumps=lux.Jumps([0.75], lambda t, y, ps: jax.tree.map(lambda y: y + 1, y)),
+            events=[lux.Event(lambda t, y, ps: t - 0.6, lambda t, y, ps: jax.tree.map(lambda y: 2 * y, y))], **o),
+        loop=hybrid),
     "SplitODE": Member(lambda net, still, **o: lux.SplitODE(net, still, **o),
                        adjoints={"reversible": "without parts"}),
     "AugmentedODE": Member(lambda net, still, **o: lux.AugmentedODE(lux.NeuralODE(net, **o), 1), loop=augmented,

@@ -8,6 +8,8 @@ import pytest
 import lux_sciml as lux
 
 TIGHT = {"rtol": 1e-10, "atol": 1e-12}
+OTHERS = ("direct", "forward", "gauss", "reversible")
+ADJOINTS = ["auto", "backsolve", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in OTHERS)]
 
 
 def decay(y):
@@ -51,7 +53,7 @@ def test_equal_times_follow_each_other_and_time_may_run_backward():
     assert back(jnp.zeros(1), {}, {})[0] == 4  # (0 + 1.5) * 2 + 1.0
 
 
-@pytest.mark.parametrize("adjoint", ["auto", "direct", "forward", "backsolve", "gauss"])
+@pytest.mark.parametrize("adjoint", ADJOINTS)
 def test_derivatives_by_amounts_times_and_state(adjoint):
     ts, times = np.array([0.0, 0.7, 2.0, 3.0]), np.array([0.5, 1.0, 2.5])
     jumps = lux.Jumps(times, amounts=[1.0, 2.0, 3.0], trainable=("times", "amounts"))

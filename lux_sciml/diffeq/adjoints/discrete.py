@@ -11,6 +11,7 @@ from jax import lax
 
 from ..._compat import solver_loop, while_loop
 from ..._tree import all_finite, is_none, where
+from ..events import Stopping, WatchedSolver
 from ..failure import Guarded
 from ..solvers.runge_kutta import is_unrolled, rolled_step
 from .isolation import plain
@@ -76,7 +77,7 @@ class DiscreteAdjoint(diffrax.RecursiveCheckpointAdjoint):
 
     def takes(self, solver: Any) -> bool:
         """Whether its steps have such products."""
-        return is_unrolled(solver)
+        return is_unrolled(_without_watch(solver))
 
     def loop(self, *, terms, solver, stepsize_controller, event, saveat, init_state, args, max_steps, **options):
         kwargs = {
@@ -95,6 +96,9 @@ class DiscreteAdjoint(diffrax.RecursiveCheckpointAdjoint):
 
 def unfit(terms, controller, event, saveat, max_steps, progress_meter) -> str | None:
     """What keeps a solve from a backward pass over its accepted steps, in words; `None` where nothing does."""
+    stops = isinstance(controller, Stopping)
+    if stops:
+        controller = controller.controller
     if isinstance(controller, Guarded):
         controller = controller.controller
     if not isinstance(getattr(terms, "term", None), diffrax.ODETerm):
@@ -107,10 +111,15 @@ def unfit(terms, controller, event, saveat, max_steps, progress_meter) -> str | 
         return "no event"
     if not max_steps:
         return "max_steps, above zero"
-    more = saveat.solver_state or saveat.controller_state or saveat.made_jump
+    more = saveat.solver_state or (saveat.controller_state and not stops) or saveat.made_jump
     if more or not saves_states(saveat) or saveat.subs.t0:
         return "states saved at times or at the end, and nothing else"
     return None
+
+
+def _without_watch(solver: Any) -> Any:
+    """The solver of the steps themselves, where events are looked for in them."""
+    return solver.solver if isinstance(solver, WatchedSolver) else solver
 
 
 def _traced_once(wrapped: Any, state: Any, args: Any) -> Any:
@@ -195,7 +204,7 @@ def _backward(residuals, cotangent, perturbed, moving, adjoint, kwargs):
     y, k, term, args, (rest, saveat, times) = moving
     direction = jnp.asarray(term.direction, times["t0"].dtype)  # in a loop it is no weak type anymore
     term = eqx.tree_at(lambda term: term.direction, term, direction)
-    ct, solver = cotangent[0], kwargs["solver"]
+    ct, solver = cotangent[0], _without_watch(kwargs["solver"])
     ts, ct_ys = saveat.subs.ts, ct.save_state.ys
     ct_y = jax.tree.map(lambda y, ct: jnp.zeros_like(y) if ct is None else ct, y, ct.y)
     ct_ys = jax.tree.map(

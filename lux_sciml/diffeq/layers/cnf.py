@@ -85,7 +85,9 @@ class CNF(StatefulWrapper, Equation):
     one_term: ClassVar = True
     beside: ClassVar = ("jumps", "base")
     lacks: ClassVar = {
-        **dict.fromkeys(("output", "saveat", "event", "jumps"), "it goes from data to noise and returns the end"),
+        **dict.fromkeys(
+            ("output", "saveat", "event", "jumps", "events"), "it goes from data to noise and returns the end"
+        ),
         "time_dependent": "its model is called with (t, x) always",
         "controlled": "a condition, (x, condition), is what its model is called with too",
     }

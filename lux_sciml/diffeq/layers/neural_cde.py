@@ -59,7 +59,7 @@ class NeuralCDE(Container, Equation):
 
     takes: ClassVar = "the tuple (times, data)"
     one_term: ClassVar = True
-    lacks: ClassVar = dict.fromkeys(("controlled", "jumps"), "its data drive it")
+    lacks: ClassVar = dict.fromkeys(("controlled", "jumps", "events"), "its data drive it")
 
     model: Layer = field(converter=as_layer)
     initial: Layer = field(converter=as_layer)

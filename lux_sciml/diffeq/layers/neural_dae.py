@@ -26,7 +26,7 @@ class _ConstrainedEquation(Equation):
     """What the differential-algebraic equations share: a solve that starts on the constraint and is saved on it."""
 
     one_term: ClassVar = True
-    lacks: ClassVar = {"jumps": "a jump would leave the constraint"}
+    lacks: ClassVar = dict.fromkeys(("jumps", "events"), "a jump would leave the constraint")
 
     root_finder: optimistix.AbstractRootFinder | Constant | None = field(
         default=None, converter=optional(_root_finder), kw_only=True

@@ -88,7 +88,7 @@ class NeuralDDE(Wrapper, Equation):
     """
 
     lacks: ClassVar = dict.fromkeys(
-        ("adjoint", "saveat", "event", "jumps", "progress_meter", "throw"),
+        ("adjoint", "saveat", "event", "jumps", "events", "progress_meter", "throw"),
         "its solve is its own, and has every derivative",
     )
 

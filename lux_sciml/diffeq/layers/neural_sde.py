@@ -22,6 +22,7 @@ class _StochasticEquation(Container, Equation):
     """What the equations with diagonal and with general noise share: all but the product of diffusion and noise."""
 
     fixed_steps: ClassVar = True
+    lacks: ClassVar = {"events": "its path crosses a threshold again and again, within any time"}
     diagonal: ClassVar[bool]
 
     drift: Layer = field(converter=as_layer)

@@ -79,7 +79,7 @@ class ODERNN(Container, Equation):
 
     takes: ClassVar = "the tuple (times, data)"
     one_term: ClassVar = True
-    lacks: ClassVar = dict.fromkeys(("saveat", "event", "jumps"), "it is many solves in a row")
+    lacks: ClassVar = dict.fromkeys(("saveat", "event", "jumps", "events"), "it is many solves in a row")
 
     cell: Layer = field(converter=as_layer)
     model: Layer = field(converter=as_layer)

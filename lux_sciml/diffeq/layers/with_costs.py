@@ -87,8 +87,8 @@ class WithCosts(StatefulWrapper):
         layer = self.layer
         if type(layer).solve is not Equation.solve:
             raise ValueError(f"a {type(layer).__name__} is not one vector field alone, and has no costs")
-        if layer.jumps is not None:
-            raise ValueError("WithCosts goes around an equation without jumps, which may not change the costs")
+        if layer.jumps is not None or layer.events:
+            raise ValueError("WithCosts goes around an equation without jumps and events")
         if layer.endless:
             raise ValueError("the costs of a trajectory are up to a last time: build the layer of WithCosts with one")
         if layer.saveat is not None:
