@@ -1,6 +1,7 @@
 """Paths through irregular, incomplete data, which drive controlled differential equations."""
 
 from collections.abc import Callable
+from typing import Any
 
 import diffrax
 import jax
@@ -52,26 +53,29 @@ def path_through(
 ) -> diffrax.AbstractGlobalInterpolation:
     """The path of `control_path`, through data whose times are checked, or one time repeated.
 
-    In place of padding it goes on at its mean pace, with nothing observed.
+    In place of padding it has knots close behind the last one, with nothing observed: windows over it are as without.
     """
     if times.size == 1:
         times, data = jnp.repeat(times, 2), jnp.repeat(data, 2, axis=0)
-    own = before_padding(times)
+    own, knots = before_padding(times), jnp.arange(2 * times.size - 1, dtype=times.dtype)
     if is_traced(own) or not own.all():
-        count = own.sum()
-        pace = (times[-1] - times[0]) / jnp.maximum(count - 1, 1).astype(times.dtype)
-        pace = jnp.where(pace > 0, pace, jnp.maximum(jnp.abs(times[-1]), 1))
-        beyond = (jnp.arange(times.size) - (count - 1)).astype(times.dtype) * pace
-        times = jnp.where(own, times, times[-1] + beyond)
         data = jnp.where(own.reshape(-1, *(1 for _ in data.shape[1:])), data, jnp.nan)
+        times, knots = _close_behind(times, own.sum()), _close_behind(knots, 2 * own.sum() - 1)
     data = data.at[0].set(first_values(data[0]))
     if interpolation == "rectilinear":
         times, data = jnp.repeat(times, 2)[1:], jnp.repeat(_observations(data)[0], 2, axis=0)[:-1]
     if with_time:
         data = jnp.concatenate([_along(times, data[..., :1]), data], axis=-1)
     if interpolation == "rectilinear":
-        return diffrax.LinearInterpolation(jnp.arange(times.size, dtype=times.dtype), data)
+        return diffrax.LinearInterpolation(knots, data)
     return _linear(times, data) if interpolation == "linear" else _hermite(times, data)
+
+
+def _close_behind(knots: jax.Array, count: Any) -> jax.Array:
+    """The first `count` knots, and the others as close behind them as numbers in their precision are."""
+    last, places = knots[count - 1], (jnp.arange(knots.size) - count + 1).astype(knots.dtype)
+    gap = 8 * jnp.finfo(knots.dtype).eps * jnp.maximum(jnp.abs(last), jnp.abs(last - knots[0]))
+    return jnp.where(places <= 0, knots, last + places * jnp.where(gap > 0, gap, 1))
 
 
 def _linear(ts: jax.Array, xs: jax.Array) -> diffrax.LinearInterpolation:

@@ -320,6 +320,10 @@ FAMILY = {
                         refuses=NO_TREE | refuse("times", "sample", says=r"have shape \(times,\)"),
                         options={"solver": diffrax.Heun(), "dt0": STEP}, known_times=True,
                         adjoints=dict.fromkeys(ADJOINTS[1:], "a NeuralDDE has no adjoint")),
+    "adaptive DDE": Member(lambda net, still, **o: lux.NeuralDDE(net.replace(first=3), [0.5], adaptive=True, **o),
+                           refuses=NO_TREE, only={"times": ("call", "sample"), "output": ("ys",),
+                                                  "on_state_update": ("discard",)},
+                           adjoints=dict.fromkeys(ADJOINTS[1:], "a NeuralDDE has no adjoint")),
     "NeuralDAE": Member(lambda net, still, **o: lux.NeuralDAE(net.replace(first=1), same(still, Twice), **o),
                         lambda: kinds(2), constrained, NO_TREE, only={"output": ("ys",)}),
     "MassMatrixODE": Member(lambda net, still, **o: lux.MassMatrixODE(same(net, DecayAndTwice), [1, 0], **o),
@@ -484,6 +488,12 @@ def test_what_an_equation_takes_is_the_solve(name, case):
     if case["on_state_update"] == "discard":  # renewed once
         (before,), (now,) = drawn(st), drawn(after)
         assert now == jax.random.split(before)[0]
+
+
+@pytest.mark.parametrize("name", ["SplitODE", "WithCosts", "NeuralDSDE", "NeuralDAE", "HamiltonianODE", "adaptive DDE"])
+def test_the_last_time_repeated_is_padding(name, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "TIMES", np.array([[0.0, 0.5, 1.0], [0.25, 0.5, 0.5]]))
+    test_what_an_equation_takes_is_the_solve(name, plain(FAMILY[name]) | {"batching": "vmap", "times": "sample"})
 
 
 @pytest.mark.parametrize(("name", "case", "sentence"), REFUSED, ids=text)

@@ -22,11 +22,9 @@ def solved(out):
     return out.xs if isinstance(out, lux.diffeq.LatentPath) else getattr(out, "ys", out)
 
 
-def cde(interpolation, **options):
-    return lux.NeuralCDE(
-        lux.Dense(2, 2 * (5 if "counts" in options else 3), jnp.tanh), lux.Dense(5 if "counts" in options else 3, 2),
-        interpolation=interpolation, output="ys", batching="vmap", **TIGHT, **options,
-    )  # fmt: skip
+def cde(interpolation, channels=3, **options):
+    net, initial = lux.Dense(2, 2 * channels, jnp.tanh), lux.Dense(5 if "counts" in options else 3, 2)
+    return lux.NeuralCDE(net, initial, interpolation=interpolation, output="ys", batching="vmap", **TIGHT, **options)
 
 
 def latent(encoder):
@@ -37,8 +35,8 @@ def latent(encoder):
 MEMBERS = {
     "NeuralODE": lux.NeuralODE(NET, batching="vmap", **TIGHT),
     "hermite": cde("hermite"),
-    "linear, counts": cde("linear", counts=True),
-    "rectilinear": cde("rectilinear"),
+    "linear, counts": cde("linear", 15, counts=True, window=3),
+    "rectilinear": cde("rectilinear", 6, window=3),
     "ODERNN": lux.ODERNN(lux.GRUCell(4, 3), lux.Dense(3, 3, jnp.tanh), reverse=True, batching="vmap", **TIGHT),
     "LatentODE": latent(lux.Chain(lux.ODERNN(lux.GRUCell(4, 3), lux.Dense(3, 3), reverse=True, output="final",
                                              batching="vmap", **TIGHT), lux.Dense(3, 4))),
