@@ -3,6 +3,9 @@
 Around an optimum: `laplace_approximation`, `profile_likelihood`, `bootstrap`, `fisher_information` and
 `identifiability`; `sampled_band` for what follows from draws; `optima`, the distinct ones of several starts. Beyond it:
 `log_posterior`, a density that the samplers of `lux.adapters` take.
+
+What they return: `LaplaceApproximation`, `Profiles` of one `ProfileLikelihood` each, `Bootstrap`, `Identifiability`,
+`Optima` of one `Optimum` each, `LogPosterior`, and of samplers `Draws`.
 """
 
 from .bands import sampled_band as sampled_band
