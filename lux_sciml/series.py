@@ -142,6 +142,7 @@ def pad(
     time: str = "time",
     values: str | Sequence[str] | None = None,
     length: int | None = None,
+    start: float | None = None,
 ) -> Series:
     """The `Series` of a list of time series, or of a long table with a row for each observation.
 
@@ -150,13 +151,15 @@ def pad(
     * `id`, `time`: the columns that say which series a row belongs to, and when it was;
     * `values`: the columns of values, by default all others, in their order;
     * `length`: the number of times that there is room for, by default that of the longest series. A few lengths that
-      are the same from batch to batch save compiling.
+      are the same from batch to batch save compiling;
+    * `start`: the time of the initial values, where measurements begin later, as after a dose at the time 0. A series
+      that does not begin there gets this time, with NaN for values, for an equation is solved from the first one on.
 
     Values of shape `(n,)` get an axis for the channel. The padding repeats the last time, has NaN for values, and is
     False in the mask. All arrays are NumPy's, in the precision given.
 
-    Raises `ValueError` for times that do not increase or are not finite, an empty series, values of other shapes, and
-    columns that are not there.
+    Raises `ValueError` for times that do not increase, are not finite or are before `start`, an empty series, values of
+    other shapes, and columns that are not there.
 
     >>> series = pad([([0.0, 1.0, 3.0], [5.0, 6.0, 7.0]), ([0.0, 2.0], [1.0, 2.0])])
     >>> series.times.tolist(), series.values[1, :, 0].tolist(), series.lengths.tolist()
@@ -171,7 +174,7 @@ def pad(
         named = {i: _pair(i, item) for i, item in enumerate(series)}
     if not named:
         raise ValueError("there is no series to pad")
-    checked = [_checked(name, *pair) for name, pair in named.items()]
+    checked = [_from(start, name, *_checked(name, *pair)) for name, pair in named.items()]
     shapes = {xs.shape[1:] for _, xs in checked}
     if len(shapes) > 1:
         raise ValueError(f"the series have the same channels in their values (n, ...), got {sorted(shapes)} after n")
@@ -233,6 +236,19 @@ def _checked(name: Any, times: Any, values: Any) -> tuple[np.ndarray, np.ndarray
             f"{ts[turns[0] + 1]}"
         )
     return ts, xs[:, None] if xs.ndim == 1 else xs
+
+
+def _from(start: float | None, name: Any, times: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A series that begins at `start`, with missing values where it began later."""
+    if start is None or times[0] == start:
+        return times, values
+    if not (np.isfinite(start) and start < times[0]):
+        raise ValueError(
+            f"start is a time before those of all series, got {start}; series {name!r} is from {times[0]} on"
+        )
+    return np.concatenate([[start], times]).astype(times.dtype), np.concatenate(
+        [np.full_like(values[:1], np.nan), values]
+    )
 
 
 def _numbers(name: Any, x: Any) -> np.ndarray:

@@ -103,7 +103,7 @@ class LeastSquaresResult(MinimizeResult[P]):
         fitted = self._fitted
         fitted.require_inside()
         eps = float(jnp.finfo(fitted.problem.flat_dtype).eps)
-        return fit_statistics.covariance(fitted.jacobian, self.value, fitted.problem.layout, absolute, eps)
+        return fit_statistics.covariance(fitted.counted, self.value, fitted.problem.layout, absolute, eps)
 
     def _quantile(self, level: float, absolute: bool) -> float:
         return fit_statistics.quantile(level, self._fitted.degrees, absolute)
@@ -138,10 +138,15 @@ class Fitted:
         flat = self.problem.cast(self.flat)
         return np.asarray(self.programs(_evaluate, flat, self.data)(flat, self.data)[1], np.float64)
 
+    @functools.cached_property
+    def counted(self) -> np.ndarray:
+        """The Jacobian without the rows of weight zero, which are no measurements."""
+        return self.jacobian if self.data.weights is None else self.jacobian[np.asarray(self.data.weights) > 0]
+
     @property
     def degrees(self) -> int:
         """Of freedom."""
-        return self.jacobian.shape[0] - self.jacobian.shape[1]
+        return self.counted.shape[0] - self.counted.shape[1]
 
     def require_inside(self) -> None:
         """Raise `ValueError` where a parameter lies on a bound."""
@@ -202,7 +207,8 @@ def least_squares(
     Further arguments:
 
     * `weights` multiply the residuals: one over the error of a measurement. A number, or one for each sample
-      `(count,)`, or of the shape of all residuals; with groups a dict, or one number.
+      `(count,)`, or of the shape of all residuals; with groups a dict, or one number. What has weight zero is no
+      measurement: it may be NaN, as in the padding of a `lux.diffeq.Series`, and is no degree of freedom.
     * `bounds`: for `"lm"`, where steps are projected onto them, `"trf"` and `"dogbox"`.
     * `loss`: `"linear"`, or one that counts outliers less, `"huber"`, `"soft_l1"`, `"cauchy"` or `"arctan"`, for
       `"lm"`, `"trf"` and `"dogbox"`; residuals below `loss_scale` count fully.

@@ -212,7 +212,7 @@ class Fit(Residuals):
             else:
                 parts.append(self._group(name, x, None)[0])
         r = jnp.concatenate(parts)
-        return (r if self.data.weights is None else self.data.weights * r), None
+        return self._weighted(r, self.data.weights), None
 
     def with_jacobian(self, x: jax.Array) -> tuple[jax.Array, jax.Array, None]:
         """Row by row of the samples: the derivative of one, under `vmap`."""
@@ -225,9 +225,12 @@ class Fit(Residuals):
             else:
                 parts.append(self._rows(name, x, None))
         r, jacobian = (jnp.concatenate(part) for part in zip(*parts, strict=True))
-        if self.data.weights is not None:
-            r, jacobian = self.data.weights * r, self.data.weights[:, None] * jacobian
-        return r, jacobian, None
+        w = self.data.weights
+        return self._weighted(r, w), self._weighted(jacobian, None if w is None else w[:, None]), None
+
+    def _weighted(self, x: jax.Array, weights: jax.Array | None) -> jax.Array:
+        """Zero where the weight is, whatever stands there."""
+        return x if weights is None else jnp.where(weights == 0, 0, weights * x)
 
     def _rows(self, name: str, x: jax.Array, sample: Any) -> tuple[jax.Array, jax.Array]:
         f = functools.partial(self._group, name, sample=sample)
@@ -268,16 +271,17 @@ def same_samples(name: str, new: Any, old: Any) -> Any:
 
 def not_finite(problem: ResidualProblem, params: Any, data: Data) -> str:
     """Which residual is not finite, by group and sample, as the end of a sentence."""
-    x = jnp.asarray(problem.ravel(params), problem.flat_dtype)
+    x, first = jnp.asarray(problem.ravel(params), problem.flat_dtype), 0
     for name in problem.groups:
         if not problem.has_samples:
-            r = np.asarray(problem.one(name, problem.unravel(x), data, None))
+            r = _counted(np.asarray(problem.one(name, problem.unravel(x), data, None)), data, 0)
             wrong = np.flatnonzero(~np.isfinite(r))
             if wrong.size:
                 return f" ({wrong.size} of {r.size} residuals are not finite, the first of them at index {wrong[0]})"
             continue
         one = functools.partial(problem.one, name, problem.unravel(x), data)
-        r = np.asarray(jax.vmap(one)(data.samples[name]))
+        r = _counted(np.asarray(jax.vmap(one)(data.samples[name])), data, first)
+        first += r.size
         wrong = np.flatnonzero(~np.isfinite(r).all(1))
         if wrong.size:
             i = int(wrong[0])
@@ -286,6 +290,11 @@ def not_finite(problem: ResidualProblem, params: Any, data: Data) -> str:
             many = f"; {wrong.size} of {len(r)} are so" if wrong.size > 1 else ""
             return f" (the residual{_of_group(name)} of sample {i}{itself}, is not finite{many})"
     return ""
+
+
+def _counted(r: np.ndarray, data: Data, first: int) -> np.ndarray:
+    """Residuals, the first of them at this position of all, with zero for those whose weight is zero."""
+    return r if data.weights is None else np.where(data.weights[first : first + r.size].reshape(r.shape) == 0, 0, r)
 
 
 def _samples(name: str, samples: Any) -> Any:

@@ -156,6 +156,10 @@ def test_a_long_table_and_a_list_are_the_same_series():
     only = lux.diffeq.pad(columns, id="who", time="when", values="v", length=8)
     assert only.values.shape == (3, 8, 1) and only.lengths.tolist() == [3, 5, 3]
     assert jax.tree.map(jnp.asarray, series).ids is None
+    early = lux.diffeq.pad(columns, id="who", time="when", start=0.0)  # "a" begins later, the others do not
+    np.testing.assert_array_equal(early.times[:, :2], [[0.0, 0.3], [0.0, 0.2], [0.0, 0.8]])
+    assert early.lengths.tolist() == [4, 5, 3] and np.isnan(early.values[0, 0]).all() and early.mask[0, 0]
+    np.testing.assert_array_equal(early.values[0, 1:4], series.values[0, :3])
     pandas = pytest.importorskip("pandas")
     again = lux.diffeq.pad(pandas.DataFrame(columns), id="who", time="when")
     np.testing.assert_array_equal(again.values, series.values)
@@ -200,6 +204,7 @@ def test_times_that_are_no_series_are_a_sentence_and_nan_where_they_are_traced()
         (lambda: SERIES_OF(np.zeros((2, 3)), None, np.ones((2, 2), bool)), r"got \(2, 3\) and \(2, 2\)"),
         (lambda: SERIES_OF(np.zeros((2, 3)), None, np.ones((2, 3))), "True and False, got float64"),
         (lambda: SERIES_OF(np.zeros((2, 3)), np.zeros((2, 4))), r"values of shape \(batch, times, ...\), got \(2, 4\)"),
+        (lambda: lux.diffeq.pad([([1.0], [2.0]), ([0.5], [2.0])], start=0.7), "got 0.7; series 1 is from 0.5 on"),
         (lambda: lux.losses.mse(np.ones(2), np.ones(2), mask=np.ones((3, 2), bool)), r"first axes, got \(3, 2\)"),
         (lambda: lux.losses.mse(np.ones(2), np.ones(2), mask=np.ones(2)), "a mask holds True .* got float64"),
         (lambda: NODE((jnp.ones((3, 1)), SERIES[:2]), {}, {}), "the same number in all"),

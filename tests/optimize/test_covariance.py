@@ -60,6 +60,22 @@ def test_covariance_and_intervals_are_those_of_curve_fit(absolute):
     np.testing.assert_allclose(noisy - value["curve"], np.sqrt(half**2 + reach**2 * variance), rtol=1e-4)
 
 
+def test_what_has_weight_zero_may_be_nan_and_is_no_measurement():
+    holes = {"x": np.concatenate([X, [1.0, np.nan]]), "y": np.concatenate([Y, [np.nan, 0.0]])}
+    weights = np.concatenate([1 / SIGMA, np.zeros(2)])
+    expected, start = fit(), lux.ComponentVector(START)
+    of_samples = lux.least_squares(misfit, start, samples=holes, weights=weights)
+    as_a_whole = lux.least_squares(lambda p, data: misfit(p, data), start, args=holes, weights=weights)
+    for result in (of_samples, as_a_whole):
+        assert result.success and result.residuals.shape == (17,)
+        np.testing.assert_allclose(result.params.data, expected.params.data, rtol=1e-6)
+        np.testing.assert_allclose(result.covariance().data, expected.covariance().data, rtol=1e-4)
+        for ours, theirs in zip(result.confidence_intervals(), expected.confidence_intervals(), strict=True):
+            np.testing.assert_allclose(ours.data, theirs.data, rtol=1e-5)
+    counted = lux.least_squares(misfit, start, samples=holes, weights=np.where(np.arange(17) == 15, 0, 1.0))
+    assert "the residual of sample 16, which itself holds NaN or inf, is not finite)" in counted.message
+
+
 def test_intervals_cover_as_often_as_they_say():
     """Nine in ten of 90% intervals, and of bands, hold the truth: 200 fits, within four standard deviations."""
     rng, truth, count = np.random.default_rng(0), np.array([2.0, 1.1, 0.5]), 200
