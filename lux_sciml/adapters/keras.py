@@ -14,7 +14,7 @@ from ..core.converters import checks_itself
 from ..core.layer import Parameters, State
 from ..core.parameters import parameter_tree
 from ..parameters.paths import value_at
-from .adapted import Adapted
+from .adapted import Adapted, mode_arguments
 from .template import as_arrays
 
 
@@ -41,7 +41,7 @@ class KerasLayer(Adapted):
             _seed(key, i) if path is None else value_at(st["variables"], path) for i, path in enumerate(self.others)
         ]
         weights = [value_at(ps, path) for path in self.parameters]
-        y, new = self.model.stateless_call(weights, given, *self.inputs(x), training=not self.is_testing(st))
+        y, new = self.model.stateless_call(weights, given, *self.inputs(x), **self.switched(st))
         pairs = list(zip(self.others, given, new, strict=True))
         if any(path is None and a is not b for path, a, b in pairs):  # the key was used
             st = after
@@ -58,8 +58,8 @@ def from_keras(model: Any, *, spread: bool = False) -> KerasLayer:
 
     Parameters: the trainable variables by their paths, `dense.kernel`, which start as they are in the model, for every
     key. State, where there is any: `variables`, all others, such as moving statistics; `key`, from which the seeds of
-    random layers come; and `mode`, the argument `training` of the call. It computes in the model's own types, by its
-    policy; penalties of its regularizers are not in the output.
+    random layers come; and `mode`, the argument `training` of the call, if it has one. It computes in the model's own
+    types, by its policy; penalties of its regularizers are not in the output.
 
     Raises `TypeError` for what is no Keras layer, `ValueError` for another backend, for a model that is not built, for
     one without trainable variables and for two variables of one path, `ImportError` without Keras, which comes with
@@ -88,6 +88,7 @@ def from_keras(model: Any, *, spread: bool = False) -> KerasLayer:
     seeds = [variable.name == "seed_generator_state" for variable in model.non_trainable_variables]
     others = [v for v, is_seed in zip(model.non_trainable_variables, seeds, strict=True) if not is_seed]
     paths = _paths([*model.trainable_variables, *others])
+    train, test = mode_arguments(model.call, None, None)
     count = len(model.trainable_variables)
     parameters, rest = paths[:count], iter(paths[count:])
     st = nest((path, v.value) for path, v in zip(paths[count:], others, strict=True))
@@ -100,6 +101,8 @@ def from_keras(model: Any, *, spread: bool = False) -> KerasLayer:
         spread=spread,
         random=any(seeds),
         has_modes=bool(seeds),
+        train=train,
+        test=test,
     )
 
 

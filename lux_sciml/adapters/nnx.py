@@ -13,7 +13,7 @@ from ..core.converters import checks_itself, function, optional
 from ..core.layer import Parameters, State
 from ..core.parameters import parameter_tree
 from .adapted import Adapted, mode_arguments
-from .template import Template, as_arrays, each
+from .template import Template, as_arrays, each, require_fit
 
 
 class NNXLayer(Adapted):
@@ -35,9 +35,9 @@ class NNXLayer(Adapted):
             return as_arrays(self.initial.value)
         assert self.make is not None
         model = _split(self.make(library("flax.nnx").Rngs(key)))
-        if Template(model) != self.template:
-            raise ValueError("the function of from_nnx makes modules of several architectures: one for every key")
-        return _arrays(*model)
+        arrays = _arrays(*model)
+        require_fit(_arrays(*self.template.model), arrays, "the function of from_nnx makes another module now")
+        return arrays
 
     def bound(self, ps: dict[str, Any], st: dict[str, Any], key: Any = None) -> tuple[Any, list[Any]]:
         """The module with its arrays, and the counters of its random streams, which start anew from the key."""

@@ -18,7 +18,7 @@ from ..core.parameters import parameter_tree
 from ..core.printing import brief
 from ..parameters.paths import like_parameters, value_at, with_value
 from .pytorch_entries import Entry
-from .pytorch_matching import COUNTER, Match, Unit, Walk, flattened_channels, matches
+from .pytorch_matching import COUNTER, Match, Unit, Walk, flattened_shapes, matches
 
 _MOST = 40  # lines of what does not fit
 
@@ -40,20 +40,22 @@ def load_torch(
       safetensors format. Files of `torch.save` are read by `torch.load(path, weights_only=True)`.
     * `names`: for layers by their paths, the paths of their modules, `{"encoder.layer_0": "backbone.conv1"}`.
     * `x`: an input, or its `jax.ShapeDtypeStruct`, where a Dense follows on flattened images: PyTorch flattens them
-      with their channels first.
+      with their channels first. A Dense whose output a `Reshape` makes images of needs none.
     * `strict`: whether all must fit; else what fits is taken, and a warning lists the rest.
 
-    A layer goes with the module of its own path (`layer_2` of a Chain is `2` of a Sequential); unless all do, layers
-    and modules go together in the order in which they stand. Kernels are turned, the statistics of normalizations go to
-    the state, `LSTM`, `GRU`, `MultiheadAttention` and `TransformerEncoderLayer` are taken apart; arrays of layers that
-    PyTorch does not have are found under their own names. Everything is cast to the types of `ps` and `st`.
+    A layer goes with the module of its own path (`layer_2` of a Chain is `2` of a Sequential); unless all do, those
+    whose paths have no numbers do, and the others go together in the order in which they stand. Kernels are turned, the
+    statistics of normalizations go to the state, `LSTM`, `GRU`, `MultiheadAttention` and `TransformerEncoderLayer` are
+    taken apart; arrays of layers that PyTorch does not have are found under their own names. Everything is cast to the
+    types of `ps` and `st`.
 
     The same numbers come out of nets of the same options: images are `N H W C` here, so the input is
     `x.permute(0, 2, 3, 1)`; `padding=1` is the same in both, `"SAME"` only without stride; `nn.GELU()` is
     `functools.partial(jax.nn.gelu, approximate=False)`.
 
     Raises `ValueError` with all that does not fit, path by path: layers without a module, arrays without a layer, other
-    shapes, elements that are not floating-point numbers.
+    shapes, elements that are not floating-point numbers; and for flattened images without `x`, or that go to another
+    layer than a Dense, a BatchNorm, a LayerNorm or an RMSNorm.
 
     >>> import jax, lux_sciml as lux
     >>> layer = lux.Dense(2, 3)
@@ -63,8 +65,8 @@ def load_torch(
     Array([2., 2., 2.], dtype=float32)
     """
     tree, weights = parameter_tree(layer, ps), _weights(state_dict)
-    channels = None if x is None else flattened_channels(layer, tree, st, x)
-    found, wrong = _matched(layer, tree, st, channels, weights, names)
+    shapes = None if x is None else flattened_shapes(layer, tree, st, x)
+    found, wrong = _matched(layer, tree, st, shapes, weights, names)
     if wrong:
         lines = [*wrong[:_MOST], *([f"and {len(wrong) - _MOST} more"] if len(wrong) > _MOST else [])]
         text = "the weights of PyTorch do not fit the model:\n  " + "\n  ".join(lines)
@@ -81,7 +83,7 @@ def load_torch(
                     whole = with_value(whole, path, jnp.asarray(new.astype(before.dtype)))
         return whole["ps"], whole["st"]
 
-    tree, st = Walk(fill, channels)(layer, tree, st)
+    tree, st = Walk(fill, shapes)(layer, tree, st)
     return like_parameters(ps, tree), st
 
 
@@ -113,11 +115,11 @@ def to_torch(
     """
     torch = library("torch", "torch")
     tree, out = parameter_tree(layer, ps), {}
-    channels = None if x is None else flattened_channels(layer, tree, st, x)
+    shapes = None if x is None else flattened_shapes(layer, tree, st, x)
     found: dict[str, Match] = {}
     if like is not None:
         weights = _weights(like)
-        found, wrong = _matched(layer, tree, st, channels, weights, names)
+        found, wrong = _matched(layer, tree, st, shapes, weights, names)
         if wrong:
             raise ValueError("the model is not like `like`:\n  " + "\n  ".join(wrong))
         out = {name: torch.tensor(array) for name, array in weights.items()}
@@ -136,7 +138,7 @@ def to_torch(
             out[f"{match.prefix}{COUNTER}"] = torch.tensor(0)
         return unit.ps, unit.st
 
-    Walk(write, channels)(layer, tree, st)
+    Walk(write, shapes)(layer, tree, st)
     return out
 
 
@@ -148,7 +150,7 @@ def _matched(
     layer: Layer,
     ps: Any,
     st: Any,
-    channels: Mapping[str, int] | None,
+    shapes: Mapping[str, tuple[int, ...]] | None,
     weights: Mapping[str, np.ndarray],
     names: Mapping[str, str] | None,
 ) -> tuple[dict[str, Match], list[str]]:
@@ -159,7 +161,7 @@ def _matched(
         units.append(unit)
         return unit.ps, unit.st
 
-    Walk(collect, channels)(layer, ps, st)
+    Walk(collect, shapes)(layer, ps, st)
     _require_names(names or {}, [unit.path for unit in units])
     found, missing, left = matches(units, list(weights), names or {})
     wrong = []

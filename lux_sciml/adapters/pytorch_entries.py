@@ -121,18 +121,30 @@ def simple(layer: Layer) -> list[Entry] | None:
     return None
 
 
-def after_flatten(entries: list[Entry], channels: int) -> list[Entry]:
-    """The entries of a Dense layer whose input is a flattened image: PyTorch's has its channels first."""
+def turned(entries: list[Entry], axis: int, channels: int, only: str | None = None) -> list[Entry]:
+    """The entries of a layer with an axis along the elements of images, which have their channels first in PyTorch.
 
-    def to_torch(weight: np.ndarray) -> np.ndarray:
-        out = weight.shape[1]
-        return weight.reshape(-1, channels, out).swapaxes(0, 1).reshape(-1, out).T
+    `axis` is that of our arrays; `only` is the name of the one entry that has it.
+    """
 
-    def from_torch(weight: np.ndarray) -> np.ndarray:
-        out = weight.shape[0]
-        return weight.T.reshape(channels, -1, out).swapaxes(0, 1).reshape(-1, out)
+    def first(x: np.ndarray) -> np.ndarray:
+        return _swapped(x, axis, -1, channels)
 
-    return [entry("weight", "weight", to_torch, from_torch) if e.name == "weight" else e for e in entries]
+    def last(x: np.ndarray) -> np.ndarray:
+        return _swapped(x, axis, channels, -1)
+
+    def turn(e: Entry) -> Entry:
+        return e._replace(
+            to_torch=lambda *ours: e.to_torch(*map(first, ours)),
+            from_torch=lambda theirs, like: tuple(map(last, e.from_torch(theirs, like))),
+        )
+
+    return [turn(e) if only in (None, e.name) else e for e in entries]
+
+
+def _swapped(x: np.ndarray, axis: int, rows: int, columns: int) -> np.ndarray:
+    x = np.moveaxis(x, axis, 0)
+    return np.moveaxis(x.reshape(rows, columns, *x.shape[1:]).swapaxes(0, 1).reshape(x.shape), 0, axis)
 
 
 def _bias(layer: Any) -> list[Entry]:

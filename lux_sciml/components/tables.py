@@ -45,8 +45,9 @@ def from_pandas(table: Any, like: Layout | None) -> tuple[np.ndarray, Layout]:
     if not isinstance(table, pandas.Series | pandas.DataFrame):
         raise TypeError(f"from_pandas takes a Series or a DataFrame, got a {type(table).__name__}")
     labels = [str(label) for label in (table.index if isinstance(table, pandas.Series) else table.columns)]
-    twice = sorted({label for label in labels if labels.count(label) > 1})
-    if twice:
+    places = {label: i for i, label in enumerate(labels)}
+    if len(places) < len(labels):
+        twice = sorted(label for i, label in enumerate(labels) if places[label] != i)
         raise ValueError(f"the table has {twice[0]!r} twice: every element has one label")
     data = table.to_numpy()
     if data.dtype.kind not in "fciu":
@@ -59,7 +60,7 @@ def from_pandas(table: Any, like: Layout | None) -> tuple[np.ndarray, Layout]:
     if missing or extra:
         texts = [f"{name} {', '.join(found[:5])}" for name, found in (("lacks", missing), ("adds", extra)) if found]
         raise ValueError(f"the table has other labels than the components: it {' and '.join(texts)}")
-    return data[..., [labels.index(label) for label in wanted]], like
+    return data[..., [places[label] for label in wanted]], like
 
 
 def _layout(labels: Sequence[str], dtype: Any) -> Layout:

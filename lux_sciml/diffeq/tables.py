@@ -23,8 +23,9 @@ def solution_to_xarray(sol: diffrax.Solution, names: str | Sequence[str] | None 
     of samples differ, an axis `step` in place of `time`, with the times as a coordinate. Places that a solve with
     `diffrax.SaveAt(steps=True)` did not fill are left out. The attributes have the `result` and the counts of steps.
 
-    Raises `ValueError` for a solution without saved values and for names that are too many, too few or there twice,
-    `ImportError` without xarray, which comes with `pip install lux-sciml[tables]`.
+    Raises `ValueError` for a solution without saved values and for names that are too many, too few, there twice or
+    given to a dict, `TypeError` for what is no solution, `ImportError` without xarray, which comes with
+    `pip install lux-sciml[tables]`.
 
     >>> import jax.numpy as jnp, lux_sciml as lux
     >>> node = lux.NeuralODE(lux.Lambda(lambda y: -y), ts=jnp.linspace(0.0, 1.0, 5))
@@ -33,6 +34,11 @@ def solution_to_xarray(sol: diffrax.Solution, names: str | Sequence[str] | None 
     ('time',)
     """
     xarray = library("xarray", "lux-sciml[tables]")
+    if not isinstance(sol, diffrax.Solution):
+        raise TypeError(
+            f"solution_to_xarray takes a Solution, got a {type(sol).__name__}: an equation returns one with "
+            '`output="solution"`, its default'
+        )
     if sol.ys is None or sol.ts is None:
         raise ValueError("the solution has no saved values: give the equation times, or a saveat with some")
     ts = np.asarray(sol.ts)
@@ -60,6 +66,8 @@ def _variables(ys: Any, names: Any, lead: int) -> Iterator[tuple[str, np.ndarray
     if isinstance(ys, ComponentVector):
         ys = ys.data
     if not hasattr(ys, "shape"):
+        if given is not None and not isinstance(ys, tuple | list):
+            raise ValueError(f"the variables of a {type(ys).__name__} have names of their own: leave out `names`")
         found = flat_dict(ys)
         yield from zip(_names(given, [*found]), map(np.asarray, found.values()), strict=True)
         return

@@ -1,5 +1,7 @@
 """Equinox's modules as layers, and layers as its modules."""
 
+import itertools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -105,10 +107,19 @@ def test_a_module_stands_in_chains_solves_and_equilibria(x, tmp_path):
         loaded = lux.load(tmp_path / "ps.safetensors", like=ps)
         gradient = jax.grad(loss)(loaded)
         assert gradient.layout is ps.layout
-        lux.testing.require_slope(loss, ps) if False else None
         step = 1e-3 * jax.random.normal(KEY, ps.shape)
         slope = (loss(ps + step) - loss(ps - step)) / 2
         np.testing.assert_allclose(gradient @ step, slope, rtol=1e-4)
+
+
+def test_a_function_may_make_new_functions_with_its_modules(x):
+    layer = from_equinox(lambda key: eqx.nn.MLP(2, 3, 4, 1, lambda x: jnp.sin(x), key=key), batch_axes=1)
+    ps, st = lux.setup(KEY, layer)
+    assert layer(x, ps, st)[0].shape == (6, 3) and not ps.equals(lux.setup(jax.random.key(0), layer)[0])
+    sizes = itertools.chain([4], itertools.repeat(5))
+    layer = from_equinox(lambda key: eqx.nn.Linear(2, next(sizes), key=key))
+    with pytest.raises(ValueError, match=r"makes another module now: `ps.weight` should be \(4, 2\), and is \(5, 2\)"):
+        lux.setup(KEY, layer)
 
 
 class Pair(eqx.Module):

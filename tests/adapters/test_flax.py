@@ -120,7 +120,8 @@ def field(rngs):
 
 
 def test_modules_stand_in_solves_and_files(tmp_path):
-    net = lux.Chain(from_nnx(field, spread=True), from_linen(nn.Sequential([nn.Dense(2)]), X[0]), jnp.tanh)
+    own = from_nnx(lambda rngs: nnx.Sequential(nnx.Linear(2, 2, rngs=rngs), lambda x: jnp.sin(x)))  # new for each key
+    net = lux.Chain(from_nnx(field, spread=True), own, from_linen(nn.Sequential([nn.Dense(2)]), X[0]), jnp.tanh)
     node = lux.NeuralODE(net, ts=[0.0, 1.0], time_dependent=True, output="final")
     ps, st = lux.setup(KEY, node)
     lux.save(tmp_path / "ps.safetensors", ps)

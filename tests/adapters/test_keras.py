@@ -74,6 +74,25 @@ def test_random_layers_draw_from_the_key():
     assert node(X, *lux.setup(KEY, node))[0].ys.shape == (2, 6, 2)
 
 
+class Plain(keras.Layer):
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(2)
+
+    def build(self, shape):
+        self.dense.build(shape)
+
+    def call(self, x):
+        return self.dense(x)
+
+
+def test_a_layer_that_is_not_told_its_mode():
+    model = Plain()
+    expected = model(X)
+    layer = from_keras(model)
+    np.testing.assert_array_equal(layer(X, *lux.setup(KEY, layer))[0], expected)
+
+
 def test_what_does_not_fit_is_told():
     cases = [
         (lambda: from_keras(lux.Dense(2, 3)), TypeError, "got a Dense"),

@@ -40,7 +40,7 @@ def loaded(layer, net, sample, **options):
     y = jax.jit(lambda *args: layer(*args)[0])(jnp.asarray(images_last(sample)), ps, lux.testmode(st))
     theirs = net(torch.tensor(sample))
     theirs = theirs[0] if isinstance(theirs, tuple) else theirs
-    np.testing.assert_allclose(y, theirs.detach(), atol=1e-9)
+    np.testing.assert_allclose(y, images_last(theirs.detach().numpy()), atol=1e-9)
     back = to_torch(layer, ps, st, like=net, **options)
     assert list(back) == list(net.state_dict())
     for name, tensor in net.state_dict().items():
@@ -99,6 +99,70 @@ def test_a_convnet_with_statistics_and_flattened_images():
     np.testing.assert_array_equal(st["layer_1"]["running_var"], net[1].running_var)
     with pytest.raises(ValueError, match=r"`layer_8` gets flattened images.*`x=`"):
         load_torch(layer, *lux.setup(KEY, layer), net)
+
+
+class Heads(nn.Module):
+    """With two heads on flattened images, one of them square."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm1d(24)
+        self.mean, self.gate, self.end = nn.Linear(24, 24), nn.Linear(24, 24), nn.Linear(24, 24)
+        self.back = nn.Sequential(nn.Unflatten(1, (4, 2, 3)), nn.BatchNorm2d(4), nn.ConvTranspose2d(4, 2, 3, stride=2))
+
+    def forward(self, x):
+        x = self.norm(torch.tanh(self.conv(x).flatten(1)))
+        return self.back(torch.tanh(self.end(self.mean(x) * self.gate(x))))
+
+
+class OwnHeads(lux.Container):
+    """The same as a container of one's own."""
+
+    norm: lux.Layer = lux.BatchNorm(24)
+    mean: lux.Layer = lux.Dense(24, 24)
+    gate: lux.Layer = lux.Dense(24, 24)
+
+    def forward(self, x, ps, st):
+        (x,), st = self.run(ps, st, norm=x)
+        (mean,), st = self.run(ps, st, mean=x)
+        (gate,), st = self.run(ps, st, gate=x)
+        return mean * gate, st
+
+
+def test_flattened_images_meet_norms_and_heads_and_are_made_again():
+    x, given = random(2, 3, 2, 3), jax.ShapeDtypeStruct((2, 2, 3, 3), jnp.float64)
+    start = [lux.Conv(3, 4, (3, 3), jnp.tanh, padding=1), lux.Flatten()]
+    heads = lux.BranchLayer(lux.Dense(24, 24), lux.Dense(24, 24), connection=jnp.multiply)
+    back = [lux.Reshape(2, 3, -1), lux.BatchNorm(4), lux.ConvTranspose(4, 2, (3, 3), stride=2)]
+    loaded(lux.Chain(*start, lux.BatchNorm(24), heads, lux.Dense(24, 24, jnp.tanh), *back), shaken(Heads()), x, x=given)
+
+    plain = nn.Sequential(nn.Flatten(), nn.LayerNorm(18), nn.Linear(18, 18), nn.Tanh(), nn.Linear(18, 18))
+    net = nn.Sequential(plain, nn.Unflatten(1, (3, 2, 3)))  # no convolution
+    layers = [lux.LayerNorm(18), lux.Dense(18, 18, jnp.tanh), lux.Dense(18, 18), lux.Reshape(2, 3, 3)]
+    loaded(lux.Chain(lux.Flatten(), *layers), shaken(net), x, x=given)
+    for unknown in (lux.GroupNorm(24, 2), lux.SkipConnection(lux.Dense(24, 24), jnp.add)):
+        layer = lux.Chain(*start, unknown)
+        with pytest.raises(ValueError, match=r"`layer_2`, .*gets flattened images.*only Dense, BatchNorm"):
+            load_torch(layer, *lux.setup(KEY, layer), {}, x=given)
+
+    narrow = Heads()
+    narrow.mean, narrow.gate = nn.Linear(24, 5), nn.Linear(24, 5)
+    narrow.end, narrow.back = nn.Identity(), nn.Identity()
+    own = OwnHeads(mean=lux.Dense(24, 5), gate=lux.Dense(24, 5))
+    loaded(lux.Chain(*start, own, jnp.tanh), shaken(narrow), x, x=given)
+
+
+def test_names_that_are_words_come_before_the_order():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.second, self.first, self.end = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3)
+
+        def forward(self, x):
+            return self.end(torch.tanh(self.second(torch.tanh(self.first(x)))))
+
+    first, second, last = lux.Dense(3, 3, jnp.tanh), lux.Dense(3, 3, jnp.tanh), lux.Dense(3, 3)
+    loaded(lux.Chain(first=first, second=second, last=last), Net(), random(4, 3))
 
 
 def test_the_resnet_18_of_torchvision():

@@ -1,6 +1,7 @@
 """Vectors and solutions as tables of pandas and xarray, and as rich and treescope show them."""
 
 import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -94,6 +95,11 @@ def test_solutions_are_datasets():
     for names, sentence in [(("u",), "2 variables, and 1 names"), (("u", "u"), "two variables would be called 'u'")]:
         with pytest.raises(ValueError, match=sentence):
             lux.solution_to_xarray(sol, names=names)
+    tree = eqx.tree_at(lambda sol: sol.ys, sol, {"v": sol.ys[:, 0], "u": sol.ys[:, 1]})
+    with pytest.raises(ValueError, match="variables of a dict have names of their own"):
+        lux.solution_to_xarray(tree, names=("v", "u"))
+    with pytest.raises(TypeError, match=r'got a ArrayImpl.*`output="solution"`'):
+        lux.solution_to_xarray(sol.ys)
 
 
 @pytest.mark.filterwarnings("ignore:The chararray class is deprecated:DeprecationWarning")  # treescope's own
