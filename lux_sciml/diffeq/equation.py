@@ -649,9 +649,9 @@ def _require_one_argument(name: str, function: Callable) -> None:
     needed = [p.name for p in parameters if p.default is p.empty and p.kind in places]
     if len(needed) > 1:
         raise TypeError(
-            f"the functions of a {name} take one argument, y, or with time_dependent=True the tuple (t, y); got "
-            f"a function of ({', '.join(needed)}). Of a function f(t, y, args) `lux.as_field(f, args)` makes a layer, "
-            "for time_dependent=True; `lux.vector_field` is the way to diffrax"
+            f"the functions of a {name} take one argument, y, or the tuple (t, y) with time_dependent=True, "
+            f"(y, u) with controlled=True, (t, (y, u)) with both; got a function of ({', '.join(needed)}). "
+            "Of a function f(t, y, args) `lux.as_field(f, args)` makes a layer, for time_dependent=True; `lux.vector_field` is the way to diffrax"
         )
 
 

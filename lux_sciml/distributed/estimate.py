@@ -17,7 +17,7 @@ class Estimate(NamedTuple):
 
 @checks_itself
 def estimate(
-    size: int,
+    size: float,
     devices: int,
     how: str = "full",
     *,
@@ -28,6 +28,7 @@ def estimate(
 ) -> Estimate:
     """Bytes of each device for a step with `size` parameters, beside those of the batch and of what layers make of it.
 
+    * `size`: a whole number, also as `1e9`;
     * `how`: `"replicated"` or `"full"`, as for `shard`;
     * `rows`: into how many rows of equal length the parameters are cut, as by `Stack(block, rows, flat_rows=True,
       checkpoint=True)`; 0 where they are one vector;
@@ -44,11 +45,15 @@ def estimate(
       with rows; and of sums over devices, b n;
     * `moved`: what a device sends, in a ring: (N - 1) / N of each, and of sums that all devices get, twice as much.
 
-    Raises `ValueError` for another `how`.
+    Raises `ValueError` for another `how`, `TypeError` for numbers that are not whole.
 
-    >>> estimate(10**9, 64, rows=48)
+    >>> estimate(1e9, 64, rows=48)
     Estimate(state=187500000, work=229166666, gathered=8000000000, summed=4000000000, moved=11812500000)
     """
+    if isinstance(size, float):
+        if not size.is_integer():
+            raise TypeError(f"the size is a whole number of parameters, got {size}")
+        size = int(size)
     n, devices, rows = count(size) * count(itemsize), count(devices), natural(rows)
     vectors = 1 + natural(memory)
     if how not in ("replicated", "full"):

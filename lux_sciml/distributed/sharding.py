@@ -182,7 +182,7 @@ def _spec(pattern: Any, value: Any, mesh: Mesh) -> P:
 def _require_divisible(name: str, x: Any, spec: P, mesh: Mesh) -> None:
     try:
         NamedSharding(mesh, spec).shard_shape(jnp.shape(x))
-    except ValueError:
+    except (ValueError, IndexError):  # IndexError: more entries than axes
         raise ValueError(
             f"`{name}` of shape {jnp.shape(x)} cannot be divided as {spec} on a mesh of {dict(mesh.shape)}"
         ) from None

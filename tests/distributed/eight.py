@@ -194,6 +194,8 @@ def refused():
         "axis": lambda: shard(tree, all_of_them, {"weight": P(None, "model")}),
         "pattern": lambda: shard(tree, all_of_them, {"wait": P("devices")}),
         "divides": lambda: shard(tree, all_of_them, {"weight": P("devices")}),
+        "size": lambda: estimate(1.5, 8),
+        "axes": lambda: shard(tree, all_of_them, {"weight": P(None, None, "devices")}),
         "flat": lambda: shard(create(model), all_of_them, {"weight": P("devices")}),
         "tree": lambda: shard(tree, all_of_them, "full"),
         "how": lambda: shard(create(model), all_of_them, "fully"),

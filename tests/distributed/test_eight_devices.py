@@ -97,6 +97,8 @@ def test_the_estimate_is_what_the_compiler_counts(found):
         "axis": "ValueError: 'weight' names the axis 'model'; the mesh has 'devices'",
         "pattern": "ValueError: the pattern 'wait' matches no parameter; the first ones are: bias, weight",
         "divides": "ValueError: `weight` of shape (2, 1) cannot be divided as",
+        "size": "TypeError: the size is a whole number of parameters, got 1.5",
+        "axes": "ValueError: `weight` of shape (2, 1) cannot be divided as",
         "flat": "TypeError: patterns give axes to the arrays of a tree, got a flat vector",
         "tree": 'TypeError: how="full" divides one flat ComponentVector',
         "how": "ValueError: how is one of 'replicated', 'full', 'members', or a dict of patterns, got 'fully'",
