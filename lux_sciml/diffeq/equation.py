@@ -651,7 +651,8 @@ def _require_one_argument(name: str, function: Callable) -> None:
         raise TypeError(
             f"the functions of a {name} take one argument, y, or the tuple (t, y) with time_dependent=True, "
             f"(y, u) with controlled=True, (t, (y, u)) with both; got a function of ({', '.join(needed)}). "
-            "Of a function f(t, y, args) `lux.as_field(f, args)` makes a layer, for time_dependent=True; `lux.vector_field` is the way to diffrax"
+            "Of a function f(t, y, args) `lux.as_field(f, args)` makes a layer, for time_dependent=True; "
+            "`lux.vector_field` is the way to diffrax"
         )
 
 
