@@ -11,7 +11,7 @@ from jax import lax
 
 from .._tree import describe
 from ..core import Container, Layer, field
-from ..core.converters import checks_itself, count, flag, integer, optional
+from ..core.converters import checks_itself, count, integer, optional
 from .field import Field
 from .jumps import of_time_and_state
 
@@ -27,6 +27,11 @@ def _direction(value: int) -> int:
     return sign
 
 
+@checks_itself
+def _terminal(value: bool | int) -> bool | int:
+    return value if isinstance(value, bool) else count(value) if value else False
+
+
 class Event(Container):
     r"""An event: where :math:`c(t, y, p)` crosses zero, the state jumps, and the solve goes on from there.
 
@@ -37,9 +42,9 @@ class Event(Container):
     * `effect`, by position too: the state after the event, in the same form; `None` leaves it as it is.
     * `direction`: 1 for events where the condition rises through zero, -1 where it falls, 0 for both. From zero on, as
       that of a ball which is thrown from the floor, there is no event.
-    * `terminal`: the solve ends at its first event, after its effect. What is saved later is that state, and
-      `sol.result` is `diffrax.RESULTS.event_occurred`; `sol.t1` is the time.
-    * `max_count`: the number of events, beyond which the solve fails.
+    * `terminal`: the solve ends at its first event, after its effect, or with a number, `terminal=5`, at the fifth.
+      What is saved later is that state, and `sol.result` is `diffrax.RESULTS.event_occurred`; `sol.t1` is the time.
+    * `max_count`: the number of events, beyond which the solve fails; where it ends at some number, that one counts.
 
     Parameters of the layers are those of the equation under `events_0`, `events_1`, ...: `ps["events_0"]["effect"]`.
 
@@ -74,7 +79,7 @@ class Event(Container):
     condition: Layer | Callable[..., Any] = field(converter=of_time_and_state)
     effect: Layer | Callable[..., Any] | None = field(default=None, converter=optional(of_time_and_state))
     direction: int = field(default=0, converter=_direction, kw_only=True)
-    terminal: bool = field(default=False, converter=flag, kw_only=True)
+    terminal: bool | int = field(default=False, converter=_terminal, kw_only=True)
     max_count: int = field(default=64, converter=count, kw_only=True)
 
     def forward(self, x, ps, st):

@@ -225,7 +225,7 @@ def _solve(
     whole = terms if spans is None else _infused(terms)
     moving, exact = change.moving or bool(events.events), not isinstance(solve.keywords["adjoint"], _AT_ALL_TIMES)
     most = jnp.array([event.max_count for event in events.layers], jnp.int32)
-    last_ones = jnp.array([event.terminal for event in events.layers], bool)
+    enough = jnp.array([event.terminal for event in events.layers], jnp.int32)  # 0 where the solve goes on
 
     def after(t: Any, bound: Any) -> Any:
         return sign * (t - bound) > 0
@@ -311,10 +311,10 @@ def _solve(
                 y = lax.cond(happen[j], lambda y, field=field: _after_event(field, t, y, ps), lambda y: y, y)
                 seen.append((previous, y))
             log = log[0], (happen, t, jax.tree.map(lambda *x: jnp.stack(x), *seen))
-            over = jnp.any(happen & (counts >= most) & ~last_ones)
+            over = jnp.any(happen & (counts >= most) & (enough == 0))
             result = unless(over, diffrax.RESULTS.max_steps_reached, result)
             counts = counts + happen.astype(jnp.int32)
-            ended = jnp.any(happen & last_ones)
+            ended = jnp.any((counts >= enough) & (enough > 0))
             moved = jnp.abs(t - state.t) > 4 * rounding * jnp.maximum(jnp.abs(t), jnp.abs(t1 - ts[0]))
             stuck = jnp.any(happen & recent) & ~moved
             recent = jnp.where(event, happen | (recent & ~moved), False)
@@ -366,7 +366,7 @@ def _solve(
         jnp.zeros(len(events.events), bool),
         jnp.zeros((), bool),
     )
-    number = sum(1 if event.terminal else event.max_count for event in events.layers)
+    number = sum(event.terminal or event.max_count for event in events.layers)
     last, (jumped, happened) = lax.scan(body, start, None, length=count + number + 1)
     ys = jax.tree.map(lambda y: y[None], last.y) if final else last.ys
     stats: dict[str, Any] = dict(zip(_STEPS, last.steps, strict=True))
@@ -374,10 +374,10 @@ def _solve(
         stats["jumps"] = jax.tree.map(lambda x: x[: change.count], _limits(*jumped))
     result, end = last.result, t1
     if events.events:
-        exhausted, stuck = jnp.any((last.counts > most) & ~last_ones), last.stuck
+        exhausted, stuck = jnp.any((last.counts > most) & (enough == 0)), last.stuck
         log = _log(number, *happened)
         stats["events"] = {**log, "count": last.counts, "exhausted": exhausted, "stuck": stuck}
-        ended = jnp.any((last.counts > 0) & last_ones)
+        ended = jnp.any((last.counts >= enough) & (enough > 0))
         end = jnp.where(ended, last.t, t1)
         result = unless(~last.done, diffrax.RESULTS.max_steps_reached, result)
         result = unless(ended, diffrax.RESULTS.event_occurred, result)

@@ -20,11 +20,18 @@ class Draws(NamedTuple):
     >>> draws = Draws(ComponentVector(np.ones((4, 100, 3)), layout), np.zeros((4, 100)), {})
     >>> draws.params.a.shape, draws.flat.b.shape
     ((4, 100), (400, 2))
+    >>> draws
+    Draws(4 chains of 100 draws of 3 parameters, stats: none)
     """
 
     params: ComponentVector
     log_density: np.ndarray
     stats: Mapping[str, np.ndarray]
+
+    def __repr__(self) -> str:
+        chains, draws = self.log_density.shape
+        stats = ", ".join(self.stats) or "none"
+        return f"Draws({chains} chains of {draws} draws of {self.params.layout.size} parameters, stats: {stats})"
 
     @property
     def flat(self) -> ComponentVector:

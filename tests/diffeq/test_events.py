@@ -1,5 +1,7 @@
 """Events that go on: closed forms of times and states, derivatives by all adjoints, and what ends or is refused."""
 
+import functools
+
 import diffrax
 import jax
 import jax.numpy as jnp
@@ -175,6 +177,24 @@ def test_a_terminal_event_and_time_backward():
     sol, _ = back(jnp.array([0.25]), {}, {})
     np.testing.assert_allclose(sol.stats["events"]["times"][0], 0.75, rtol=1e-14)
     np.testing.assert_allclose(sol.ys[-1], [0.25], rtol=1e-13)
+
+
+def test_a_solve_ends_at_the_nth_event():
+    node = ball(events=[lux.Event(height, bounced, direction=-1, terminal=5)], ts=[0.0, 9.0])
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def fifth(restitution):
+        sol, _ = node(jnp.array([1.0, 0.0]), {"g": 9.81, "restitution": restitution}, {})
+        return sol.stats["events"]["times"][4], sol
+
+    for e in (0.8, 0.3):  # with 0.3, infinitely many bounces come before the time 1
+        (_, sol), slope = fifth(e)
+        times = sol.stats["events"]["times"]
+        np.testing.assert_allclose(times, impacts(1.0, 9.81, e, 5)[0], rtol=1e-9)
+        assert times.shape == (5,) and sol.result == diffrax.RESULTS.event_occurred and sol.t1 == times[4]
+        low, high = (impacts(1.0, 9.81, e + step, 5)[0][4] for step in (-1e-6, 1e-6))
+        np.testing.assert_allclose(slope, (high - low) / 2e-6, rtol=1e-6)
 
 
 def test_samples_have_events_of_their_own():
