@@ -160,11 +160,19 @@ def smc(
     `tempering`, padded with NaN.
 
     Del Moral, Doucet & Jasra, "Sequential Monte Carlo samplers", JRSS B 68, 2006. Raises `ValueError` where the power
-    does not reach 1 in `max_stages`, `TypeError` where a prior cannot be drawn from, `ImportError` without BlackJAX.
+    does not reach 1 in `max_stages`, for a `target_ess` that is no share and a start of another shape, `TypeError`
+    where a prior cannot be drawn from, `ImportError` without BlackJAX.
     """
     blackjax = library("blackjax", "lux-sciml[inference]")
+    if not 0 < target_ess < 1:
+        raise ValueError(f"target_ess is a share of the particles, between 0 and 1, got {target_ess:g}")
     key, first = jax.random.split(key)
     params = density.sample_prior(first, (particles,)) if start is None else start
+    if params.shape != (particles, density.layout.size):
+        raise ValueError(
+            f"the start is parameters ({particles}, {density.layout.size}), one vector for each particle, got shape "
+            f"{params.shape}"
+        )
     free = density.free(params)
 
     def likelihood(free):  # where it is NaN, as where a solve fails, no particle shall be
@@ -181,10 +189,11 @@ def smc(
     )
 
     def stage(key, state, size):
-        spread = jnp.std(state.particles.data, axis=0)
+        x, weights = state.particles.data, state.weights
+        variance = weights @ (x - weights @ x) ** 2
         parameters = {
             "step_size": size[None],
-            "inverse_mass_matrix": (spread**2 + 1e-12)[None],
+            "inverse_mass_matrix": (variance + 1e-12)[None],
             "num_integration_steps": jnp.array([steps]),
         }
         state, info = kernel(key, state, moves, parameters)
@@ -206,6 +215,7 @@ def smc(
                 f"after {max_stages} stages the likelihood counts with a power of {powers[-1]:.3g}, not 1: raise "
                 "`max_stages` or `particles`, or lower `target_ess`"
             )
+        state, _, _ = compiled(jax.random.fold_in(key, max_stages), state, size)  # resampled by the last weights, moved
         values = jax.jit(jax.vmap(density))(state.particles)
     tempering = np.full(particles, np.nan)
     tempering[: len(powers)] = powers[:particles]

@@ -61,14 +61,18 @@ def test_samplers_of_blackjax_find_the_posterior(ps, exact, key):
     np.testing.assert_allclose(
         draws.log_density[1, 5], density(density.free(lux.ComponentVector(draws.params.data[1, 5], ps.layout)))
     )
-    particles = lux.adapters.blackjax.smc(density, key, particles=500)
-    agrees(particles, exact, 0.2)
+    particles = lux.adapters.blackjax.smc(density, key, particles=1000)
+    agrees(particles, exact, 0.1)
     np.testing.assert_allclose(particles.stats["log_evidence"][0, 0], exact[2], atol=0.2)
     with pytest.raises(ValueError, match=r"prior of `rate` is -inf at the start"):
         lux.adapters.blackjax.nuts(density, ps.at["rate"].set(-1.0), key)
     nowhere = log_posterior(lambda ps: -jnp.inf * ps.rate, ps, PRIORS)
     with pytest.raises(ValueError, match="log-density of the likelihood is -inf at the start"):
         lux.adapters.blackjax.pathfinder(nowhere, ps, key)
+    with pytest.raises(ValueError, match=r"\(100, 3\), one vector for each particle, got shape \(3,\)"):
+        lux.adapters.blackjax.smc(density, key, particles=100, start=ps)
+    with pytest.raises(ValueError, match="target_ess is a share of the particles, between 0 and 1, got 2"):
+        lux.adapters.blackjax.smc(density, key, target_ess=2.0)
     with pytest.raises(ValueError, match="one for each of 2 chains"):
         lux.adapters.blackjax.nuts(density, lux.ComponentVector(near.params.data[0, :3], ps.layout), key, chains=2)
 
