@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._tree import describe, floating, widened
 from ..components import ComponentVector
 from ..core.converters import checks_itself
 from .sparse_terms import SparseTerms
@@ -56,27 +57,32 @@ def polynomials(variables: Sequence[str], degree: int = 2, constant: bool = True
     """The monomials of variables up to a degree, by name, as terms for `sparse_regression`.
 
     Add others by `|`: `polynomials(("x", "y")) | {"sin x": lambda x, y: jnp.sin(x)}`. Raises `ValueError` for a
-    negative degree.
+    negative degree, and for a name that there is twice.
 
     >>> list(polynomials(("x", "y"), 2))
     ['1', 'x', 'y', 'x^2', 'x y', 'y^2']
     """
     if degree < 0:
         raise ValueError(f"the degree is not negative, got {degree}")
+    if len(set(variables)) != len(variables):
+        raise ValueError(f"the variables have different names, got {tuple(variables)}")
     out: dict[str, Callable[..., Any]] = {}
     for total in range(0 if constant else 1, degree + 1):
         for chosen in itertools.combinations_with_replacement(range(len(variables)), total):
             powers = [(i, len(list(group))) for i, group in itertools.groupby(chosen)]
             name = " ".join(variables[i] + (f"^{k}" if k > 1 else "") for i, k in powers) or "1"
-            out[name] = _Monomial(tuple(powers))
+            out[name] = _Monomial(tuple(variables), tuple(powers))
     return out
 
 
 @dataclasses.dataclass(frozen=True)
 class _Monomial:
+    variables: tuple[str, ...]
     powers: tuple[tuple[int, int], ...]
 
     def __call__(self, *columns):
+        if len(columns) != len(self.variables):
+            raise ValueError(f"the monomials are of the variables {self.variables}, got {len(columns)} of them")
         out = jnp.ones_like(columns[0])
         for i, power in self.powers:
             out = out * columns[i] ** power
@@ -119,7 +125,8 @@ def sparse_regression(
 
     Brunton, Proctor & Kutz, "Discovering governing equations from data by sparse identification of nonlinear dynamical
     systems", PNAS 113, 2016. Raises `ValueError` for shapes that do not fit, values that are not finite, terms that are
-    not finite at the points, shares outside of [0, 1), and another method.
+    not finite at the points, shares outside of [0, 1), a negative ridge, and another method, `TypeError` for terms
+    without names.
 
     >>> import jax
     >>> x = jax.random.uniform(jax.random.key(0), (100, 2))
@@ -128,7 +135,9 @@ def sparse_regression(
     >>> dict(fit.layer.outputs), fit.complexity
     ({'dx': ('x y',), 'dy': ('y', 'x y')}, 3)
     """
-    x, y = np.asarray(x), np.asarray(y)
+    x, y = np.asarray(x), np.asarray(y).astype(np.float64)
+    if not isinstance(terms, Mapping):
+        raise TypeError(f"terms are functions by name, as of `polynomials`, got {describe(terms)}")
     if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or not len(x):
         raise ValueError(f"expected points (count, n) and values (count, outputs), got shapes {x.shape} and {y.shape}")
     if not np.isfinite(x).all() or not np.isfinite(y).all():
@@ -136,6 +145,8 @@ def sparse_regression(
     for name, value in (("threshold", threshold), ("gain", gain), ("tolerance", tolerance)):
         if not 0 <= value < 1:
             raise ValueError(f"{name} is a share, from 0 to below 1, got {value:g}")
+    if not 0 <= ridge < np.inf:
+        raise ValueError(f"ridge is not negative, and finite, got {ridge:g}")
     if method not in ("greedy", "stlsq"):
         raise ValueError(f"method is 'greedy' or 'stlsq', got {method!r}")
     if not terms or max_terms < 1:
@@ -146,7 +157,7 @@ def sparse_regression(
     library = _Library(terms, x, ridge)
     found: dict[str, np.ndarray] = {}
     path: dict[str, tuple[Step, ...]] = {}
-    for name, values in zip(names, y.T.astype(np.float64), strict=True):
+    for name, values in zip(names, y.T, strict=True):
         if method == "stlsq":
             found[name], path[name] = _thresholded(library, values, threshold)
         else:
@@ -155,7 +166,7 @@ def sparse_regression(
     layer = SparseTerms({name: terms[name] for name in terms if any(name in c for c in chosen.values())}, chosen)
     coefficients = {
         name: dict(zip(chosen[name], map(jnp.asarray, library.fit(values, found[name])[0]), strict=True))
-        for name, values in zip(names, y.T.astype(np.float64), strict=True)
+        for name, values in zip(names, y.T, strict=True)
     }
     error = {name: library.fit(values, found[name])[1] for name, values in zip(names, y.T, strict=True)}
     dtype = jnp.zeros(()).dtype
@@ -172,9 +183,9 @@ class _Library:
 
     def __init__(self, terms: Mapping[str, Callable[..., Any]], x: np.ndarray, ridge: float):
         self.names, self.ridge = tuple(terms), ridge
-        columns = []
+        variables, columns = widened(floating(jnp.asarray(x))).T, []
         for name, term in terms.items():
-            values = np.asarray(term(*jnp.asarray(x).T), np.float64)
+            values = np.asarray(term(*variables), np.float64)
             if values.shape != (len(x),):
                 raise ValueError(f"the term {name!r} is elementwise, (count,) to (count,), got shape {values.shape}")
             if not np.isfinite(values).all():

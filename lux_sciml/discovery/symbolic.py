@@ -28,8 +28,8 @@ def symbolic(layer: Callable[..., Any], ps: Any = None, st: Any = None, variable
     `relu`. Deep nets become long; for a short form of what a net has learned, see `sparse_regression`.
 
     Raises `ValueError` for operations that have no expression, such as lookups at positions that the input decides,
-    `TypeError` for variables that are no names, `ImportError` without SymPy: `pip install lux-sciml[symbolic]`. A net
-    of one unit:
+    and for two variables of one name, `TypeError` for variables that are no names, `ImportError` without SymPy:
+    `pip install lux-sciml[symbolic]`. A net of one unit:
 
         net = lux.Chain(lux.Dense(2, 1, jnp.tanh), lux.Dense(1, 1, use_bias=False))
         symbolic(net, ps, st, ("x", "y"))  # (3.0*tanh(2.0*x - y + 0.5),)
@@ -40,6 +40,8 @@ def symbolic(layer: Callable[..., Any], ps: Any = None, st: Any = None, variable
 
     if isinstance(variables, str) or not all(isinstance(name, str | sympy.Symbol) for name in variables):
         raise TypeError(f'variables are a tuple of names, ("x", "y"), got {variables!r}')
+    if len(set(map(str, variables))) != len(variables):
+        raise ValueError(f"variables have different names, got {variables!r}")
     if not callable(layer):
         raise TypeError(f"symbolic takes a layer, or a function of one array, got {describe(layer)}")
 
@@ -158,6 +160,11 @@ class _Words:
 
     def apply(self, op: Any, arrays: list[np.ndarray]) -> list[np.ndarray]:
         name, params, (out, *_) = op.name, op.params, op.outputs
+        if out.dtype.kind in "iu":
+            if name in ("and", "or", "not"):
+                raise ValueError(f"SymPy has no translation of {name!r} of the bits of integers; {_OTHERWISE}")
+            if name == "div":  # towards zero
+                return [_each(lambda a, b: self._truncated(a / b), *arrays)]
         if name in self.elementwise:
             return [_each(self.elementwise[name], *arrays)]
         if name == "integer_pow":
@@ -175,8 +182,11 @@ class _Words:
         if to.kind == "b" and dtype.kind != "b":
             return lambda a: sympy.Ne(a, 0)
         if to.kind in "iu" and dtype.kind == "f":
-            return lambda a: sympy.sign(a) * sympy.floor(sympy.Abs(a))
+            return self._truncated
         return lambda a: a
+
+    def _truncated(self, a: Any) -> Any:
+        return self.sympy.sign(a) * self.sympy.floor(self.sympy.Abs(a))
 
     def _chosen(self, which: Any, *cases: Any) -> Any:
         sympy = self.sympy

@@ -11,6 +11,8 @@ from ..components import ComponentMatrix, ComponentVector
 from ..derivatives import jacobian
 from ..optimize.fit_statistics import direction_text
 
+NEGATIVE = 1e-3  # of the largest eigenvalue: how far below zero one may lie, close to a minimum
+
 
 def fisher_information(predict: Callable[[Any], Any], ps: ComponentVector, errors: Any = 1.0) -> ComponentMatrix:
     r"""The Fisher information of measurements with normal errors: :math:`I = J^T \Sigma^{-1} J`.
@@ -76,11 +78,12 @@ def identifiability(
     `information` is that of `fisher_information`, the Hessian of a negative log-likelihood, or, with a prior,
     of a negative log-posterior. With `relative_to=ps` it is of relative changes, :math:`p_i p_j I_{ij}`, which compares
     parameters of different units: a standard error of 1 is then one of 100%. Directions with an eigenvalue below
-    `cutoff` times the largest are marked `sloppy`: data do not tell the parameters apart along them. Negative
-    eigenvalues, of rounding, count as zero.
+    `cutoff` times the largest are marked `sloppy`: data do not tell the parameters apart along them. Slightly negative
+    eigenvalues, as of rounding, count as zero.
 
     Gutenkunst et al., "Universally sloppy parameter sensitivities in systems biology models", PLoS Computational
-    Biology 3, 2007. Raises `ValueError` for other names than those of the matrix, and for a matrix that is not finite.
+    Biology 3, 2007. Raises `ValueError` for other names than those of the matrix, for a matrix that is not finite, and
+    for one with eigenvalues far below zero, such as a Hessian away from a minimum.
 
     >>> t = jnp.linspace(0.0, 1.0, 5)
     >>> p = ComponentVector(a=2.0, b=3.0, c=1.0)
@@ -102,5 +105,10 @@ def identifiability(
         raise ValueError(f"the information has elements that are NaN or inf, the first in the row of `{where}`")
     values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
     rounding = len(values) * float(jnp.finfo(information.dtype).eps) * np.abs(values).max(initial=0.0)
+    if values.size and values[0] < -max(NEGATIVE * np.abs(values).max(), rounding):
+        raise ValueError(
+            f"the information has the eigenvalue {values[0]:.3g}, far below zero, where the largest is "
+            f"{values[-1]:.3g}: this is no minimum, so fit on from here, or take `fisher_information`"
+        )
     values = np.where(values < rounding, 0.0, values)
     return Identifiability(values, ComponentVector(jnp.asarray(vectors.T, information.dtype), information.rows), cutoff)

@@ -105,7 +105,10 @@ class LogPosterior:
         wrong = np.flatnonzero(~np.isfinite(np.asarray(free.data)))
         if wrong.size:
             label = self.free_layout.label(int(wrong[0]))
-            raise ValueError(f"`{label}` of the free vector is {float(free.data[wrong[0]])} at the start: see `start`")
+            raise ValueError(
+                f"`{label}` of the free vector is {float(free.data[wrong[0]])} at the start: start with parameters "
+                "that are finite and inside of the support of their prior, not on its edge"
+            )
         for name, part in (("prior", self.prior), ("likelihood", self.likelihood)):
             value, gradient = jax.value_and_grad(part)(free)
             if not np.isfinite(value):

@@ -97,6 +97,15 @@ def _fitted(layout: Layout, leaf: Any, prior: Any) -> Any:
             raise ValueError(
                 f"the prior of `{name}` is of shape {shape}, which does not fit the component's, {leaf.shape}"
             ) from None
+    else:  # one that broadcasts would count each element several times
+        with jax.numpy_dtype_promotion("standard"):
+            block = widened(jnp.zeros(leaf.shape, leaf.dtype))
+            shape = jnp.shape(jax.eval_shape(prior.log_prob, block))
+        if shape != leaf.shape[: len(shape)]:
+            raise ValueError(
+                f"the prior of `{name}` has a log-density of shape {shape}, which does not fit the component's shape, "
+                f"{leaf.shape}"
+            )
     return prior
 
 

@@ -87,8 +87,8 @@ def profile_likelihood(
       in which the Hessian at `ps` is the identity (with limits, its diagonal), so that some steps suffice.
 
     Raises `KeyError` for a path that matches nothing, `ValueError` where the likelihood or its gradient is not finite
-    at `ps`, or where a fit ends below the lowest value by more than 2% of the threshold's distance: then `ps` is not
-    the minimum, and the message has the way on.
+    at `ps`, where `ps` is outside of the limits, or where a fit ends below the lowest value by more than 2% of the
+    threshold's distance: then `ps` is not the minimum, and the message has the way on.
 
     Raue et al., "Structural and practical identifiability analysis of partially observed dynamical models by exploiting
     the profile likelihood", Bioinformatics 25, 2009.
@@ -112,9 +112,18 @@ def profile_likelihood(
         raise TypeError(f"profiles go by the names of a ComponentVector, got {describe(ps)}")
     if not paths:
         raise ValueError('name the components whose profiles you want: profile_likelihood(nll, ps, "physics.*")')
+    if min(points, max_points) < 1:
+        raise ValueError(f"a profile has one point on each side at least, got points={points}, max_points={max_points}")
     chosen = np.flatnonzero(ps.layout.mask(*paths))
     box = bounds(ps, limits or {})
     lower, upper = (np.asarray(side.data, float) for side in box)
+    outside = np.flatnonzero((ps.data < lower) | (ps.data > upper))
+    if outside.size:
+        i = int(outside[0])
+        raise ValueError(
+            f"`{ps.layout.label(i)}` is {float(ps.data[i]):.6g} at ps, outside of its limits, {lower[i]:.6g} to "
+            f"{upper[i]:.6g}: fit all parameters within the limits first"
+        )
     problem = _Profiled(nll, ps, args, (lower, upper), method, max_steps)
     threshold = problem.lowest + float(chi2.ppf(level, 1)) / 2
     profiles = (_profile(problem, int(i), threshold, points, max_points) for i in chosen)

@@ -35,6 +35,15 @@ def test_known_terms_are_found_by_both_methods():
     assert nothing.complexity == 0 and nothing.layer.outputs["y_0"] == ()
 
 
+def test_whole_numbers_are_not_counted_in_their_own_size():
+    x = RNG.integers(0, 2000, (200, 2), dtype=np.int32)
+    small = (x % 5).astype(np.int8)
+    fit = sparse_regression(x, x.astype(float) ** 3 - x[:, ::-1], TERMS)
+    assert dict(fit.layer.outputs) == {"y_0": ("y", "x^3"), "y_1": ("x", "y^3")} and max(fit.error.values()) < 1e-6
+    fit = sparse_regression(small, 30 * small, polynomials(("x", "y")))
+    assert fit.params["y_1"]["y"] == pytest.approx(30) and max(fit.error.values()) < 1e-6
+
+
 def test_thresholds_are_those_of_pysindy():
     pysindy = pytest.importorskip("pysindy")
     few = polynomials(("x", "y"), 2)
@@ -61,6 +70,14 @@ def test_what_is_no_data_and_no_library():
         sparse_regression(X, y, {"sum": lambda x, y: jnp.sum(x)})
     with pytest.raises(ValueError, match="'greedy' or 'stlsq'"):
         sparse_regression(X, y, TERMS, method="lasso")
+    with pytest.raises(ValueError, match="ridge is not negative, and finite, got -1"):
+        sparse_regression(X, y, TERMS, ridge=-1.0)
+    with pytest.raises(TypeError, match="terms are functions by name"):
+        sparse_regression(X, y, [lambda x, y: x])
+    with pytest.raises(ValueError, match=r"of the variables \('x', 'y', 'z'\), got 2 of them"):
+        sparse_regression(X, y, polynomials(("x", "y", "z")))
+    with pytest.raises(ValueError, match="the variables have different names"):
+        polynomials(("x", "x"))
     with pytest.raises(ValueError, match="2 different names of outputs"):
         sparse_regression(X, y, TERMS, outputs=("dx", "dx"))
     with pytest.raises(ValueError, match="'dx' has a term 'z'"):

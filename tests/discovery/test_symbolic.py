@@ -38,6 +38,8 @@ def test_expressions_are_read():
     assert found == 3 * sympy.tanh(2 * x - y + 0.5)
     assert lux.symbolic(lambda u: u[0] ** 2 + jnp.maximum(u[1], 1.0), variables=(x, y)) == x**2 + sympy.Max(1, y)
     matrix = lux.symbolic(lambda u: jnp.outer(u, jnp.cumsum(u[::-1])), variables=("x", "y"))
+    halves = lux.symbolic(lambda u: jax.lax.div(jnp.floor(u).astype(int), jnp.array([2, 2])), variables=(x, y))
+    assert [half.subs({x: -2.5, y: 3.5}) for half in halves] == [-1, 1]  # of integers, towards zero
     assert matrix[1][1] == y * (x + y) or sympy.expand(matrix[1][1] - y * (x + y)) == 0
 
 
@@ -46,6 +48,10 @@ def test_what_has_no_expression():
     ps, st = lux.setup(jax.random.key(0), spline)
     with pytest.raises(ValueError, match=r"SymPy has no translation of .*; symbolic is for layers of functions"):
         lux.symbolic(spline, ps, st, ("x",))
+    with pytest.raises(ValueError, match="no translation of 'and' of the bits of integers"):
+        lux.symbolic(lambda u: jnp.floor(u).astype(int) & 1)
+    with pytest.raises(ValueError, match="variables have different names"):
+        lux.symbolic(jnp.sum, variables=("x", "x"))
     with pytest.raises(TypeError, match="variables are a tuple of names"):
         lux.symbolic(spline, ps, st, "x")
     with pytest.raises(TypeError, match="a function of one array"):

@@ -98,6 +98,10 @@ def test_what_has_no_profile(fit):
         profile_likelihood(lambda p: jnp.sqrt(p.line.offset - ps.line.offset) + p.line.slope**2, ps, "line.slope")
     with pytest.raises(ValueError, match="ps is not the minimum"):
         profile_likelihood(nll, ps.at["line.offset"].add(1.0), "line.slope")
+    with pytest.raises(ValueError, match=r"`line\.offset` is .* at ps, outside of its limits, 5 to inf"):
+        profile_likelihood(nll, ps, "line.slope", limits={"line.offset": (5.0, None)})
+    with pytest.raises(ValueError, match="one point on each side at least, got points=0"):
+        profile_likelihood(nll, ps, "line.slope", points=0)
 
 
 def test_information_names_what_data_leave_open(fit):
@@ -111,6 +115,8 @@ def test_information_names_what_data_leave_open(fit):
     assert not found.sloppy.any() and "line.slope" in repr(found)
     with pytest.raises(ValueError, match="positive standard deviations, got 0"):
         fisher_information(line, ps, 0.0)
+    with pytest.raises(ValueError, match=r"the eigenvalue -.*, far below zero, .* this is no minimum"):
+        identifiability(-information)
     product = lux.ComponentVector(a=2.0, b=5.0)
     open_one = identifiability(fisher_information(lambda p: p.a * p.b * jnp.asarray(T), product), relative_to=product)
     assert list(open_one.sloppy) == [True, False] and "0.71 a - 0.71 b" in repr(open_one).splitlines()[1]

@@ -100,10 +100,19 @@ def test_what_priors_miss_and_densities_lack_is_said_in_a_sentence(ps, key):
         log_posterior(jnp.array(1.0), ps, PRIORS)
     with pytest.raises(ValueError, match=r"one number, got shape \(2,\)"):
         log_posterior(lambda ps: ps.physics.decay, ps, PRIORS).start(ps)
+
+    class Wide(Normal):
+        def log_prob(self, x):
+            return super().log_prob(x - jnp.zeros(3))
+
+    with pytest.raises(ValueError, match=r"`physics\.growth` has a log-density of shape \(3,\), .* shape, \(\)"):
+        log_posterior(log_likelihood, ps, {"*": Normal(), "physics.growth": Wide()})
     before = np.array(ps.data)
     density = log_posterior(log_likelihood, ps, PRIORS)
     with pytest.raises(ValueError, match=r"`physics\.growth` of the free vector is nan at the start"):
         density.start(ps.at["physics.growth"].set(-0.5))
+    with pytest.raises(ValueError, match=r"`physics\.growth` of .* is nan at the start: .* not on its edge"):
+        density.start(ps.at["physics.growth"].set(0.0))
     nowhere = log_posterior(lambda ps: jnp.log(ps.net.weight[0, 1]), ps, PRIORS)
     with pytest.raises(ValueError, match="log-density of the likelihood is nan at the start"):
         nowhere.start(ps)
