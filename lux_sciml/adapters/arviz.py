@@ -30,8 +30,9 @@ def to_arviz(
     * `prior`: draws of the prior, `(draws, n)` or `(chains, draws, n)`.
     * `log_likelihood`, `posterior_predictive`: arrays `(chains, draws, ...)` by name; `observed_data`: arrays by name.
 
-    `arviz.summary(data)` has r-hat and effective sample sizes. Raises `ValueError` for another shape of the draws,
-    `KeyError` for `dims` of an array that there is not, `ImportError` without ArviZ, which is in the extra `inference`.
+    `arviz.summary(data)` has r-hat and effective sample sizes. Raises `ValueError` for another shape of the draws
+    and for `dims` that do not fit an array, `KeyError` for `dims` of an array, and `coords` of an axis, that there is
+    not, `ImportError` without ArviZ, which is in the extra `inference`.
     """
     arviz = library("arviz", "lux-sciml[inference]")
     params = draws.params if isinstance(draws, Draws) else draws
@@ -49,11 +50,20 @@ def to_arviz(
         groups["observed_data"] = {name: np.asarray(x) for name, x in observed_data.items()}
     axes = _axes(params.layout)
     known = set(axes).union(*groups.values())
-    for name in dims or {}:
+    for name, names in (dims or {}).items():
         if name not in known:
             raise KeyError(f"dims name {name!r}, and there is no such array; what there is: {', '.join(sorted(known))}")
+        if isinstance(names, str) or (name in axes and len(names) != len(axes[name])):
+            rank = f", one for each of its {len(axes[name])} axes" if name in axes else ""
+            raise ValueError(f"the dims of {name!r} are a list of names{rank}, got {names!r}")
     axes |= {name: list(names) for name, names in (dims or {}).items()}
     given = {name: list(values) for name, values in (coords or {}).items()}
+    named = {"chain", "draw"}.union(*axes.values())
+    for axis in given:
+        if axis not in named and axis.rpartition("_dim_")[0] not in known:
+            raise KeyError(
+                f"coords name the axis {axis!r}, and there is none such; what there is: {', '.join(sorted(named))}"
+            )
     if arviz.__version__.startswith("0."):
         return arviz.from_dict(**groups, dims=axes, coords=given)
     return arviz.from_dict(groups, dims=axes, coords=given)

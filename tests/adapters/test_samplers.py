@@ -144,5 +144,10 @@ def test_arviz_has_every_component_by_name(key):
     assert "u0[lynx]" in arviz.summary(data).index
     with pytest.raises(KeyError, match="dims name 'growth', and there is no such array"):
         lux.adapters.arviz.to_arviz(draws, dims={"growth": ["x"]})
+    with pytest.raises(KeyError, match="coords name the axis 'spices', and there is none such"):
+        lux.adapters.arviz.to_arviz(draws, dims={"u0": ["species"]}, coords={"spices": species["species"]})
+    for wrong in ("species", ["species", "year"]):
+        with pytest.raises(ValueError, match="the dims of 'u0' are a list of names, one for each of its 1 axes"):
+            lux.adapters.arviz.to_arviz(draws, dims={"u0": wrong})
     with pytest.raises(ValueError, match=r"a batch \(chains, draws, 9\), got shape \(200, 9\)"):
         lux.adapters.arviz.to_arviz(draws.flat)
