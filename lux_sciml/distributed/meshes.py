@@ -26,6 +26,8 @@ def mesh(*, devices: Sequence[Any] | None = None, **axes: int) -> Mesh:
     (True, ('data', 'model'))
     """
     found = jax.devices() if devices is None else list(devices)
+    if len(set(found)) < len(found):
+        raise ValueError(f"a mesh has each device once, got {found}")
     sizes = {name: integer(size) for name, size in axes.items()} or {"devices": len(found)}
     open_ends = [name for name, size in sizes.items() if size == -1]
     known = math.prod(size for size in sizes.values() if size != -1)

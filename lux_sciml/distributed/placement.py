@@ -24,8 +24,8 @@ from .meshes import put
 class OnMesh:
     """A state on a mesh: `specs` are those of its arrays, `batch` the axes that divide the samples.
 
-    With a `form` the parameters are stored in it, and divided along `batch`. Members of an ensemble are divided along
-    `members`, and batches are not.
+    With `forms` the parameters are stored in the first of them, those that are trained, where these are not all, in the
+    second, and divided along `batch`. Members of an ensemble are divided along `members`, and batches are not.
     """
 
     mesh: Mesh
@@ -33,7 +33,7 @@ class OnMesh:
     batch: tuple[str, ...]
     members: tuple[str, ...]
     specs: tuple[P, ...]
-    form: Form | None
+    forms: tuple[Form, ...] = ()
 
     @property
     def shards(self) -> int:
@@ -43,8 +43,7 @@ class OnMesh:
     @property
     def lanes(self) -> int:
         """Gradients of whole parameters are added up on each device by itself; those of rows are divided at once."""
-        by_row = self.form is not None and bool(self.form.rows)
-        return 1 if by_row or self.how == "patterns" else self.shards
+        return 1 if self._by_row or self.how == "patterns" else self.shards
 
     @property
     def first(self) -> bool:
@@ -53,6 +52,10 @@ class OnMesh:
     @property
     def processes(self) -> int:
         return jax.process_count()
+
+    @property
+    def _by_row(self) -> bool:
+        return any(form.rows for form in self.forms)
 
     def _constrained(self, x: Any, *spec: Any) -> Any:
         return lax.with_sharding_constraint(x, NamedSharding(self.mesh, P(*spec)))
@@ -78,24 +81,26 @@ class OnMesh:
         return jax.tree.map(divided, batch)
 
     def whole(self, ps: Any) -> Any:
-        if self.form is None or not self.form.is_stored(ps):
+        form = next((form for form in self.forms if form.is_stored(ps)), None)
+        if form is None:
             return ps
-        return self.form.whole(self._rest(ps, lambda x: self._constrained(self._constrained(x, self.batch))))
+        return form.whole(self._rest(ps, lambda x: self._constrained(self._constrained(x, self.batch))))
 
     def scattered(self, gradients: Any) -> Any:
         """Summed over devices as they are, and then divided: XLA would else divide each array, and gather it again."""
-        if self.form is None:
+        if not self.forms:
             return gradients
-        if self.form.rows:
-            leaves = self.form.layout.collect(gradients)
-            rows = [leaf.path in self.form.rows for leaf in self.form.layout.leaves]
+        form = next((form for form in self.forms if form.is_whole(gradients)), self.forms[0])
+        if form.rows:
+            leaves = form.layout.collect(gradients)
+            rows = [leaf.path in form.rows for leaf in form.layout.leaves]
             summed = [x if row else self._constrained(x) for x, row in zip(leaves, rows, strict=True)]
-            gradients = self.form.layout.rebuild(self.form.layout.own(summed))
+            gradients = form.layout.rebuild(form.layout.own(summed))
         else:
             gradients = jax.tree.map(self._constrained, gradients)
-        stored = self.form.stored(gradients)
+        stored = form.stored(gradients)
         stored = self._rest(stored, lambda x: self._constrained(x, self.batch))
-        if self.form.rows:
+        if form.rows:
             rows = {name: self._constrained(x, None, self.batch) for name, x in stored.rows.items()}
             stored = stored._replace(rows=rows)
         return stored
@@ -142,8 +147,7 @@ class OnMesh:
         return jax.tree.unflatten(structure, kept), jax.tree.map(self._constrained, stats)
 
     def tracing(self) -> contextlib.AbstractContextManager[Any]:
-        by_row = self.form is not None and self.form.rows
-        return sharded_rows(self.mesh, self.batch) if by_row else contextlib.nullcontext()
+        return sharded_rows(self.mesh, self.batch) if self._by_row else contextlib.nullcontext()
 
     def same_program(self, closed: Any) -> None:
         require_same_program(closed)

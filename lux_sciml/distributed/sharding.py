@@ -20,6 +20,7 @@ from ..training.state import copied
 from .agreement import broadcast as from_first, require_same_values
 from .form import PAD, Form, Sharded, flat_rows
 from .meshes import axes_of, put, require_mesh
+from .optimizers import require_same_updates
 from .placement import OnMesh
 
 S = TypeVar("S", TrainState, ComponentVector)
@@ -39,7 +40,9 @@ def shard(state: S, mesh: Mesh, how: str | Mapping[str, Any] = "replicated", *, 
       `ema`. A ComponentVector is filled up with zeros, `pad_`, to a length that devices divide, a multiple of 1024, and
       gathered once in each step; the objective is given it without them. Of models with `Stack(..., flat_rows=True)`,
       `state.ps` is a `Sharded` pair: `rows` are gathered one by one in the stack, and the `rest` once, before; the
-      objective is given nested dicts.
+      objective is given nested dicts. The optimizer must take a vector element by element, or by norms of all of it,
+      as Adam with clipping by the global norm does. Of parameters that are not all trained (`trainable`), those that
+      are, with their gradient and memory, are a vector in parts of its own, which is gathered once more.
     * `how={"mlp.*.weight": PartitionSpec(None, "model")}`: axes of the mesh for the arrays of a tree
       (`lux.setup(key, model, flat=False)`), by patterns of their paths; the first that matches counts, and what none
       matches is on every device. Batches are divided along the axes of the mesh that no pattern names.
@@ -48,7 +51,8 @@ def shard(state: S, mesh: Mesh, how: str | Mapping[str, Any] = "replicated", *, 
       is told by its path.
 
     `gather` is the way back. Raises `TypeError` for what is no state or vector, `ValueError` for axes that the mesh
-    does not have or that do not divide an array, and for patterns that match nothing.
+    does not have or that do not divide an array, for patterns that match nothing, and for optimizers whose steps depend
+    on how a vector is stored.
 
     Zhao et al., "PyTorch FSDP", VLDB 2023; Rajbhandari et al., "ZeRO", SC 2020.
 
@@ -76,29 +80,33 @@ def _sharded(state: Any, mesh: Mesh, how: Any) -> Any:
     axes = tuple(mesh.axis_names)
     if isinstance(how, Mapping):
         return _by_patterns(state, mesh, how)
-    form, batch, members = None, axes, ()
+    forms, batch, members = (), axes, ()
     if how == "members":
-        form, batch, members = None, (), axes
+        batch, members = (), axes
         _require_members(state, mesh)
     elif isinstance(state, TrainState) and jnp.ndim(state.step):
         raise ValueError(f'an ensemble of {jnp.size(state.step)} members is divided by how="members", got {how!r}')
     if how == "full":
-        form = _form_of(state, mesh)
-        state = jax.tree.map(lambda x: form.stored(x) if form.is_whole(x) else x, state, is_leaf=_is_parts)
-    specs = _specs(state, form, P(axes) if how == "members" else P(), axes)
-    return _placed(state, OnMesh(mesh, how, batch, members, specs, form))
+        forms = _forms_of(state, mesh)
+        if isinstance(state, TrainState):
+            require_same_updates(state.optimizer, bool(forms[0].rows))
+        for form in forms:
+            state = jax.tree.map(
+                lambda x, form=form: form.stored(x) if form.is_whole(x) else x, state, is_leaf=_is_parts
+            )
+    specs = _specs(state, forms, P(axes) if how == "members" else P(), axes)
+    return _placed(state, OnMesh(mesh, how, batch, members, specs, forms))
 
 
 def _is_parts(x: Any) -> bool:
     return isinstance(x, ComponentVector | Sharded)
 
 
-def _form_of(state: Any, mesh: Mesh) -> Form:
+def _forms_of(state: Any, mesh: Mesh) -> tuple[Form, ...]:
+    """The form of the parameters, and that of those which are trained, where these are not all."""
     ps = state.ps if isinstance(state, TrainState) else state
     if not isinstance(ps, ComponentVector) or ps.data.ndim != 1:
         raise TypeError(f'how="full" divides one flat ComponentVector, got {describe(ps)}; a tree takes patterns')
-    if isinstance(state, TrainState) and state.part is not None:
-        raise ValueError('how="full" divides parameters that are all trained, got `trainable`: take "replicated"')
     rows = flat_rows(state.model, ps.layout) if isinstance(state, TrainState) else ()
     for path in rows:
         length = ps.layout.find(path)[1].shape[1]
@@ -107,14 +115,22 @@ def _form_of(state: Any, mesh: Mesh) -> Form:
                 f"`{path_string(path)}` has rows of {length} elements, which {mesh.size} devices do not divide: "
                 f"Stack(..., flat_rows={mesh.size}) makes rows that are multiples of it"
             )
-    return Form.of(ps.layout, rows, mesh.size)
+    form = Form.of(ps.layout, rows, mesh.size)
+    if not isinstance(state, TrainState) or state.part is None:
+        return (form,)
+    if rows:
+        raise ValueError(
+            'how="full" divides stacks of flat rows whose parameters are all trained, got `trainable`: take '
+            '"replicated", or flat_rows=False'
+        )
+    return form, Form.of(state.part.layout, (), mesh.size)
 
 
-def _specs(state: Any, form: Form | None, other: P, axes: tuple[str, ...]) -> tuple[P, ...]:
+def _specs(state: Any, forms: tuple[Form, ...], other: P, axes: tuple[str, ...]) -> tuple[P, ...]:
     """Those of the arrays of a state, in the order of its leaves."""
     out: list[P] = []
     for x in jax.tree.leaves(state, is_leaf=_is_parts):
-        if form is None or not form.is_stored(x):
+        if not any(form.is_stored(x) for form in forms):
             out += [other] * len(jax.tree.leaves(x))
         else:
             out += [P(axes)] + [P(None, axes)] * (len(jax.tree.leaves(x)) - 1)
@@ -164,7 +180,7 @@ def _by_patterns(state: Any, mesh: Mesh, patterns: Mapping[str, Any]) -> Any:
         specs += of_ps if is_like(x) else [P()]
     taken = {axis for spec in chosen.values() for axis in axes_of(spec)}
     batch = tuple(axis for axis in mesh.axis_names if axis not in taken)
-    return _placed(state, OnMesh(mesh, "patterns", batch, (), tuple(specs), None))
+    return _placed(state, OnMesh(mesh, "patterns", batch, (), tuple(specs)))
 
 
 def _spec(pattern: Any, value: Any, mesh: Mesh) -> P:
@@ -176,6 +192,8 @@ def _spec(pattern: Any, value: Any, mesh: Mesh) -> P:
             raise ValueError(
                 f"{pattern!r} names the axis {axis!r}; the mesh has {', '.join(map(repr, mesh.axis_names))}"
             )
+    if len(set(axes_of(spec))) < len(axes_of(spec)):
+        raise ValueError(f"{pattern!r} names an axis twice, {spec}: each divides one axis of an array")
     return spec
 
 
@@ -211,11 +229,13 @@ def gather(state: S) -> S:
         whole = jax.tree.map(_on_one_device, state)
         names = [name for name in state.keys() if name != PAD]
         return whole.select(*names) if PAD in state.keys() else whole
-    form = getattr(state.placement, "form", None)
+    forms: tuple[Form, ...] = getattr(state.placement, "forms", ())
     state = jax.tree.map(_on_one_device, state.replace(placement=HERE))
-    if form is None:
-        return state
-    return jax.tree.map(lambda x: form.whole(x, named=True) if form.is_stored(x) else x, state, is_leaf=_is_parts)
+    for form in forms:
+        state = jax.tree.map(
+            lambda x, form=form: form.whole(x, named=True) if form.is_stored(x) else x, state, is_leaf=_is_parts
+        )
+    return state
 
 
 def _on_one_device(x: Any) -> Any:

@@ -46,7 +46,7 @@ class Placement(Protocol):
         ...
 
     def scattered(self, gradients: Any) -> Any:
-        """The gradients of what `whole` returns, as those of the parameters."""
+        """What is like what `whole` returns, such as its gradients, in the form of the parameters."""
         ...
 
     def accumulated(self, over_parts: Callable[..., Any], trained: Any, st: Any, batch: Any, parts: int) -> Any:

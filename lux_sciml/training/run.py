@@ -12,6 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..components.trees import ANYTHING
+from ..core import Layer
+from ..core.parameters import parameter_layout
+from ..core.walk import walk
+from ..nn import Stack
 from ..optimize.chunks import LONGEST, SECONDS
 from ..optimize.problem import called, not_finite
 from ..optimize.progress import display, is_true
@@ -385,6 +389,7 @@ class Run:
             "lost_in_a_row": self.lost_in_a_row,
             "due": self.due,
             "data": self._kind_of_data(),
+            "rows": _rows_of_stacks(self.state.model),
             "place": self.batches.place() if isinstance(self.batches, Stream) else None,
         }
         metric = self._metric() if checkpoints.keep_best else None
@@ -424,6 +429,9 @@ class Run:
                 f"the run that is resumed had data of {run['data']}, and these are {self._kind_of_data()}: with others "
                 "it would not be the same run; start from `state` in a folder of its own"
             )
+        rows = _rows_of_stacks(self.state.model)
+        if (before := run.get("rows", rows)) != rows:
+            raise ValueError(f"the run that is resumed had stacks with rows of {before}, and these are {rows}")
         self.state, self.first = copied(tree["state"]), run["first"]
         self.step = self.saved = int(np.max(self.state.step))
         self.history = {name: [x] for name, x in run["history"].items()}
@@ -435,6 +443,16 @@ class Run:
         if isinstance(self.batches, Stream):
             self.batches.go_to(run["place"])
         self.total = self._total()
+
+
+def _rows_of_stacks(model: Layer) -> list[str]:
+    """What stands in the rows of stacks with flat rows: their matrices do not say."""
+    out = []
+    for path, layer in walk(model):
+        if isinstance(layer, Stack) and layer.flat_rows:
+            layout = parameter_layout(layer.layer)
+            out.append(f"{path}: " + ", ".join(f"{layout.name(leaf.path)} {leaf.shape}" for leaf in layout.leaves))
+    return out
 
 
 class _OfOthers(Exception):

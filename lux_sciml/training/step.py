@@ -105,11 +105,12 @@ def apply_gradients(state: TrainState, gradients: Any, **extra: Any) -> TrainSta
     what is not finite see `train_step`. Raises `ValueError` for gradients of another kind than what is trained.
     """
     _require_state(state)
-    trained = _trained(state)
+    ps = None if state.part is None else state.placement.whole(state.ps)
+    trained = _trained(state, ps)
     kinds = [(jax.tree.structure(x), list(map(jnp.shape, jax.tree.leaves(x)))) for x in (trained, gradients)]
     if kinds[0] != kinds[1]:
         raise ValueError(f"gradients are like the trained parameters, {describe(trained)}, got {describe(gradients)}")
-    return state.placement.kept(_updated(state, gradients, **extra), {})[0]
+    return state.placement.kept(_updated(state, ps, gradients, **extra), {})[0]
 
 
 def one_step(
@@ -127,7 +128,9 @@ def one_step(
 
     def made(state: TrainState, batch: Any) -> tuple[TrainState, Stats]:
         found = _gradients(objective, state, batch, accumulate)
-        after = _updated(state, found.gradients, value=found.loss, grad=found.gradients, value_fn=found.value_fn)
+        after = _updated(
+            state, found.ps, found.gradients, value=found.loss, grad=found.gradients, value_fn=found.value_fn
+        )
         after = after.replace(st=found.st)
         stats = {"loss": found.loss, **found.stats}
         if nonfinite == "keep" and state.loss_scale is None:
@@ -156,6 +159,7 @@ def one_step(
 
 
 class _Gradients(NamedTuple):
+    ps: Any  # as the model takes them
     gradients: Any
     loss: jax.Array
     st: Any
@@ -167,11 +171,12 @@ def _gradients(objective: Objective, state: TrainState, batch: Any, accumulate: 
     """The loss on a batch and its gradients, averaged over the parts of the batch."""
     place, scale = state.placement, 1.0 if state.loss_scale is None else state.loss_scale.scale
     require_parts(batch, accumulate, place.lanes)
-    batch, trained, st = place.split(batch), place.whole(_trained(state)), state.st
+    batch, ps, st = place.split(batch), place.whole(state.ps), state.st
+    trained = ps if state.part is None else state.part.take(ps)
     example = batch
     if accumulate > 1:
         example = jax.tree.map(lambda x: x[: x.shape[0] // (accumulate * place.lanes)], batch)
-    evaluate = _traced(objective, state, trained, example)
+    evaluate = _traced(objective, state, ps, trained, example)
 
     def loss(trained: Any, st: Any, batch: Any) -> tuple[jax.Array, tuple[jax.Array, Any, Stats]]:
         value, st, stats = evaluate(trained, st, batch)
@@ -198,12 +203,14 @@ def _gradients(objective: Objective, state: TrainState, batch: Any, accumulate: 
     gradients = place.scattered(gradients)
     if state.loss_scale is not None:
         gradients = jax.tree.map(lambda x: x / jnp.asarray(scale, x.dtype), gradients)
-    return _Gradients(gradients, value, st, stats, lambda trained: evaluate(place.whole(trained), state.st, example)[0])
+    return _Gradients(
+        ps, gradients, value, st, stats, lambda trained: evaluate(place.whole(trained), state.st, example)[0]
+    )
 
 
-def _traced(objective: Objective, state: TrainState, trained: Any, batch: Any) -> Callable[..., Any]:
+def _traced(objective: Objective, state: TrainState, ps: Any, trained: Any, batch: Any) -> Callable[..., Any]:
     """The objective as a function `(trained, st, batch) -> (value, st, stats)`, traced once, and looked through."""
-    others = (state.ps if state.part is not None else None, state.st, batch)
+    others = (ps if state.part is not None else None, state.st, batch)
 
     def outcome(trained: Any, others: Any) -> Any:
         ps, st, batch = others
@@ -264,14 +271,14 @@ def _outcome(out: Any, given: Any, mixed: bool) -> tuple[jax.Array, Any, Stats]:
     return value, st, {name: jnp.asarray(x) for name, x in stats.items()}
 
 
-def _updated(state: TrainState, gradients: Any, **extra: Any) -> TrainState:
-    """The state after the optimizer's step."""
-    trained = _trained(state)
+def _updated(state: TrainState, whole: Any, gradients: Any, **extra: Any) -> TrainState:
+    """The state after the optimizer's step. `whole` are its parameters as the model takes them."""
+    trained = _trained(state, whole)
     with jax.numpy_dtype_promotion("standard"):
         updates, memory = state.optimizer.update(gradients, state.opt_state, trained, **extra)
         memory = jax.tree.map(_of_the_type, memory, state.opt_state)
         trained = jax.tree.map(lambda p, u: (p + state.update_scale * u).astype(p.dtype), trained, updates)
-        ps = trained if state.part is None else state.part.join(trained, state.ps)
+        ps = _joined(state, whole, trained)
         ema = state.ema
         if state.decay is not None:
             keep = state.decay
@@ -284,8 +291,16 @@ def _of_the_type(new: Any, old: Any) -> Any:
     return new.astype(old.dtype) if is_inexact(old) and new.dtype != old.dtype else new
 
 
-def _trained(state: TrainState) -> Any:
-    return state.ps if state.part is None else state.part.take(state.ps)
+def _trained(state: TrainState, whole: Any) -> Any:
+    return state.ps if state.part is None else state.placement.scattered(state.part.take(whole))
+
+
+def _joined(state: TrainState, whole: Any, trained: Any) -> Any:
+    """All parameters, with these in the place of those that are trained."""
+    if state.part is None:
+        return trained
+    place = state.placement
+    return place.scattered(state.part.join(place.whole(trained), whole))
 
 
 def _varying(state: TrainState) -> tuple[Any, ...]:

@@ -81,6 +81,18 @@ def losses():
         "spec": str(after.opt_state[0].nu["layer_0"]["weight"].sharding.spec),
         "batch": state.placement.batch,
     }
+    decayed = optax.chain(optax.clip_by_global_norm(0.05), optax.adamw(optax.cosine_decay_schedule(1e-2, 60)))
+    part = {"trainable": "layer_0", "ema": 0.9}  # 48 elements of 65
+    for name, options in {"trainable": {}, "trainable accumulate": {"accumulate": 4}}.items():
+        alone, last = losses_of(create(plain, decayed, **part), **options)
+        found, after = losses_of(shard(create(plain, decayed, **part), mesh(), "full"), **options)
+        back = gather(after)
+        out[name] = max(
+            float(np.max(np.abs(found - alone))),
+            *(float(jnp.max(jnp.abs(a.data - b.data))) for a, b in ((back.ps, last.ps), (back.ema, last.ema))),
+        )
+        mine, whole = parts((after.ps, after.opt_state, after.ema))
+        out[f"{name}, not an eighth"] = float(abs(8 * mine - whole))
     for name in ("chain", "rows"):
         model = plain if name == "chain" else MODELS[name]
         alone, _ = losses_of(create(model), accumulate=4)
@@ -127,10 +139,10 @@ def fits():
     return out
 
 
-def analysed(model, x, n, how="full", **options):
+def analysed(model, x, n, how="full", trainable=None, **options):
     """A step of a model on n devices: its collectives, and the bytes that XLA counts on each."""
     data = (x, np.zeros_like(x))
-    state = shard(create(model), mesh(devices=jax.devices()[:n]), how)
+    state = shard(create(model, trainable=trainable), mesh(devices=jax.devices()[:n]), how)
     compiled = lux.train_step(objective, **options).lower(state, data).compile()
     memory = compiled.memory_analysis()
     return {
@@ -156,6 +168,7 @@ def programs():
         "transformer": analysed(TRANSFORMER, np.ones((64, 32, 128), np.float32), 8, nonfinite="keep"),
         "chain": analysed(chain, small, 8),
         "chain accumulate": analysed(chain, small, 8, accumulate=4),
+        "chain trainable": analysed(chain, small, 8, trainable="layer_7"),
         "chain replicated": analysed(chain, small, 8, "replicated"),
         "chain replicated accumulate": analysed(chain, small, 8, "replicated", accumulate=4),
     }
@@ -187,6 +200,7 @@ def refused():
     rows, three = lux.Stack(BLOCK, 2, flat_rows=1), mesh(devices=jax.devices()[:3])
     flat = shard(lux.ComponentVector(a=jnp.ones(5), b=jnp.ones((2, 3))), all_of_them, "full")
     shards = jax.shard_map(lambda v: v.a.sum()[None], mesh=all_of_them, in_specs=P("devices"), out_specs=P("devices"))
+    clipped = optax.chain(optax.clip_by_block_rms(0.1), optax.sgd(0.1))
     calls = {
         "batch": lambda: lux.train_step(objective)(shard(create(model), all_of_them), (X[:60], Y[:60])),
         "fit": lambda: lux.fit(objective, shard(create(model), all_of_them, "full"), (X, Y), batch_size=20, epochs=1),
@@ -205,7 +219,12 @@ def refused():
         "one member": lambda: shard(create(model), all_of_them, "members"),
         "ensemble": lambda: shard(states, all_of_them, "full"),
         "rows": lambda: shard(create(rows), three, "full"),
-        "trainable": lambda: shard(create(model, trainable="weight"), all_of_them, "full"),
+        "trainable": lambda: shard(create(MODELS["rows"], trainable="layer_0"), all_of_them, "full"),
+        "mean": lambda: shard(create(model, clipped), all_of_them, "full"),
+        "memory": lambda: shard(create(model, optax.adafactor(0.1)), all_of_them, "full"),
+        "norms": lambda: shard(create(MODELS["rows"], optax.lamb(0.1)), all_of_them, "full"),
+        "axis twice": lambda: shard(tree, all_of_them, {"weight": P("devices", "devices")}),
+        "device twice": lambda: mesh(devices=jax.devices()[:1] * 2),
         "shard": lambda: shards(flat),
     }
     out = {}

@@ -122,6 +122,20 @@ def test_a_run_that_is_broken_off_goes_on_to_the_same_bits(data, tmp_path):
             run("parts", resume=True)
 
 
+def test_rows_of_another_layout_of_equal_length_are_refused(tmp_path):
+    def run(*widths):
+        layers = [lux.Dense(a, b) for a, b in zip((2, *widths), (*widths, 2), strict=True)]
+        model = lux.Stack(lux.Chain(layers), 2, flat_rows=True)
+        state = lux.TrainState.create(model, optax.sgd(0.1), key=jax.random.key(0))
+        options = {"batch_size": 8, "checkpoints": Checkpoints(tmp_path), "resume": True}
+        return lux.fit(objective, state, (X, X), steps=2, **options)
+
+    run(3, 5)
+    assert run(3, 5).steps == 2
+    with pytest.raises(ValueError, match=r"had stacks with rows of .*weight \(2, 3\).*, and these are .*\(2, 5\)"):
+        run(5, 3)
+
+
 class Validation:
     """One that raises when it is iterated the given time; `fit` looks at an iterator of it first."""
 
