@@ -285,7 +285,7 @@ def squared_hinge(prediction: Any, target: Any, reduction: str = "mean", *, mask
 def dice(prediction: Any, target: Any, reduction: str = "mean", *, smooth: float = 1.0, mask: Any = None) -> jax.Array:
     r"""Dice loss of each sample: :math:`1 - (2 \sum y \hat y + s) / (\sum y^2 + \sum \hat y^2 + s)`.
 
-    The sums are over all axes but the first; `smooth` is s.
+    The sums are over all axes but the first; `smooth` is s. A sample of which nothing counts does not count.
 
     Milletari, Navab and Ahmadi, "V-Net", 3DV 2016.
 
@@ -296,7 +296,7 @@ def dice(prediction: Any, target: Any, reduction: str = "mean", *, smooth: float
     axes = tuple(range(1, prediction.ndim))
     overlap = 2 * jnp.sum(prediction * target, axes) + smooth
     squares = jnp.sum(jnp.square(prediction) + jnp.square(target), axes) + smooth
-    return _reduced(1 - overlap / squares, reduction, dtype)
+    return _reduced(1 - overlap / squares, reduction, dtype, None if mask is None else jnp.any(mask, axes))
 
 
 def siamese_contrastive(
