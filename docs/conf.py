@@ -68,7 +68,8 @@ ROOMS = {
 def public_names(room):
     """The names that a room lists, and those that its `__init__` imports from its files by an alias."""
     there = {name: value for name, value in vars(room).items() if not name.startswith("_")}
-    mine = [name for name, value in there.items() if getattr(value, "__module__", "").startswith(room.__name__)]
+    files = room.__name__, *(["lux_sciml.series"] if room is lux_sciml.diffeq else [])
+    mine = [name for name, value in there.items() if getattr(value, "__module__", "").startswith(files)]
     return sorted({*getattr(room, "__all__", ()), *mine} - {"T"}, key=str.lower)
 
 
