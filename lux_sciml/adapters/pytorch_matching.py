@@ -93,7 +93,7 @@ class Walk:
             self.images = _made_to_images(layer)
         whole = next(variants(layer, set()), None)
         if flattens(layer):
-            is_image = self.is_first and len((self.flattened or {}).get(path, ())) > 2
+            is_image = self.is_first and (self.flattened is None or len(self.flattened.get(path, ())) > 2)
             self.flatten, self.is_used = path if self.last or is_image else None, False
         elif isinstance(layer, Stack):
             copies = [self(layer.layer, _copy(ps, i), _copy(st, i), _join(path, str(i))) for i in range(layer.n)]

@@ -140,6 +140,9 @@ def test_flattened_images_meet_norms_and_heads_and_are_made_again():
     net = nn.Sequential(plain, nn.Unflatten(1, (3, 2, 3)))  # no convolution
     layers = [lux.LayerNorm(18), lux.Dense(18, 18, jnp.tanh), lux.Dense(18, 18), lux.Reshape(2, 3, 3)]
     loaded(lux.Chain(lux.Flatten(), *layers), shaken(net), x, x=given)
+    first = lux.Chain(lux.Flatten(), lux.Dense(18, 2))  # of images or not
+    with pytest.raises(ValueError, match=r"`layer_1` gets flattened images.*give an input, `x=`"):
+        load_torch(first, *lux.setup(KEY, first), nn.Sequential(nn.Flatten(), nn.Linear(18, 2)))
     for unknown in (lux.GroupNorm(24, 2), lux.SkipConnection(lux.Dense(24, 24), jnp.add)):
         layer = lux.Chain(*start, unknown)
         with pytest.raises(ValueError, match=r"`layer_2`, .*gets flattened images.*only Dense, BatchNorm"):
