@@ -108,8 +108,9 @@ class Jumps(Container):
 
     An equation that jumps is a hybrid system; Corner, Sandu and Sandu, "Adjoint sensitivity analysis of hybrid
     multibody dynamical systems", Multibody System Dynamics 49, 2020, have its derivatives. Raises `ValueError` for
-    times that are NaN, not in order, or outside of the span of the solve (where they are traced, the solution is NaN),
-    and for effects that change the structure, the shapes or the types of the state.
+    times that are NaN, not in order, or outside of the span of the solve, for durations that are negative or not finite
+    (where they are traced, the solution is NaN), and for effects that change the structure, the shapes or the types of
+    the state.
 
     >>> import jax, jax.numpy as jnp, lux_sciml as lux
     >>> doses = lux.Jumps([0.0, 12.0], amounts={"depot": 100.0})
@@ -191,6 +192,15 @@ def require_within(times: Any, starts: Any, ts: Any) -> Any:
             f"the jump at {outside} is outside of the span of the solve, {low} to {high}; give the solve longer `ts`, "
             "or the jump the time inf, for one that does not happen"
         )
+    return jnp.all(good)
+
+
+def require_durations(durations: Any) -> Any:
+    """Whether durations are finite and at least 0; `ValueError` where all is known."""
+    good = jnp.isfinite(durations) & (durations >= 0)
+    if not is_traced(good) and not good.all():
+        bad = np.asarray(durations)[~np.asarray(good)][0]
+        raise ValueError(f"the durations of jumps are finite and at least 0, 0 for a dose at once; got {bad}")
     return jnp.all(good)
 
 

@@ -18,7 +18,7 @@ from .adjoints.reversible import ReversibleAdjoint
 from .events import Conditions, Watch, WatchedSolver, event_names, stopping
 from .failure import unless
 from .field import Field
-from .jumps import Doses, Jumps, require_within
+from .jumps import Doses, Jumps, require_durations, require_within
 
 _AT_ALL_TIMES = (diffrax.BacksolveAdjoint, GaussAdjoint, ReversibleAdjoint)  # adjoints of whole solves only
 _WITHOUT_PIECES = (diffrax.ImplicitAdjoint, ImplicitAdjoint)
@@ -66,6 +66,7 @@ def change_of(jumps: Field | None, given: dict[str, Any], ps: Any, y0: Any, ts: 
     jump, starts, spans, rates = jnp.arange(count), jnp.ones(count, bool), None, None
     when = times
     if doses is not None and doses.durations is not None:
+        times = jnp.where(require_durations(doses.durations), times, jnp.nan)  # a solve that fails
         ends = times + sign * doses.durations.astype(ts.dtype)
         spans, rates = lax.stop_gradient((times, ends)), doses.rates(y0)
         when = jnp.concatenate([times, jnp.where(doses.durations > 0, ends, jnp.inf)])
@@ -197,8 +198,9 @@ def solve_in_pieces(
             "all solves, without durations: lux.Jumps(times, ...)"
         )
     ts = jnp.where(require_within(change.when, change.starts, ts), ts, jnp.nan)  # a solve that fails
+    starts = equation.ts is None and not noise
     solve = eqx.Partial(differentiable_solve, dt0=dt0, adjoint=adjoint, solver=solver, throw=False, **options)
-    return _solve(terms, y0, ts, ps, change, events, solve, equation.output == "final", equation.jumps)
+    return _solve(terms, y0, ts, ps, change, events, solve, equation.output == "final", equation.jumps, starts)
 
 
 @eqx.filter_jit
@@ -212,12 +214,14 @@ def _solve(
     solve: Any,
     final: bool,
     jumps: Jumps | None,
+    starts: bool,
 ) -> diffrax.Solution:
     """The loop over the pieces.
 
     Each piece goes to a time without derivatives. What moves with the time of a jump or of an event is added at its
     ends: a step from there to the true time on the left, and one back on the right, which are next to nothing, with
-    their derivatives. So all adjoints have them, those that know nothing of times, too.
+    their derivatives. So all adjoints have them, those that know nothing of times, too. The first time has some where
+    it `starts` with the call.
     """
     saves, limits = ("right", False) if jumps is None else (jumps.saves, jumps.limits)
     t1, sign = ts[-1], jnp.where(ts[-1] >= ts[0], 1, -1).astype(ts.dtype)
@@ -290,7 +294,7 @@ def _solve(
         if events.events:
             low, high = state.t - end, target(state.passed)[0] - end
             low, high = jnp.minimum(low, high), jnp.maximum(low, high)
-            shift = _landing(events, whole, end, y, args, ps, first, low, high)
+            shift = _landing(events, whole, end, y, args, ps, first, low, high, before.size)
             t = t + jnp.where(event, shift, 0)
         if moving:
             y = flow(whole, end, y, args, t - end)
@@ -353,9 +357,10 @@ def _solve(
         piece = jax.checkpoint(piece)  # pyright: ignore[reportAssignmentType]
     room, t0 = 1 if final else len(ts), lax.stop_gradient(ts[0])
     nothing = jnp.zeros((), jnp.int32)
+    first = flow(whole, t0, y0, arguments(t0, nothing), t0 - ts[0]) if starts else y0
     start = Piecewise(
         t0,
-        y0,
+        first,
         nothing,
         jax.tree.map(lambda y: jnp.broadcast_to(y, (room, *y.shape)), y0),
         jax.tree.map(jnp.asarray, diffrax.RESULTS.successful),
@@ -378,7 +383,7 @@ def _solve(
         log = _log(number, *happened)
         stats["events"] = {**log, "count": last.counts, "exhausted": exhausted, "stuck": stuck}
         ended = jnp.any((last.counts >= enough) & (enough > 0))
-        end = jnp.where(ended, last.t, t1)
+        end = jnp.where(ended, log["times"][jnp.sum(last.counts) - 1], t1)
         result = unless(~last.done, diffrax.RESULTS.max_steps_reached, result)
         result = unless(ended, diffrax.RESULTS.event_occurred, result)
     return diffrax.Solution(
@@ -460,15 +465,20 @@ def _along(events: Conditions, terms: Any, t: Any, y: Any, args: Any, ps: Any) -
     return jax.jvp(lambda t, y: events(t, y, ps), (t, y), (jnp.ones_like(t), slope(terms, t, y, args)))
 
 
-def _landing(events: Conditions, terms: Any, t: Any, y: Any, args: Any, ps: Any, i: Any, low: Any, high: Any) -> Any:
+def _landing(
+    events: Conditions, terms: Any, t: Any, y: Any, args: Any, ps: Any, i: Any, low: Any, high: Any, size: Any
+) -> Any:
     """The time from `t`, next to an event `i`, to it: two steps of Newton's method, whose derivatives are those of the
-    root by the implicit function theorem, of first and second order."""
+    root by the implicit function theorem, of first and second order; none where they are larger than the step, `size`,
+    as they are where a condition is all but a step function."""
     shift = jnp.zeros_like(t)
     for _ in range(2):
         there = t + shift
         values, rates = _along(events, terms, there, flow(terms, t, y, args, shift), args, ps)
         value, rate = values[i], rates[i]
-        shift = shift - jnp.where(rate == 0, 0, value / jnp.where(rate == 0, 1, rate))
+        flat = jnp.abs(value) > size * jnp.abs(rate)
+        flat |= rate == 0
+        shift = shift - jnp.where(flat, 0, value / jnp.where(flat, 1, rate))
         shift = shift + lax.stop_gradient(jnp.clip(shift, low, high) - shift)
     return shift
 

@@ -166,6 +166,13 @@ def test_many_in_one_step_together_and_at_the_start():
     np.testing.assert_allclose(thrown.stats["events"]["times"][:3], [0.5, 0.75, 0.875], rtol=1e-12)
 
 
+def test_a_condition_that_is_all_but_a_step_function():
+    """Its slope next to the root says nothing of where that is."""
+    steep = lux.Event(lambda t, y, ps: jax.nn.sigmoid(-3e17 * (y[0] - 0.77)) - 0.5, max_count=2)
+    sol, _ = lux.NeuralODE(jnp.ones_like, ts=[0.0, 2.0], events=[steep])(jnp.zeros(1), {}, {})
+    np.testing.assert_allclose(sol.stats["events"]["times"], [0.77, np.inf], rtol=1e-14)
+
+
 def test_a_terminal_event_and_time_backward():
     end = lux.Event(lambda t, y, ps: t - 0.6, noted(0), terminal=True)
     sol = clock(end)
@@ -173,6 +180,8 @@ def test_a_terminal_event_and_time_backward():
     assert sol.result == diffrax.RESULTS.event_occurred
     np.testing.assert_allclose(sol.t1, 0.6, rtol=1e-14)
     np.testing.assert_allclose(clock(end, output="final"), [1, 0, 0])
+    risen = lux.NeuralODE(jnp.ones_like, ts=[0.0, 2.0], events=[lux.Event(lambda t, y, ps: y[0] - 1, terminal=True)])
+    np.testing.assert_allclose(jax.grad(lambda y: risen(y, {}, {})[0].t1)(jnp.array([0.25])), [-1.0], rtol=1e-12)
     back = lux.NeuralODE(jnp.ones_like, ts=[1.0, 0.0], events=[lux.Event(height, lambda t, y, ps: y + 1)])
     sol, _ = back(jnp.array([0.25]), {}, {})
     np.testing.assert_allclose(sol.stats["events"]["times"][0], 0.75, rtol=1e-14)

@@ -53,6 +53,18 @@ def test_equal_times_follow_each_other_and_time_may_run_backward():
     assert back(jnp.zeros(1), {}, {})[0] == 4  # (0 + 1.5) * 2 + 1.0
 
 
+def test_derivatives_by_the_times_of_the_call():
+    """Those by the first time too, which the pieces start from."""
+    node = lux.NeuralODE(decay, output="ys", jumps=lux.Jumps([1.5], amounts=1.0), **TIGHT)
+    ts = np.array([0.1, 1.0, 2.0])
+    got = jax.jacrev(lambda ts: node((jnp.array([2.0]), ts), {}, {})[0][:, 0])(jnp.asarray(ts))
+
+    def closed(ts):
+        return 2 * np.exp(-0.5 * (ts - ts[0])) + np.where(ts > 1.5, np.exp(-0.5 * (ts - 1.5)), 0)
+
+    np.testing.assert_allclose(got, differences(closed, ts).T, rtol=1e-7, atol=1e-9)
+
+
 @pytest.mark.parametrize("adjoint", ADJOINTS)
 def test_derivatives_by_amounts_times_and_state(adjoint):
     ts, times = np.array([0.0, 0.7, 2.0, 3.0]), np.array([0.5, 1.0, 2.5])
@@ -170,13 +182,20 @@ def test_what_is_refused():
         lambda: solved(lux.Jumps([0.5], amounts={"depot": 1.0})): "added to 'depot', but the state is a",
         lambda: solved(lux.Jumps([0.5, 0.6], amounts=[1.0, 2.0, 3.0])): "have shape",
         lambda: solved(lux.Jumps(effect=add)): "built without times, so its input ends in a dict",
-        lambda: solved(lux.Jumps([0.5], add), adjoint="implicit"): "has no derivatives of solves with jumps",
+        lambda: solved(lux.Jumps([0.5], add), adjoint="implicit"): "has no derivatives of solves in pieces",
         lambda: solved(lux.Jumps([0.5], add), throw=True): "takes no throw",
         lambda: lux.NeuralDDE(decay, [0.5], ts=[0.0, 1.0], dt0=0.1, jumps=lux.Jumps([0.5], add)): "has no jumps",
         lambda: lux.NeuralODE(decay, jumps=[0.5]): "expected jumps, lux.Jumps",
     }.items():
         with pytest.raises((TypeError, ValueError), match=sentence):
             make()
+    infused = lux.NeuralODE(decay, ts=[0.0, 1.0], jumps=lux.Jumps([0.5]), output="final")
+    given = {"amounts": jnp.ones(1)}
+    for bad in (-1.0, np.nan, np.inf):  # none of them is a dose that is given at once, or not at all
+        with pytest.raises(ValueError, match=f"finite and at least 0, .*; got {bad}"):
+            infused((jnp.ones(1), {**given, "durations": jnp.array([bad])}), {}, {})
+    late = jax.jit(lambda d: infused((jnp.ones(1), {**given, "durations": d}), {}, {})[0])
+    assert all(jnp.isnan(late(jnp.array([bad]))) for bad in (-1.0, np.nan, np.inf))
     traced = lux.NeuralODE(decay, ts=[0.0, 1.0], jumps=lux.Jumps(amounts=1.0))
     for bad in (jnp.array([2.0]), jnp.array([jnp.nan])):
         sol, _ = jax.jit(lambda t: traced((jnp.ones(1), {"times": t}), {}, {}))(bad)
