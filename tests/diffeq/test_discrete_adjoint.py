@@ -73,7 +73,7 @@ def test_a_failed_sample_leaves_the_gradient_of_the_others(adjoint):
     node = lux.NeuralODE(model, ts=TS[:2], batching="vmap", output="final", adjoint=adjoint)
     ps, st = lux.setup(jax.random.key(0), node, dtype=jnp.float64)
     ps = ps.at["layer_0.weight"].set(1.0)
-    good, bad = np.array([[0.5], [0.8]]), np.array([[0.5], [0.8], [9.0]])
+    good, bad = np.array([[0.5], [0.1], [0.8]]), np.array([[0.5], [0.1], [0.8], [9.0]])  # other numbers of steps
 
     @jax.jit
     def grad(y0):

@@ -72,7 +72,7 @@ class ReversibleAdjoint(DiscreteAdjoint):
     def undone(self, record, i, state, kept):
         """The anchor in place of the states that were undone, and whether they have been far from one."""
         anchor = record.held_at(i, state)
-        return anchor, kept[1] | _far(state, anchor)
+        return anchor, kept[1] | (_far(state, anchor) & (i >= 0))  # a sample that is at its start waits for others
 
     def checked(self, kept, used, grads):
         lost = any_sample(kept[1] & used)
