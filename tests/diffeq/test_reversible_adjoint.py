@@ -60,6 +60,14 @@ def test_many_steps(dtype, tol):
         np.testing.assert_allclose(a, b, rtol=tol, atol=tol)
 
 
+def test_where_the_solution_contracts_the_states_do_not_part_unseen():
+    """Of y' = -w y their difference grows like e^(w t): small steps, or none left."""
+    node = lux.NeuralODE(lux.Scale(1), ts=[0.0, 10.0], output="final", adjoint="reversible")
+    _, st = lux.setup(jax.random.key(0), node)
+    run = jax.jit(jax.vmap(lambda w: node(jnp.ones(1), {"weight": -w[None], "bias": jnp.zeros(1)}, st)[0][0]))
+    np.testing.assert_allclose(run(jnp.array([0.3, 1.0, 5.0])), [np.exp(-3.0), np.exp(-10.0), np.nan], atol=1e-5)
+
+
 def test_a_gradient_whose_steps_cannot_be_undone_is_nan():
     options = STEPS | {"dt0": 0.005, "solver": diffrax.Midpoint(), "ts": TS[::2], "batching": "vmap"}
     lost = of_loss(lux.ReversibleAdjoint(coupling=0.5, anchors=1), **options)

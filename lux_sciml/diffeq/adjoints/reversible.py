@@ -30,7 +30,8 @@ class ReversibleAdjoint(DiscreteAdjoint):
 
     * `coupling`: the :math:`\lambda`, above 0 and at most 1. The difference of the two states is damped by it in each
       step, and grows where the solution contracts: with the default the solution is less accurate there than the
-      solver's own. Undoing n steps multiplies rounding errors by :math:`\lambda^{-n}`.
+      solver's own. By how much it grows in a step counts as an error, so that strong contraction takes small steps
+      where they adapt, or ends at `max_steps`. Undoing n steps multiplies rounding errors by :math:`\lambda^{-n}`.
     * `anchors`: the pairs that are held on the way, evenly over the steps, and replace what was undone. So rounding
       errors grow over the steps between two of them only, in float32 too, and a smaller `coupling` may do. Where half
       of the digits are lost on the way to one of them, the gradient is NaN.
@@ -190,6 +191,9 @@ class Reversible(diffrax.AbstractWrappedSolver):
         y1 = jax.tree.map(lambda there, gap: there + self.coupling * gap, there, gap)
         back, *_ = self.plain_step(terms, t1, t0, y1, args)
         z1 = jax.tree.map(lambda z0, y1, back: z0 + y1 - back, z0, y1, back)
+        if error is not None:  # a controller does not see otherwise that the two states part
+            parted = jax.tree.map(lambda y1, z1, gap: jnp.maximum(jnp.abs(y1 - z1) - jnp.abs(gap), 0), y1, z1, gap)
+            error = jax.tree.map(lambda error, parted: jnp.abs(error) + parted, error, parted)
         return y1, error, {"info": info, "gap": gap}, z1, result
 
 
