@@ -19,7 +19,8 @@ class NeuralODE(Wrapper, Equation):
       Built with `ts`, the layer takes `y0`; built without, it takes `(y0, ts)`. With `ts=[t0, jnp.inf]` it goes on
       until the solution is steady, :math:`\|f(y)\| < \mathrm{atol} + \mathrm{rtol} \|y\|`, and saves that state alone:
       its gradients are those of the implicit function theorem (`adjoint="implicit"`), or by another adjoint through
-      the solve. One that is not reached in `max_steps` is NaN. `lux.SteadyState` is for roots near a guess;
+      the solve. One that is not reached in `max_steps` is NaN. The rule is one of rates: where they are slow, such as
+      `1e-6 * (1 - y)`, scale the time or tighten the tolerances. `lux.SteadyState` is for roots near a guess;
     * `time_dependent`: the vector field is called with `(t, y)`;
     * `controlled`: the input ends in a control u, any diffrax path, `(y0, u)` or `(y0, ts, u)`; the vector field is
       called with `(y, u(t))` in place of `y`, and gradients reach the control;
