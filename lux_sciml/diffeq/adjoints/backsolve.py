@@ -15,8 +15,8 @@ from .same_steps import SameSteps
 class BacksolveAdjoint(diffrax.BacksolveAdjoint):
     """As `diffrax.BacksolveAdjoint`; where the solve backward fails, its gradient is NaN, and not where it has ended.
 
-    Without a cotangent, as for a solve that has failed, the gradient is zero. `diffrax.StepTo` is reversed. Raises
-    `ValueError` for equations of which a solver wants the parts.
+    Without a cotangent, as for a solve that has failed, the gradient is zero. `diffrax.StepTo` is reversed, and times
+    may repeat. Raises `ValueError` for equations of which a solver wants the parts.
     """
 
     @property
@@ -27,6 +27,8 @@ class BacksolveAdjoint(diffrax.BacksolveAdjoint):
         def marked(*, t0: Any, t1: Any, y0: Any, **options: Any) -> diffrax.Solution:
             _, *cotangents = y0
             moving = jnp.array([jnp.any(ct != 0) for ct in jax.tree.leaves(cotangents)]).any()
+            if isinstance(options["stepsize_controller"], diffrax.ConstantStepSize):
+                options["controller_state"] = None  # it counts the steps of one span, and there may be none in another
             sol = solve(t0=t0, t1=jnp.where(moving, t1, t0), y0=y0, **options)
             ys = jax.tree.map(lambda y: jnp.where(diffrax.is_okay(sol.result), y, jnp.nan), sol.ys)
             return eqx.tree_at(lambda sol: sol.ys, sol, ys)
