@@ -197,6 +197,7 @@ def _reduce_boolean(kind: str) -> Callable[..., str]:
 def _argument(kind: str) -> Callable[..., str]:
     def write(graph: Writer, eqn: Any, x: str) -> str:
         (axis,) = eqn.params["axes"]
+        x = graph.cast(x, np.int32) if eqn.invars[0].aval.dtype == bool else x
         return graph.cast(graph.node(kind, x, axis=axis, keepdims=0), eqn.params["index_dtype"])
 
     return write

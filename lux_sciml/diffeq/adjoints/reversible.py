@@ -65,15 +65,20 @@ class ReversibleAdjoint(DiscreteAdjoint):
         return StepRecord.start(state, max_steps, min(self.anchors, max_steps))
 
     def kept(self, record, end):
-        return end, jnp.array(False)
+        return end, jnp.array(False), _size(end)
 
     def state(self, record, i, begin, kept, advance):
         return kept[0], kept
 
     def undone(self, record, i, state, kept):
-        """The anchor in place of the states that were undone, and whether they have been far from one."""
-        anchor = record.held_at(i, state)
-        return anchor, kept[1] | (_far(state, anchor) & (i >= 0))  # a sample that is at its start waits for others
+        """The anchor in place of the states that were undone; whether half of the digits were lost on the way to one.
+
+        They are digits of the largest state since the anchor before: one alone may be zero.
+        """
+        anchor, size = record.held_at(i, state), jnp.maximum(kept[2], _size(state))
+        lost = _size(jax.tree.map(jnp.subtract, state, anchor))
+        far = (lost > math.sqrt(jnp.finfo(lost.dtype).eps) * size) & (i >= 0)  # at its start a sample waits for others
+        return anchor, kept[1] | far, jnp.where(jnp.any(record.held == i), _size(anchor), size)
 
     def checked(self, kept, used, grads):
         lost = any_sample(kept[1] & used)
@@ -137,12 +142,9 @@ class ReversibleAdjoint(DiscreteAdjoint):
         return "no solver_state of another solve" if options["passed_solver_state"] else None
 
 
-def _far(found: Any, exact: Any) -> jax.Array:
-    """Whether half of the digits, or more, are lost."""
-    leaves = list(zip(jax.tree.leaves(found), jax.tree.leaves(exact), strict=True))
-    lost = jnp.stack([jnp.max(jnp.abs(a - b), initial=0.0) for a, b in leaves])
-    size = jnp.stack([jnp.max(jnp.abs(b), initial=0.0) for _, b in leaves])
-    return jnp.max(lost) > math.sqrt(jnp.finfo(leaves[0][0].dtype).eps) * jnp.max(size)
+def _size(tree: Any) -> jax.Array:
+    """The largest absolute value in a tree."""
+    return jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=0.0) for x in jax.tree.leaves(tree)]))
 
 
 class Reversible(diffrax.AbstractWrappedSolver):
