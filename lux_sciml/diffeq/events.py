@@ -14,6 +14,7 @@ from ..core import Container, Layer, field
 from ..core.converters import checks_itself, count, integer, optional
 from .field import Field
 from .jumps import of_time_and_state
+from .solvers.wrapped import Wrapped
 
 _PARTS = 5  # of a step, at the ends of which the conditions are looked at
 _SEARCH = 16, 6  # parts of an interval, and how often the first with an event is divided anew: 16**6 > 1e7
@@ -160,24 +161,14 @@ def event_names(events: tuple[Event, ...]) -> list[str]:
     return [f"events_{i}" for i in range(len(events))]
 
 
-class WatchedSolver(diffrax.AbstractWrappedSolver):
+class WatchedSolver(Wrapped):
     """A solver that tells, beside the error of each step, whether there is an event in it."""
 
-    solver: diffrax.AbstractSolver  # pyright: ignore[reportIncompatibleVariableOverride]  # abstract in diffrax
     watch: Watch
 
+    # diffrax takes this one for the Runge-Kutta or implicit method that is inside, and asks for these.
     @property
-    def term_structure(self):  # pyright: ignore[reportIncompatibleVariableOverride]  # as in diffrax's own wrappers
-        return self.solver.term_structure
-
-    @property
-    def term_compatible_contr_kwargs(self):  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.solver.term_compatible_contr_kwargs
-
-    @property
-    def scan_kind(
-        self,
-    ):  # of a Runge-Kutta method, which diffrax takes this one for, as it takes it for an implicit one
+    def scan_kind(self):
         return self.solver.scan_kind  # pyright: ignore
 
     @property
@@ -188,20 +179,8 @@ class WatchedSolver(diffrax.AbstractWrappedSolver):
     def interpolation_cls(self):  # pyright: ignore[reportIncompatibleMethodOverride]
         return self.solver.interpolation_cls
 
-    def order(self, terms):
-        return self.solver.order(terms)
-
-    def strong_order(self, terms):
-        return self.solver.strong_order(terms)
-
-    def error_order(self, terms):
-        return self.solver.error_order(terms)
-
     def init(self, terms, t0, t1, y0, args):
         return self.solver.init(terms, t0, t1, y0, args)
-
-    def func(self, terms, t0, y0, args):
-        return self.solver.func(terms, t0, y0, args)
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         y1, error, info, state, result = self.solver.step(terms, t0, t1, y0, args, solver_state, made_jump)

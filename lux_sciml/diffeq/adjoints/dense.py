@@ -6,8 +6,10 @@ import diffrax
 import jax
 import jax.numpy as jnp
 
+from ..solvers.wrapped import Wrapped
 
-class DenseSolver(diffrax.AbstractWrappedSolver):
+
+class DenseSolver(Wrapped):
     """A solver, with the error of its dense output in that of its steps.
 
     The cubic of Kvaerno's solvers of orders four and five is coarser than their steps; where they are stiff it is much
@@ -15,34 +17,12 @@ class DenseSolver(diffrax.AbstractWrappedSolver):
     the middle of a step, to a step that ends there.
     """
 
-    solver: diffrax.AbstractSolver  # pyright: ignore[reportIncompatibleVariableOverride]  # abstract in diffrax
-
-    @property
-    def term_structure(self):  # pyright: ignore[reportIncompatibleVariableOverride]  # as in diffrax's own wrappers
-        return self.solver.term_structure
-
-    @property
-    def term_compatible_contr_kwargs(self):  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.solver.term_compatible_contr_kwargs
-
     @property
     def interpolation_cls(self):  # pyright: ignore[reportIncompatibleMethodOverride]
         return self.solver.interpolation_cls
 
-    def order(self, terms):
-        return self.solver.order(terms)
-
-    def strong_order(self, terms):
-        return self.solver.strong_order(terms)
-
-    def error_order(self, terms):
-        return self.solver.error_order(terms)
-
     def init(self, terms, t0, t1, y0, args):
         return self.solver.init(terms, t0, t1, y0, args)
-
-    def func(self, terms, t0, y0, args):
-        return self.solver.func(terms, t0, y0, args)
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         y1, error, info, after, result = self.solver.step(terms, t0, t1, y0, args, solver_state, made_jump)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ..solvers.runge_kutta import unrolled
+from ..solvers.wrapped import Wrapped
 from .discrete import DiscreteAdjoint, unfit
 from .record import StepRecord, any_sample
 
@@ -147,38 +148,17 @@ def _size(tree: Any) -> jax.Array:
     return jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=0.0) for x in jax.tree.leaves(tree)]))
 
 
-class Reversible(diffrax.AbstractWrappedSolver):
+class Reversible(Wrapped):
     """The steps of a pair of states by those of an explicit solver; see `ReversibleAdjoint`."""
 
-    solver: diffrax.AbstractSolver  # pyright: ignore[reportIncompatibleVariableOverride]  # abstract in diffrax
     coupling: float = eqx.field(static=True, default=0.999)
-
-    @property
-    def term_structure(self):  # pyright: ignore[reportIncompatibleVariableOverride]  # as in diffrax's own wrappers
-        return self.solver.term_structure
-
-    @property
-    def term_compatible_contr_kwargs(self):  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.solver.term_compatible_contr_kwargs
 
     @property
     def interpolation_cls(self) -> Callable[..., Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         return lambda **options: _Interpolation(self.solver.interpolation_cls, self.coupling, **options)
 
-    def order(self, terms):
-        return self.solver.order(terms)
-
-    def strong_order(self, terms):
-        return self.solver.strong_order(terms)
-
-    def error_order(self, terms):
-        return self.solver.error_order(terms)
-
     def init(self, terms, t0, t1, y0, args):
         return y0
-
-    def func(self, terms, t0, y0, args):
-        return self.solver.func(terms, t0, y0, args)
 
     def plain_step(self, terms: Any, t0: Any, t1: Any, y: Any, args: Any) -> tuple[Any, Any, Any, Any]:
         """The next state, its error, what its interpolation needs, and the result of a step of the solver itself."""
