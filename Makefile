@@ -9,9 +9,9 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 demo: $(VENV)/plot
 	$(BIN)/python tutorials/lynx_hare.py
 
-# All of them, some minutes each; plots and parameters go to demo_output.
+# Runs all of them, at most three minutes each, and writes the notebooks with what came out.
 tutorials: $(VENV)/tutorials
-	for script in tutorials/*.py; do $(BIN)/python $$script || exit 1; done
+	cd tutorials && ../$(BIN)/jupytext --quiet --to ipynb --set-kernel python3 --execute *.py
 
 # The site, in docs/_build/html; a warning is an error.
 docs: $(VENV)/docs
@@ -47,4 +47,4 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache .hypothesis demo_output docs/_build docs/api
+	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache .hypothesis demo_output docs/_build docs/api docs/tutorials

@@ -73,14 +73,24 @@ def public_names(room):
     return sorted({*getattr(room, "__all__", ()), *mine} - {"T"}, key=str.lower)
 
 
+def copy_tutorials(folder):
+    """The notebooks with what `make tutorials` has run, and their links from here on."""
+    folder.mkdir(exist_ok=True)
+    for notebook in sorted((Path(__file__).parent.parent / "tutorials").glob("*.ipynb")):
+        text, page = notebook.read_text().replace("](../docs/", "](../"), folder / notebook.name
+        if not page.exists() or page.read_text() != text:
+            page.write_text(text)
+
+
 def with_plurals(app, what, name, obj, options, lines):
     """`Layer`s is code and a letter."""
     lines[:] = [re.sub(r"(`[^`]+`)(?=[a-z])", r"\1\\ ", line) for line in lines]
 
 
 def setup(app):
-    """Write a page for each room, with all its public names; a page for each of these is made by autosummary."""
+    """Bring the tutorials, and a page for each room with all its public names; autosummary makes a page of each."""
     app.connect("autodoc-process-docstring", with_plurals)
+    copy_tutorials(Path(app.srcdir) / "tutorials")
     folder = Path(app.srcdir) / "api"
     folder.mkdir(exist_ok=True)
     for name, title in ROOMS.items():

@@ -1,8 +1,9 @@
 """Plots with names: solutions, losses, phase portraits, equilibria, vectors and matrices, bands, profile likelihoods.
 
-Each function draws into `ax`, matplotlib axes, or makes new ones, and returns them.
+Each function draws into `ax`, matplotlib axes, or makes new ones, and returns them. `style` sets how all plots look.
 """
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,45 @@ import numpy as np
 from ._tree import describe
 from .components import ComponentMatrix, ComponentVector
 from .core.converters import checks_itself
+
+# Colors that people of all kinds of color vision tell apart: Okabe and Ito, Color Universal Design, 2008, blue first.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STYLE = {
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "figure.constrained_layout.use": True,
+    "figure.dpi": 110,
+    "figure.figsize": (6.0, 3.6),
+    "font.size": 10.0,
+    "grid.alpha": 0.3,
+    "grid.linewidth": 0.6,
+    "image.cmap": "viridis",
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4.0,
+}
+
+
+def style() -> contextlib.AbstractContextManager[Any]:
+    """Set matplotlib's defaults to the style of these plots: colors, grid, sizes.
+
+    A call sets them for the rest of the session, `with lux.plot.style():` within the block. What is set stands in
+    `lux.plot.STYLE` and `lux.plot.COLORS`. Raises `ImportError` without matplotlib: `pip install lux-sciml[plot]`.
+
+    >>> import matplotlib
+    >>> with style():
+    ...     matplotlib.rcParams["axes.prop_cycle"].by_key()["color"][0]
+    '#0072B2'
+    """
+    plt = _pyplot()
+    params = plt.matplotlib.rcParams
+    after = {**STYLE, "axes.prop_cycle": plt.cycler(color=COLORS)}
+    before = {name: params[name] for name in after}
+    params.update(after)
+    restore = contextlib.ExitStack()
+    restore.callback(params.update, before)
+    return restore
 
 
 @checks_itself
@@ -268,10 +308,12 @@ def _indices(layout: Any, paths: Sequence[str]) -> np.ndarray:
 
 
 def _axes(ax: Any) -> Any:
-    if ax is not None:
-        return ax
+    return _pyplot().subplots()[1] if ax is None else ax
+
+
+def _pyplot() -> Any:
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
         raise ImportError("plots need matplotlib: pip install lux-sciml[plot]") from error
-    return plt.subplots()[1]
+    return plt

@@ -7,6 +7,7 @@ import gc
 import itertools
 import os
 import signal
+import sys
 from pathlib import Path
 
 import equinox as eqx
@@ -42,6 +43,13 @@ def pytest_collection_modifyitems(items):
 def strict():
     with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
         yield
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers():
+    """PyTorch's, where a test has imported it: whoever runs alone sees what the whole run sees."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 @pytest.fixture(autouse=True, scope="module")

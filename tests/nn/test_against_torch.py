@@ -242,10 +242,10 @@ def test_weight_norm():
 
 
 def test_spectral_norm():
-    theirs = nn.utils.parametrizations.spectral_norm(nn.Linear(3, 4, dtype=torch.float64), n_power_iterations=100)
+    theirs = nn.utils.parametrizations.spectral_norm(nn.Linear(3, 4, dtype=torch.float64), n_power_iterations=1000)
     weight = theirs.parametrizations.weight.original
     weights = [("weight", weight, np.transpose), ("bias", theirs.bias, np.asarray)]
-    ours = lux.SpectralNorm(lux.Dense(3, 4), iterations=100)
+    ours = lux.SpectralNorm(lux.Dense(3, 4), iterations=1000)
     check(ours, theirs, RNG.normal(size=(2, 3)), weights, features_first=False)
 
 

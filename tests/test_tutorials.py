@@ -1,0 +1,69 @@
+"""Tutorials: each notebook is its script with outputs, and runs; here with few steps, by `make tutorials` with all.
+
+What makes them long are constants in capitals at their top; a run here has others in their place.
+"""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent.parent / "tutorials"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
+SHORT = {}
+
+
+class Replace(ast.NodeTransformer):
+    """Other values in assignments `NAME = value` and `A, B = 1, 2` at the top of a module."""
+
+    def __init__(self, values):
+        self.values, self.replaced = values, set()
+
+    def visit_Module(self, node):
+        node.body = [self.replace(each) for each in node.body]
+        return ast.fix_missing_locations(node)
+
+    def replace(self, node):
+        if isinstance(node, ast.Assign) and len(node.targets) == 1:
+            (target,) = node.targets
+            if isinstance(target, ast.Name):
+                node.value = self.of(target, node.value)
+            elif isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
+                node.value.elts = [self.of(*pair) for pair in zip(target.elts, node.value.elts, strict=True)]
+        return node
+
+    def of(self, target, value):
+        if getattr(target, "id", None) not in self.values:
+            return value
+        self.replaced.add(target.id)
+        return ast.parse(repr(self.values[target.id]), mode="eval").body
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", NAMES)
+def test_short(name, tmp_path):
+    replace = Replace(SHORT[name])
+    source = ast.unparse(replace.visit(ast.parse((FOLDER / f"{name}.py").read_text())))
+    assert replace.replaced == set(SHORT[name]), "constants that the tutorial does not have"
+    (tmp_path / f"{name}.py").write_text(source)
+    paths = os.pathsep.join([str(FOLDER.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "MPLBACKEND": "agg", "PYTHONPATH": paths}
+    command = [sys.executable, str(tmp_path / f"{name}.py")]
+    run = subprocess.run(command, cwd=FOLDER, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-4000:]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_notebook_is_the_script(name):
+    jupytext = pytest.importorskip("jupytext")
+    script, notebook = (jupytext.read(FOLDER / f"{name}{suffix}") for suffix in (".py", ".ipynb"))
+    assert [cell.source for cell in script.cells] == [cell.source for cell in notebook.cells], "run `make tutorials`"
+    stored = json.loads((FOLDER / f"{name}.ipynb").read_text())
+    assert all(cell["execution_count"] for cell in stored["cells"] if cell["cell_type"] == "code")
+    outputs = [output for cell in stored["cells"] for output in cell.get("outputs", ())]
+    assert any("image/png" in output.get("data", {}) for output in outputs), "no picture"
+    assert not any(output.get("name") == "stderr" or output["output_type"] == "error" for output in outputs)
