@@ -9,26 +9,27 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from ..components import Layout
+from ..derivatives import jacobian
 
 MOST_NAMES = 4  # of a direction, in a message
 
 
-def covariance(jacobian: np.ndarray, value: float, layout: Layout, absolute: bool, eps: float) -> np.ndarray:
-    r"""The covariance of parameters :math:`s^2 (J^T J)^{-1}`, from the Jacobian of the weighted residuals `(m, n)`.
+def covariance(rows: np.ndarray, value: float, layout: Layout, absolute: bool, eps: float) -> np.ndarray:
+    r"""The covariance of parameters :math:`s^2 (J^T J)^{-1}`, from the Jacobian of weighted residuals, `rows` `(m, n)`.
 
     :math:`s^2` is twice the loss over m - n, or 1 where the weights are those of known errors, `absolute`. Raises
     `ValueError` where there are too few residuals, and, naming the directions, where they leave some of the parameters
     open, as far as a Jacobian of the relative precision `eps` tells.
     """
-    m, n = jacobian.shape
+    m, n = rows.shape
     if m < n or (m == n and not absolute):
         raise ValueError(
             f"{m} residuals are too few for the errors of {n} parameters: it takes more residuals than parameters, or, "
             "with `absolute=True`, as many; fit fewer components, by `trainable=`"
         )
-    norms = np.linalg.norm(jacobian, axis=0)
+    norms = np.linalg.norm(rows, axis=0)
     scale = np.where(norms > 0, norms, 1.0)
-    _, singular, directions = np.linalg.svd(jacobian / scale, full_matrices=False)
+    _, singular, directions = np.linalg.svd(rows / scale, full_matrices=False)
     open_ones = np.flatnonzero(singular <= max(m, n) * eps * singular[0])
     if open_ones.size:
         named = "; ".join(direction_text(directions[i] / scale, layout) for i in open_ones[:MOST_NAMES])
@@ -74,9 +75,7 @@ def band(
     that of the function.
     """
     value, unravel = ravel_pytree(function(flat))
-    forward = flat.size <= value.size
-    of_flat = lambda flat: ravel_pytree(function(flat))[0]  # noqa: E731
-    jacobian = np.asarray((jax.jacfwd if forward else jax.jacrev)(of_flat)(flat), np.float64)
-    variance = np.einsum("ij,jk,ik->i", jacobian, matrix, jacobian) + noise
+    rows = np.asarray(jacobian(lambda flat: ravel_pytree(function(flat))[0])(flat).data, np.float64)
+    variance = np.einsum("ij,jk,ik->i", rows, matrix, rows) + noise
     width = half * jnp.asarray(np.sqrt(variance), value.dtype)
     return unravel(value), unravel(value - width), unravel(value + width)

@@ -60,6 +60,17 @@ def test_covariance_and_intervals_are_those_of_curve_fit(absolute):
     np.testing.assert_allclose(noisy - value["curve"], np.sqrt(half**2 + reach**2 * variance), rtol=1e-4)
 
 
+def test_band_of_a_solve_has_derivatives_in_either_mode():
+    def solved(p, ts):
+        return lux.NeuralODE(lambda y: -p.decay.rate * y, ts, output="ys")(p.amplitude, {}, {})[0] + p.decay.offset
+
+    result = fit()
+    for ts in (np.linspace(0.0, 6.0, 7), np.array([0.0, 6.0])):  # more values than parameters, and fewer
+        expected = result.confidence_band(lambda p, ts=ts: curve(p, ts), 0.9)
+        for ours, exact in zip(result.confidence_band(lambda p, ts=ts: solved(p, ts), 0.9), expected, strict=True):
+            np.testing.assert_allclose(ours, exact, rtol=1e-5)
+
+
 def test_what_has_weight_zero_may_be_nan_and_is_no_measurement():
     holes = {"x": np.concatenate([X, [1.0, np.nan]]), "y": np.concatenate([Y, [np.nan, 0.0]])}
     weights = np.concatenate([1 / SIGMA, np.zeros(2)])
