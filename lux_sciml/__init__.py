@@ -30,17 +30,10 @@ from . import (
     core,
     derivatives,
     diffeq,
-    discovery,
-    equilibrium,
-    inference,
     initializers,
     losses,
     nn,
-    optimize,
     parameters,
-    plot,
-    testing,
-    training,
 )
 from .compilation import *
 from .components import *
@@ -48,55 +41,100 @@ from .components import constraints
 from .core import *
 from .derivatives import hessian, hvp, jacobian
 from .diffeq import *
-from .discovery import *
-from .equilibrium import *
 from .nn import *
-from .optimize import *
 from .parameters import *
-from .training import *
 
 if TYPE_CHECKING:
-    from . import adapters as adapters, distributed as distributed, export as export
+    from . import (
+        adapters as adapters,
+        discovery as discovery,
+        distributed as distributed,
+        equilibrium as equilibrium,
+        export as export,
+        inference as inference,
+        optimize as optimize,
+        plot as plot,
+        testing as testing,
+        training as training,
+    )
+    from .discovery import *
+    from .equilibrium import *
+    from .optimize import *
+    from .training import *
 
 __version__ = "0.1.0"
 
+# Rooms that many scripts do without are read when they, or one of their names, are asked for.
+_LATER: dict[str, tuple[str, ...]] = {
+    "adapters": (),
+    "discovery": ("SparseFit", "SparseTerms", "polynomials", "sparse_regression", "symbolic"),
+    "distributed": (),
+    "equilibrium": (
+        "Anderson",
+        "Broyden",
+        "CheckedImplicitAdjoint",
+        "DeepEquilibrium",
+        "EquilibriumCell",
+        "EquilibriumLayer",
+        "FixedPointLinearSolver",
+        "MonotoneCell",
+        "MultiScaleCell",
+        "MultiScaleDEQ",
+        "NormalizedCell",
+        "PhantomAdjoint",
+        "SteadyState",
+    ),
+    "export": (),
+    "inference": (),
+    "optimize": (
+        "SSBFGS",
+        "BoundedLBFGS",
+        "LeastSquaresResult",
+        "LevenbergMarquardt",
+        "MinimizeResult",
+        "RootResult",
+        "SSBroyden",
+        "adaptive_samples",
+        "least_squares",
+        "minimize",
+        "root_find",
+        "sobol_samples",
+    ),
+    "plot": (),
+    "testing": (),
+    "training": ("FitResult", "TrainState", "apply_gradients", "compute_gradients", "fit", "train_step"),
+}
+
 __all__ = [
     "activations",
-    "adapters",
     "compilation",
     "constraints",
     "derivatives",
     "diffeq",
-    "discovery",
-    "distributed",
-    "equilibrium",
-    "export",
     "hessian",
     "hvp",
-    "inference",
     "initializers",
     "jacobian",
     "losses",
     "nn",
-    "optimize",
     "parameters",
-    "plot",
-    "testing",
-    "training",
 ]
 __all__ += compilation.__all__
 __all__ += components.__all__
 __all__ += core.__all__
 __all__ += diffeq.__all__
-__all__ += discovery.__all__
-__all__ += equilibrium.__all__
 __all__ += nn.__all__
-__all__ += optimize.__all__
 __all__ += parameters.__all__
-__all__ += training.__all__
+__all__ += [name for room, names in _LATER.items() for name in (room, *names)]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("adapters", "distributed", "export"):  # read when they are asked for: most scripts do without
-        return importlib.import_module(f".{name}", __name__)
+    for room, names in _LATER.items():
+        if name == room or name in names:
+            module = importlib.import_module(f".{room}", __name__)
+            return module if name == room else getattr(module, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -2,7 +2,6 @@
 
 import ast
 import graphlib
-import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -66,9 +65,13 @@ def test_every_room_is_listed():
 
 def test_names_of_the_root():
     assert len(lux.__all__) == len(set(lux.__all__)) and all(hasattr(lux, name) for name in lux.__all__)
-    for room in ("components", "core", "nn", "parameters", "optimize", "diffeq", "equilibrium", "training"):
-        names = importlib.import_module(f"lux_sciml.{room}").__all__
-        assert set(names) <= set(lux.__all__)
+    for room in ("components", "core", "nn", "parameters", "diffeq", "compilation"):
+        assert set(getattr(lux, room).__all__) <= set(lux.__all__)
+    for room, names in lux._LATER.items():
+        assert not names or set(names) == set(getattr(lux, room).__all__)
+    assert set(lux.__all__) <= set(dir(lux))
+    with pytest.raises(AttributeError, match="no attribute 'minimise'"):
+        lux.minimise  # noqa: B018
     assert lux.__version__.count(".") == 2
     assert callable(lux.plot.plot) and callable(lux.testing.check_layer)
 

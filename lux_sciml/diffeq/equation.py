@@ -19,8 +19,8 @@ from ..core import Constant, Container, Lambda, Layer, Wrapper, field
 from ..core.converters import checks_itself, choice, count, flag, number, optional, short, tuple_of
 from ..core.frozen import refuse_training
 from ..core.parameters import parameter_layout
+from ..core.reads import reading
 from ..core.static import fields_of, holds_arrays
-from ..optimize.reads import reading
 from .adjoints.backsolve import BacksolveAdjoint
 from .adjoints.differentiable import differentiable_solve
 from .adjoints.discrete import DiscreteAdjoint

@@ -16,7 +16,7 @@ from ..core.container import errors_of
 from ..core.converters import checks_itself
 from ..core.frozen import held_statistics, keys_after, refuse_updates
 from ..core.parameters import parameter_tree
-from ..optimize.reads import reading
+from ..core.reads import reading
 
 
 class Field(eqx.Module):

@@ -14,8 +14,8 @@ import jax
 from .. import derivatives
 from .._compat import ClosedJaxpr, JitKey, parametrized, program_key, random_switches, run_jaxpr, trace_context
 from ..core.frozen import updated_entries
+from ..core.reads import reads, together
 from .problem import Inputs
-from .reads import reads, together
 
 KEPT = 64  # traces that are kept, each with the arrays that it closes over
 _read_inside = JitKey()

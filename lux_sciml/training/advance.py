@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from .._compat import slow_in_loops
 from .._tree import where
 from ..core import testmode
-from ..optimize.reads import reads
+from ..core.reads import reads
 from .batches import Padded
 from .step import Stats, objective_of, one_step
 

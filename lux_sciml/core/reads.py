@@ -18,8 +18,9 @@ import numpy as np
 from .._compat import renew_constants
 from .._tree import is_traced
 from ..components import ComponentVector, Layout
-from ..core import Constant, Layer
-from ..core.static import FrozenDict, fields_of
+from .constant import Constant
+from .layer import Layer
+from .static import FrozenDict, fields_of
 
 # Libraries whose functions depend on their arguments, their closures and JAX's switches only.
 LIBRARIES = {
