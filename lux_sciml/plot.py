@@ -51,9 +51,14 @@ def style() -> contextlib.AbstractContextManager[Any]:
     after = {**STYLE, "axes.prop_cycle": plt.cycler(color=COLORS)}
     before = {name: params[name] for name in after}
     params.update(after)
-    restore = contextlib.ExitStack()
+    restore = _Restore()
     restore.callback(params.update, before)
     return restore
+
+
+class _Restore(contextlib.ExitStack):
+    def _ipython_display_(self) -> None:
+        """Nothing, where `style()` ends a cell of a notebook."""
 
 
 @checks_itself

@@ -123,3 +123,10 @@ def test_without_matplotlib(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     with pytest.raises(ImportError, match=r"pip install lux-sciml\[plot\]"):
         lux.plot.band([0], [0], 1)
+
+
+def test_style_holds_within_its_block_and_shows_nothing_in_a_notebook():
+    before = plt.rcParams["axes.grid"]
+    with lux.plot.style() as block:
+        assert plt.rcParams["axes.grid"] and block._ipython_display_() is None
+    assert plt.rcParams["axes.grid"] == before
