@@ -14,7 +14,9 @@ import pytest
 
 FOLDER = Path(__file__).parent.parent / "tutorials"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
-SHORT = {}
+SHORT = {
+    "first_steps": {"STEPS": 3, "MEMBERS": 2, "WIDTH": 4, "ODE_STEPS": 2},
+}
 
 
 class Replace(ast.NodeTransformer):
