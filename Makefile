@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo tutorials docs test test-extras lint format bench clean
+.PHONY: demo tutorials docs test test-extras lint format bench bench-quick clean
 
 demo: $(VENV)/plot
 	$(BIN)/python tutorials/lynx_hare.py
@@ -35,8 +35,13 @@ format: $(VENV)/lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Writes benchmarks/results and the tables of the pages, in an hour or two; ONLY="bench_fit bench_layers" runs some.
 bench: $(VENV)/bench
-	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
+	$(BIN)/python benchmarks/run.py $(ONLY)
+
+# The most telling part, in five minutes; it only prints.
+bench-quick: $(VENV)/bench
+	$(BIN)/python benchmarks/run.py --quick $(ONLY)
 
 # One stamp for each extra, so that it is installed again when pyproject.toml changes.
 $(VENV)/%: pyproject.toml | $(BIN)/python

@@ -66,7 +66,8 @@ def rows(label, adjoints, *args, turns=5, **options):
         seconds = time.perf_counter() - start
         calls[name] = compiled[name]
         compiled[name] = (seconds, compiled[name].memory_analysis().temp_size_in_bytes / 1e6)
-    times = timing.interleaved({k: (lambda f=f: f(ps)) for k, f in calls.items()}, turns=turns, seconds=15.0)
+    named = {f"lux, {k}": (lambda f=f: f(ps)) for k, f in calls.items()}
+    times = dict(zip(calls, timing.interleaved(named, turns=turns, seconds=15.0).values(), strict=True))
     return [
         (label, steps, name, 1e3 * times["forward"], 1e3 * times[name], seconds, memory)
         for name, (seconds, memory) in compiled.items()
@@ -80,7 +81,7 @@ def sizes(which):
         for span in (1.0, 20.0):
             few = ("checkpointed", "gauss", "reversible")
             out += rows(size, adjoints if span == 1.0 else few, size, span, 0, jnp.float32)
-    timing.table(HEAD, out)
+    timing.table(HEAD, out, "sizes")
 
 
 def batches(which):
@@ -90,7 +91,7 @@ def batches(which):
             label = f"{size}, {batching}"
             few = ("checkpointed", "gauss", "reversible")
             out += rows(label, few, size, 5.0, 64, jnp.float32, batching=batching)
-    timing.table(HEAD, out)
+    timing.table(HEAD, out, "batches")
 
 
 def stiff(which):
@@ -98,7 +99,7 @@ def stiff(which):
     for size in which:
         options = {"stiff": True, "solver": diffrax.Kvaerno5()}
         out += rows(size, ("checkpointed", "gauss"), size, 5.0, 0, jnp.float64, **options)
-    timing.table(HEAD, out)
+    timing.table(HEAD, out, "stiff")
 
 
 def error(which):
@@ -108,10 +109,10 @@ def error(which):
         exact = jax.grad(loss_of("checkpointed"))(ps).data
         for rtol in (1e-4, 1e-6, 1e-8):
             loss_of, ps, _ = problem(size, 5.0, 0, jnp.float64, rtol=rtol, atol=rtol / 100)
-            for name in ("checkpointed", "backsolve", "gauss", "reversible"):
-                found = jax.jit(jax.grad(loss_of(name)))(ps).data
-                out.append((size, rtol, name, _relative(found, exact)))
-    timing.table(("parameters", "rtol", "adjoint", "relative error of the gradient"), out)
+            adjoints = ("checkpointed", "backsolve", "gauss", "reversible")
+            found = [jax.jit(jax.grad(loss_of(name)))(ps).data for name in adjoints]
+            out.append((size, rtol, *(_relative(gradient, exact) for gradient in found)))
+    timing.table(("parameters", "rtol", *adjoints), out, "error")
 
 
 def steps(which):
@@ -141,7 +142,7 @@ def steps(which):
         for name, f in compiled.items():
             memory = f.memory_analysis().temp_size_in_bytes / 1e6
             out.append((count, name, 1e3 * times[name], memory, rounding if name == "reversible" else ""))
-    timing.table(("steps", "adjoint", "gradient (ms)", "temporary memory (MB)", "difference"), out)
+    timing.table(("steps", "adjoint", "gradient (ms)", "temporary memory (MB)", "difference"), out, "steps")
 
 
 def _relative(found, exact):

@@ -46,7 +46,7 @@ def main():
         for what, both in zip(("forward", "gradient"), calls(*sizes), strict=True):
             ours, theirs = timing.interleaved(both, seconds=5.0).values()
             rows.append((f"{shape}: {what}", 1e3 * ours, 1e3 * theirs, ours / theirs))
-    timing.table(("ms", *FUNCTIONS, "ours / theirs"), rows)
+    timing.table(("ms", *FUNCTIONS, "ours / theirs"), rows, "attention")
 
 
 if __name__ == "__main__":

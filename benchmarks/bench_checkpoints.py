@@ -57,23 +57,22 @@ def files(folder):
     path, other = folder / "state.safetensors", folder / "other"
     arrays = {"ps": state.ps.data, "mu": state.opt_state[0].mu.data, "nu": state.opt_state[0].nu.data}
     calls = {
-        "copy of the file, fsync": lambda: copy(path, other),
-        "lux.save": lambda: lux.save(path, state),
-        "lux.load(like=state)": lambda: lux.load(path, like=state),
+        "floor: copy of the file, fsync": lambda: copy(path, other),
+        "`lux.save`": lambda: lux.save(path, state),
+        "`lux.load(like=state)`": lambda: lux.load(path, like=state),
         "pickle, fsync": lambda: pickled(arrays, folder / "pickle"),
         "unpickle": lambda: unpickled(folder / "pickle"),
     }
     times = {name: [] for name in calls}
-    calls["lux.save"]()
+    calls["`lux.save`"]()
     calls["pickle, fsync"]()
     for _ in range(TURNS):
         for name, call in calls.items():
             times[name].append(seconds(call))
-    base = np.median(times["copy of the file, fsync"])
-    rows = []
-    for name, t in times.items():
-        rows.append((name, float(np.median(t)) * 1e3, float(np.min(t)) * 1e3, float(np.median(t) / base)))
-    timing.table((f"{path.stat().st_size / 1e6:.0f} MB", "median (ms)", "least (ms)", "times the copy"), rows)
+    found = timing.medians(times)
+    base = next(iter(found.values()))
+    rows = [(name, t * 1e3, f"{t.spread:.0%}", t / base) for name, t in found.items()]
+    timing.table((f"{path.stat().st_size / 1e6:.0f} MB", "median (ms)", "spread", "times the copy"), rows, "files")
     print()
 
 
@@ -93,7 +92,7 @@ def loops(folder):
             options = {"checkpoints": lux.training.Checkpoints(folder / "run", every=EVERY, **options)}
         lux.fit(objective, state, x, batch_size=512, steps=STEPS, **options)
 
-    kinds = {"without": {}, "asynchronous": {"asynchronous": True}, "at once": {"asynchronous": False}}
+    kinds = {"floor: without": {}, "lux, asynchronous": {"asynchronous": True}, "lux, at once": {"asynchronous": False}}
     times = {name: [] for name in kinds}
     run()
     for _ in range(5):
@@ -101,10 +100,12 @@ def loops(folder):
             start = time.perf_counter()
             run(**options)
             times[name].append(time.perf_counter() - start)
-    base = np.median(times["without"])
+    found = timing.medians(times)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves((state.ps, state.opt_state))) / 1e6
-    rows = [(name, float(np.median(t)), float(np.median(t) / base)) for name, t in times.items()]
-    timing.table((f"{STEPS} steps, {size:.0f} MB every {EVERY}", "median (s)", "times without"), rows)
+    rows = [(name, float(t), f"{t.spread:.0%}", t / found["floor: without"]) for name, t in found.items()]
+    timing.table(
+        (f"{STEPS} steps, {size:.0f} MB every {EVERY}", "median (s)", "spread", "times without"), rows, "loops"
+    )
 
 
 def main():

@@ -32,7 +32,7 @@ def layouts():
         "pickle and back": lambda: pickle.loads(pickle.dumps(layout)),
     }
     times = {"build": first, **{name: seconds(call) for name, call in calls.items()}}
-    timing.table(("layout of 10,000 leaves", "time (us)"), [(name, t * 1e6) for name, t in times.items()])
+    timing.table(("layout of 10,000 leaves", "time (us)"), [(name, t * 1e6) for name, t in times.items()], "layout")
 
 
 def access():
@@ -44,7 +44,9 @@ def access():
         'ps["layer_1.weight"]': lambda: ps["layer_1.weight"],
         "ps.tree()": lambda: ps.tree(),
     }
-    timing.table(("outside of jit", "time (us)"), [(name, seconds(call) * 1e6) for name, call in calls.items()])
+    timing.table(
+        ("outside of jit", "time (us)"), [(name, seconds(call) * 1e6) for name, call in calls.items()], "access"
+    )
 
 
 def deep(leaves, x):
@@ -127,7 +129,7 @@ def compared(title, calls):
         rows.append(
             (name, min(compile_times[name]), compile_ratio, run[name] * 1e3, run[name] / run[first], sum(parts) / 1e6)
         )
-    timing.table((title, "compile (s)", "ratio", "run (ms)", "ratio", "memory (MB)"), rows)
+    timing.table((title, "compile (s)", "ratio", "run (ms)", "ratio", "memory (MB)"), rows, title)
 
 
 def seconds(call):

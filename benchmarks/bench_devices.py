@@ -50,7 +50,7 @@ def on_paper():
             cases = [estimate(n, devices, "replicated"), estimate(n, devices), estimate(n, devices, rows=ROWS)]
             cells = [f"{size(x.state + x.work)} / {size(x.moved)}" for x in cases]
             rows.append((f"1e{len(str(n)) - 1}", devices, *cells))
-    timing.table(("parameters", "devices", "replicated", "full, one vector", f"full, {ROWS} rows"), rows)
+    timing.table(("parameters", "devices", "replicated", "full, one vector", f"full, {ROWS} rows"), rows, "on paper")
 
 
 def objective(model, ps, st, batch):
@@ -91,7 +91,9 @@ def compiled():
             moved = sum(c.bytes * c.trips for c in found)
             numbers = (memory.argument_size_in_bytes, memory.temp_size_in_bytes, moved)
             rows.append((how, len(found), *map(size, numbers)))
-        timing.table((name, "collectives", "arguments", "temporary", "results of collectives"), rows)
+        timing.table(
+            (name, "collectives", "arguments", "temporary", "results of collectives"), rows, name.partition(",")[0]
+        )
         print(flush=True)
 
 

@@ -148,7 +148,7 @@ def main():
             for seed in range(options.seeds):
                 accuracy, seconds, used = train(name, tutorial.MODELS[name][1], seed, *images)
                 rows.append((name, peer, seed, f"{accuracy:.2%}", seconds, used))
-    timing.table(("model", "", "seed", "test accuracy", "s an epoch", "cell evaluations a solve"), rows)
+    timing.table(("model", "", "seed", "test accuracy", "s an epoch", "cell evaluations a solve"), rows, "digits")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import numpy as np  # noqa: E402
 import optimistix as optx  # noqa: E402
 import torch  # noqa: E402
 import torchdeq  # noqa: E402
+from low_overhead import COMPILER, torch_compiled  # noqa: E402
 
 import lux_sciml as lux  # noqa: E402
 
@@ -112,14 +113,16 @@ def hand_written(width, batch):
     return loss_gradient(lambda ps, x: solve((ps["w"], x @ ps["u"]), jnp.zeros_like(x)))
 
 
-def torch_step(solver, w, u, x):
+def torch_step(solver, w, u, x, compiled=False):
     w, u, x = (torch.tensor(a, requires_grad=i < 2) for i, a in enumerate((w, u, x)))
     options = dict(f_max_iter=MAX_STEPS, b_max_iter=MAX_STEPS, f_tol=TOLERANCE, b_tol=TOLERANCE)
     deq = torchdeq.get_deq(core="sliced", f_solver=solver, b_solver="fixed_point_iter", ift=True, **options)
+    cell = lambda z, injected: torch.tanh(z @ w + injected)  # noqa: E731
+    cell = torch_compiled(cell) if compiled else cell
 
     def step():
         injected = x @ u
-        z, _ = deq(lambda z: torch.tanh(z @ w + injected), torch.zeros_like(x))
+        z, _ = deq(lambda z: cell(z, injected), torch.zeros_like(x))
         return torch.autograd.grad((z[-1] ** 2).sum(), (w, u))
 
     return step
@@ -130,23 +133,27 @@ def gradients(width, batch, seconds):
     w, u, x = problem(width, batch)
     ps, x_jax = {"w": jnp.asarray(w), "u": jnp.asarray(u)}, jnp.asarray(x)
     compiled = {
-        "hand-written iteration": hand_written(width, batch),
+        "floor: hand-written iteration": hand_written(width, batch),
         "lux_sciml, fixed-point iteration": ours(width, batch, solver=plain),
         "lux_sciml, default (Anderson, per sample)": ours(width, batch, rtol=0.0, atol=TOLERANCE),
         "lux_sciml, Anderson, joint": ours(width, batch, solver=lux.Anderson(0.0, TOLERANCE, norm=sample_norm)),
         "optimistix, GMRES": optimistix_gmres(width, batch),
     }
     steps = {name: functools.partial(f, ps, x_jax) for name, f in compiled.items()}
-    steps |= {f"torchdeq, {s}": torch_step(s, w, u, x) for s in ("fixed_point_iter", "anderson")}
+    for solver in ("fixed_point_iter", "anderson"):
+        steps[f"torchdeq, {solver}"] = torch_step(solver, w, u, x)
+    if COMPILER:
+        steps["torchdeq, fixed_point_iter, the cell by `torch.compile`"] = torch_step("fixed_point_iter", w, u, x, True)
     found = {name: step() for name, step in steps.items()}
     first = {name: np.asarray(g["w"] if isinstance(g, dict) else g[0]) for name, g in found.items()}
-    reference = first["hand-written iteration"]
+    reference = first["floor: hand-written iteration"]
     errors = {name: float(np.abs(g - reference).max() / np.abs(reference).max()) for name, g in first.items()}
     times = timing.interleaved(steps, seconds=seconds, least=5)
-    base = times["hand-written iteration"]
+    base = times["floor: hand-written iteration"]
     print(f"\nwidth {width}, batch {batch}: gradient of a solve")
-    head = ("", "median (ms)", "this / hand-written", "differs by")
-    timing.table(head, [(n, t * 1e3, t / base, errors[n]) for n, t in times.items()])
+    head = ("gradient of a solve", "median (ms)", "spread", "this / hand-written", "differs by")
+    rows = [(n, t * 1e3, f"{t.spread:.0%}", t / base, errors[n]) for n, t in times.items()]
+    timing.table(head, rows, f"{width}, {batch}")
 
 
 def evaluations():
@@ -175,7 +182,7 @@ def evaluations():
             row.append(torch_evaluations(solver, f, n, tolerance))
         rows.append(tuple(row))
     head = ("map", "plain", "lux Anderson", "lux Broyden", "torchdeq anderson", "torchdeq broyden")
-    timing.table(head, rows)
+    timing.table(head, rows, "evaluations")
 
 
 def torch_evaluations(solver, f, n, tolerance, most=4000):
@@ -220,7 +227,7 @@ def linear_solvers(seconds):
             times = timing.interleaved(calls, seconds=seconds)
             head = f"{samples} of {width}" if samples > 1 else f"{width}"
             rows.append((head, *(times[n] * 1e3 for n in ("dense", "fixed-point", "Anderson", "GMRES"))))
-    timing.table(("unknowns", "dense", "fixed-point", "Anderson", "GMRES"), rows)
+    timing.table(("unknowns", "dense", "fixed-point", "Anderson", "GMRES"), rows, "linear solves")
 
 
 def main():

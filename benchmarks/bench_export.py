@@ -150,4 +150,4 @@ if __name__ == "__main__":
     timing.machine()
     names = sys.argv[1:] or list(MODELS)
     head = ("model", "batch", "", "us", "jit / this", "deviation from jit", "kB")
-    timing.table(head, [row for name in names for row in measure(name)])
+    timing.table(head, [row for name in names for row in measure(name)], "runtimes")

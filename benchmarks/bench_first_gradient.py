@@ -6,7 +6,6 @@ callbacks in their programs, so that these are never kept. The equilibrium is so
 both sides, and by our default, Anderson acceleration, whose step is a larger program.
 """
 
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -95,13 +94,14 @@ def main():
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name, peer, ours in CASES:
-            runs = {"peer": (peer,), "peer, cache": (peer, folder), "ours": (ours,), "ours, cache": (ours, folder)}
+            runs = {"peer": (peer,), "peer, cache": (peer, folder)}
+            runs |= {"lux_sciml": (ours,), "lux_sciml, cache": (ours, folder)}
             for run in runs.values():  # compiles the bytecode, and fills the cache
                 seconds(*run)
             turns = [{key: seconds(*run) for key, run in runs.items()} for _ in range(TURNS)]
-            medians = {key: statistics.median(turn[key] for turn in turns) for key in runs}
-            rows.append((name, *medians.values(), medians["ours"] / medians["peer"]))
-    timing.table(("seconds", *runs, "ours / peer"), rows)
+            medians = timing.medians({key: [turn[key] for turn in turns] for key in runs})
+            rows.append((name, *map(float, medians.values()), medians["lux_sciml"] / medians["peer"]))
+    timing.table(("seconds", *runs, "ours / peer"), rows, "first gradient")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ All begin with the same weights, see the same batches in the same order, and the
 whole of a run: `fit` copies the state, shuffles, and keeps a history. Then what `fit` costs on a large step.
 """
 
+import functools
 import importlib.util
 import time
 
@@ -16,12 +17,14 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import optax  # noqa: E402
+from low_overhead import COMPILER, flattened, torch_compiled  # noqa: E402
 
 import lux_sciml as lux  # noqa: E402
 from lux_sciml.training.batches import Arrays  # noqa: E402
 from lux_sciml.training.state import copied  # noqa: E402
 
 STEPS, BATCH, SAMPLES, RATE = 10_000, 32, 32_000, 1e-3
+TURNS = 2 if timing.QUICK else 5
 MODEL = lux.Chain(lux.Dense(4, 32, jnp.tanh), lux.Dense(32, 16, jnp.tanh), lux.Dense(16, 4))
 TX = optax.adam(RATE)
 
@@ -68,23 +71,27 @@ def with_train_step(start, data, rows):
     return run
 
 
-def with_equinox(start, data, rows):
+def with_equinox(low_overhead, start, data, rows):
     model = eqx.nn.Sequential(
         [layer for n, m in ((4, 32), (32, 16), (16, 4)) for layer in (linear(n, m), eqx.nn.Lambda(jnp.tanh))][:-1]
     )
     weights = [x for i in range(3) for x in (start.ps[f"layer_{i}.weight"].T, start.ps[f"layer_{i}.bias"])]
     model = eqx.tree_at(lambda m: [x for i in (0, 2, 4) for x in (m[i].weight, m[i].bias)], model, weights)
 
-    @eqx.filter_jit
-    def step(model, memory, x, y):
+    def step(carry, batch):
+        model, memory = carry
+        x, y = batch
         loss, slope = eqx.filter_value_and_grad(lambda m: jnp.mean((jax.vmap(m)(x) - y) ** 2))(model)
         updates, memory = TX.update(slope, memory)
-        return eqx.apply_updates(model, updates), memory, loss
+        return loss, (eqx.apply_updates(model, updates), memory)
+
+    begin = (model, TX.init(eqx.filter(model, eqx.is_array)))
+    step, begin = flattened(step, begin) if low_overhead else (eqx.filter_jit(step), begin)
 
     def run():
-        m, memory, losses = model, TX.init(eqx.filter(model, eqx.is_array)), []
+        carry, losses = begin, []
         for chosen in rows:
-            m, memory, loss = step(m, memory, data[0][chosen], data[1][chosen])
+            loss, carry = step(carry, (data[0][chosen], data[1][chosen]))
             losses.append(loss)
         return np.asarray(jax.device_get(losses))
 
@@ -95,12 +102,17 @@ def linear(n, m):
     return eqx.nn.Linear(n, m, key=jax.random.key(0))
 
 
-def with_torch(fused, start, data, rows):
+def with_torch(fused, compiled, start, data, rows):
     import torch
 
     torch.set_num_threads(1)  # faster than two here
     x, y = (torch.tensor(a) for a in data)
     index = torch.tensor(rows.astype(np.int64))
+
+    def mean_square(model, x, y):
+        return torch.mean((model(x) - y) ** 2)
+
+    objective = torch_compiled(mean_square) if compiled else mean_square
 
     def run():
         layers = [torch.nn.Linear(4, 32), torch.nn.Tanh(), torch.nn.Linear(32, 16), torch.nn.Tanh()]
@@ -110,7 +122,7 @@ def with_torch(fused, start, data, rows):
             layer.bias.data = torch.tensor(np.asarray(start.ps[f"layer_{i}.bias"]))
         optimizer, losses = torch.optim.Adam(model.parameters(), RATE, fused=fused), []
         for chosen in index:
-            loss = torch.mean((model(x[chosen]) - y[chosen]) ** 2)
+            loss = objective(model, x[chosen], y[chosen])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -177,9 +189,10 @@ def large_step():
         for name, call in (("train_step", by_hand), ("fit", fitted)):
             begin = time.perf_counter()
             call()
-            times[name].append((time.perf_counter() - begin) / steps * 1e3)
-    rows = [(name, float(np.median(t[1:])), float(np.min(t[1:]))) for name, t in times.items()]
-    timing.table(("a step of 3 x 1024, batch 256", "median (ms)", "least (ms)"), rows)
+            times[name].append((time.perf_counter() - begin) / steps)
+    found = timing.medians({f"lux.{name}": t[1:] for name, t in times.items()})
+    rows = [(f"`{name}`", t * 1e3, f"{t.spread:.0%}", t / found["lux.fit"]) for name, t in found.items()]
+    timing.table(("a step of 3 x 1024, batch 256", "median (ms)", "spread", "times `fit`'s"), rows, "large step")
 
 
 def main():
@@ -188,34 +201,33 @@ def main():
     data = (x, np.sin(x))
     start = lux.TrainState.create(MODEL, TX, key=jax.random.key(0))
     rows, _ = Arrays(data, BATCH, True, "drop", start.key).rows(0, STEPS)
-    makes = {"hand-written scan": with_scan, "fit": with_fit, "train_step, one call a step": with_train_step}
-    makes |= {"NumPy, written by hand": with_numpy, "Equinox, filter_jit": with_equinox}
+    makes = {"floor: hand-written scan": with_scan, "lux.fit": with_fit}
+    makes |= {"lux.train_step, one call a step": with_train_step, "NumPy, written by hand": with_numpy}
+    makes["Equinox, `filter_jit`"] = functools.partial(with_equinox, False)
+    makes["Equinox, flattened"] = functools.partial(with_equinox, True)
     if importlib.util.find_spec("torch"):
-        makes["PyTorch, eager, Adam"] = lambda *args: with_torch(False, *args)
-        makes["PyTorch, eager, fused Adam"] = lambda *args: with_torch(True, *args)
+        makes["PyTorch, eager, Adam"] = functools.partial(with_torch, False, False)
+        makes["PyTorch, eager, fused Adam"] = functools.partial(with_torch, True, False)
+        if COMPILER:
+            makes["PyTorch, `torch.compile`, fused Adam"] = functools.partial(with_torch, True, True)
     else:
         print("PyTorch is not installed: pip install lux-sciml[bench]\n")
     runs = {name: make(start, data, rows) for name, make in makes.items()}
     losses = {name: run() for name, run in runs.items()}  # and what compiles
     times = {name: [] for name in runs}
-    for turn in range(5):
+    for turn in range(TURNS):
         for name, run in list(runs.items())[:: 1 if turn % 2 else -1]:
             begin = time.perf_counter()
             run()
-            times[name].append((time.perf_counter() - begin) / STEPS * 1e6)
-    scan, fitted = np.median(times["hand-written scan"]), np.median(times["fit"])
+            times[name].append((time.perf_counter() - begin) / STEPS)
+    times = timing.medians(times)
     table = [
-        (
-            name,
-            float(np.median(t)),
-            float(np.min(t)),
-            float(np.median(t) / fitted),
-            *map(float, losses[name][[0, 99, 999]]),
-        )
+        (name, t * 1e6, f"{t.spread:.0%}", t / times["lux.fit"], *map(float, losses[name][[0, 99, 999]]))
         for name, t in times.items()
     ]
-    timing.table(("10,000 steps", "us a step", "least", "times fit's", "loss 1", "loss 100", "loss 1000"), table)
-    print(f"\nfit takes {fitted / scan:.2f} times as long as the hand-written scan\n")
+    head = ("10,000 steps", "us a step", "spread", "times `fit`'s", "loss 1", "loss 100", "loss 1000")
+    timing.table(head, table, "steps")
+    print()
     large_step()
 
 

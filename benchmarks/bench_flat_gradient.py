@@ -12,6 +12,8 @@ import jax.numpy as jnp  # noqa: E402
 
 import lux_sciml as lux  # noqa: E402
 
+LEAVES, NUMBERS = (3, 20, 60, 200), (10**3, 10**4, 10**5, 10**6, 10**7)
+
 
 def tree_of(leaves: int, numbers: int) -> dict[str, jax.Array]:
     """The weights of a net of square layers, about as many parameters as asked for in all."""
@@ -32,15 +34,22 @@ by_flat = jax.jit(jax.grad(lambda ps, x: loss(ps.tree(), x)))
 
 def main():
     timing.machine()
-    rows = []
-    for batch, leaves, numbers in itertools.product((32, 256), (3, 20, 60, 200), (10**3, 10**4, 10**5, 10**6, 10**7)):
+    rows, ratios = [], {}
+    for batch, leaves, numbers in itertools.product((32, 256), LEAVES, NUMBERS):
         tree = tree_of(leaves, numbers)
         ps = lux.ComponentVector.from_tree(tree)
         x = jnp.ones((batch, tree["layer_0"].shape[0]))
-        calls = {"flat": functools.partial(by_flat, ps, x), "tree": functools.partial(by_tree, tree, x)}
+        calls = {"lux, flat": functools.partial(by_flat, ps, x), "tree": functools.partial(by_tree, tree, x)}
         times = timing.interleaved(calls, seconds=4.0)
-        rows.append((batch, leaves, ps.size, times["flat"] * 1e3, times["tree"] * 1e3, times["flat"] / times["tree"]))
+        ratio = ratios[numbers, batch, leaves] = times["lux, flat"] / times["tree"]
+        rows.append((batch, leaves, ps.size, times["lux, flat"] * 1e3, times["tree"] * 1e3, ratio))
     timing.table(("batch", "leaves", "parameters", "flat (ms)", "tree (ms)", "ratio"), rows)
+    print()
+    rows = [
+        (f"{numbers:.0e}".replace("+0", ""), batch, *(ratios[numbers, batch, leaves] for leaves in LEAVES))
+        for numbers, batch in itertools.product(NUMBERS, (32, 256))
+    ]
+    timing.table(("parameters", "batch", *(f"{leaves} leaves" for leaves in LEAVES)), rows, "ratios")
 
 
 if __name__ == "__main__":

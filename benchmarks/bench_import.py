@@ -1,16 +1,17 @@
 """How long `import lux_sciml` takes, against its core dependencies alone: fresh processes, in turns, medians."""
 
 import os
-import statistics
 import subprocess
 import sys
 import time
 
+import timing
+
 IMPORTS = {
-    "jax, diffrax, optimistix, optax": "import jax, diffrax, optimistix, optax",
+    "floor: jax, diffrax, optimistix, optax": "import jax, diffrax, optimistix, optax",
     "lux_sciml": "import lux_sciml",
 }
-TURNS = 15
+TURNS = 5 if timing.QUICK else 15
 
 
 def seconds(code):
@@ -21,13 +22,14 @@ def seconds(code):
 
 
 def main():
+    timing.machine()
     for code in IMPORTS.values():  # compiles the bytecode
         seconds(code)
     rounds = [{name: seconds(code) for name, code in IMPORTS.items()} for _ in range(TURNS)]
-    for name in IMPORTS:
-        print(f"{name:35s} {statistics.median(turn[name] for turn in rounds):6.3f} s")
-    core, ours = IMPORTS
-    print(f"ratio, median of {TURNS} turns: {statistics.median(turn[ours] / turn[core] for turn in rounds):.3f}")
+    times = timing.medians({name: [turn[name] for turn in rounds] for name in IMPORTS})
+    floor = next(iter(times.values()))
+    rows = [(name, float(t), f"{t.spread:.0%}", t / floor) for name, t in times.items()]
+    timing.table(("a process that imports", "seconds", "spread", "times the floor"), rows, "import")
 
 
 if __name__ == "__main__":

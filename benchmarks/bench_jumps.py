@@ -50,15 +50,15 @@ def main():
         np.testing.assert_allclose(by_jumps(*at), by_pieces(*at), rtol=1e-4)
         for kind in ("forward", "gradient"):
             fs = [jax.jit(f if kind == "forward" else jax.value_and_grad(f)) for f in (by_jumps, by_pieces)]
-            calls = {name: lambda f=f, at=at: f(*at) for name, f in zip(("jumps", "pieces"), fs, strict=True)}
+            calls = {name: lambda f=f, at=at: f(*at) for name, f in zip(("lux, jumps", "pieces"), fs, strict=True)}
             times = timing.interleaved(calls, turns=40, seconds=4.0)
             makes = {name: lambda call=call: call for name, call in calls.items()}
             firsts = timing.first_calls(makes, turns=1)
-            ratio = times["jumps"] / times["pieces"]
-            both = times["jumps"] * 1e3, times["pieces"] * 1e3, ratio, *firsts.values()
+            ratio = times["lux, jumps"] / times["pieces"]
+            both = times["lux, jumps"] * 1e3, times["pieces"] * 1e3, ratio, *firsts.values()
             rows.append((width, k, batch or "", kind, *both))
     head = ("width", "jumps", "samples", "", "one solve (ms)", "pieces (ms)", "ratio", "first call (s)", "pieces (s)")
-    timing.table(head, rows)
+    timing.table(head, rows, "jumps")
 
 
 if __name__ == "__main__":

@@ -48,8 +48,9 @@ def fourth_by_jet(f, x):
     return coefficient(f, x, jnp.zeros_like(x).at[0].set(1), 4)
 
 
-LAPLACIANS = {"here": D.laplacian, "jax.hessian": by_hessian, "jvp of jvp": one_by_one, "jet": by_jet}
-FOURTH = {"here": lambda f, x: D.partial(f, x, 0, 0, 0, 0), "jet": fourth_by_jet}
+LAPLACIANS = {"lux_sciml": D.laplacian, "jax.hessian": by_hessian, "jvp of jvp": one_by_one, "jet": by_jet}
+FOURTH = {"lux_sciml": lambda f, x: D.partial(f, x, 0, 0, 0, 0), "jet": fourth_by_jet}
+PEERS = tuple(LAPLACIANS)[1:]
 
 
 def programs(operator, ps, x):
@@ -72,13 +73,18 @@ def main(width: int = 64, batch: int = 512):
         x = jax.random.normal(other, (batch, n))
         both = {peer: programs(operator, ps, x) for peer, operator in operators.items()}
         values = {peer: float(value(ps, x)) for peer, (value, _) in both.items()}
-        assert all(abs(value - values["here"]) < 1e-9 * abs(values["here"]) for value in values.values()), values
+        ours = values["lux_sciml"]
+        assert all(abs(value - ours) < 1e-9 * abs(ours) for value in values.values()), values
         for i, what in enumerate(("value", "gradient")):
             times = timing.interleaved({peer: functools.partial(p[i], ps, x) for peer, p in both.items()}, seconds=10)
-            for peer, p in both.items():
-                flops = p[i].cost_analysis()["flops"] / both["here"][i].cost_analysis()["flops"]
-                rows.append((name, n, what, peer, times[peer] * 1e3, times[peer] / times["here"], flops))
-    timing.table(("derivative", "inputs", "of it", "by", "median (ms)", "time / here", "operations / here"), rows)
+            here, *flops = (both[peer][i].cost_analysis()["flops"] if peer in both else None for peer in LAPLACIANS)
+            cells = [
+                f"{times[peer] * 1e3:.3g}, {count / here:.2f}" if count else ""
+                for peer, count in zip(PEERS, flops, strict=True)
+            ]
+            rows.append((name, n, what, times["lux_sciml"] * 1e3, *cells))
+    head = (f"{peer} (ms, operations / ours)" for peer in PEERS)
+    timing.table(("derivative", "inputs", "of it", "lux_sciml (ms)", *head), rows, "derivatives")
 
 
 if __name__ == "__main__":

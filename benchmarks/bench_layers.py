@@ -130,7 +130,7 @@ def main(names):
             for what, calls in zip(("forward", "gradient"), both, strict=True):
                 times = timing.interleaved(calls, turns=200, seconds=SECONDS)
                 rows.append(peers.row(f"{name} {'x'.join(map(str, sizes))}, {what}", times, 1e6))
-    timing.table(("us", *peers.HEAD), rows)
+    timing.table(("us", *peers.HEAD), rows, "layers")
 
 
 if __name__ == "__main__":

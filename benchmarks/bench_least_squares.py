@@ -132,7 +132,7 @@ def poisson():
         medians = [f"{statistics.median(run[i][0] for run in found):.1e}" for i in range(len(MARKS))]
         worst = f"{max(run[-1][0] for run in found):.1e}"
         rows.append((name, *medians, worst, int(statistics.median(run[-1][1] for run in found))))
-    timing.table(("median error after", *(f"{mark} s" for mark in MARKS), "worst at 10 s", "steps"), rows)
+    timing.table(("median error after", *(f"{mark} s" for mark in MARKS), "worst at 10 s", "steps"), rows, "poisson")
 
 
 # --- Burgers ------------------------------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ def burgers(points=4096, seconds=120):
         )
         print(f"seed {seed}: {curve}", file=sys.stderr, flush=True)
         rows.append((seed, spent, error(warm), result.steps, time.perf_counter() - begin, error(result.params)))
-    timing.table(("seed", "Adam (s)", "error", "LM steps", "in all (s)", "error"), rows)
+    timing.table(("seed", "Adam (s)", "error", "LM steps", "in all (s)", "error"), rows, "burgers")
     print(f"\nMedian error {statistics.median(row[-1] for row in rows):.1e}")
 
 
@@ -271,7 +271,7 @@ def equations(title, problem, target):
     floor = ("noise",) if len(rows[0]) == 13 else ()
     what = "noise" if floor else f"{target:g}"
     columns = [c for n in ("LM", "L-BFGS-B") for c in (n, f"steps to {what}", "steps", "in all (s)", "compiling (s)")]
-    timing.table(("seed", *floor, "Adam x300", *columns), rows)
+    timing.table(("seed", *floor, "Adam x300", *columns), rows, title.partition(" ")[0].lower())
 
 
 compiled = []

@@ -33,11 +33,12 @@ def recurrence():
             compiled = gradient(layer, st).lower(ps, x).compile()
             calls[name, length] = lambda f=compiled, x=x: f(ps, x)
             memory[name, length] = compiled.memory_analysis().temp_size_in_bytes / 2**20
-    times = timing.interleaved(calls, turns=100, seconds=30)
+    named = {f"lux, length {length}{name}": call for (name, length), call in calls.items()}
+    times = dict(zip(calls, timing.interleaved(named, turns=100, seconds=30).values(), strict=True))
     rows = [(f"gradient{name}, ms", *(times[name, length] * 1e3 for length in LENGTHS)) for name in layers]
     rows += [(f"us a step{name}", *(times[name, length] / length * 1e6 for length in LENGTHS)) for name in layers]
     rows += [(f"temporary memory{name}, MiB", *(memory[name, length] for length in LENGTHS)) for name in layers]
-    timing.table(("length", *map(str, LENGTHS)), rows)
+    timing.table(("length", *map(str, LENGTHS)), rows, "length")
 
 
 def stack():
@@ -53,8 +54,9 @@ def stack():
             start = time.perf_counter()
             gradient(model, st).lower(ps, jnp.ones((16, 64))).compile()
             seconds[name, n].append(time.perf_counter() - start)
-    rows = [(f"compile time of {name}, s", *(sorted(seconds[name, n])[2] for n in DEPTHS)) for name in models]
-    timing.table(("layers", *map(str, DEPTHS)), rows)
+    times = timing.medians({f"lux.{name}, {n}": t for (name, n), t in seconds.items()})
+    rows = [(f"`{name}`", *(float(times[f"lux.{name}, {n}"]) for n in DEPTHS)) for name in models]
+    timing.table(("layers", *map(str, DEPTHS)), rows, "depth")
 
 
 def main():

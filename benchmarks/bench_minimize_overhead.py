@@ -7,7 +7,6 @@ import timing
 
 timing.pin_allocator()
 
-import statistics  # noqa: E402
 import time  # noqa: E402
 
 import jax  # noqa: E402
@@ -70,9 +69,10 @@ def main():
             inside.clear()
             begin = time.perf_counter()
             lux.minimize(loss, ps, method=method(), max_steps=STEPS)
-            overheads.append(1e3 * (time.perf_counter() - begin - sum(inside)))
-        rows.append((name, statistics.median(overheads), max(overheads), len(traced), len(compiled)))
-    timing.table(("call", "overhead, median (ms)", "most", "traces", "compiles"), rows)
+            overheads.append(time.perf_counter() - begin - sum(inside))
+        overhead = timing.medians({f"lux.minimize, {name}": overheads})[f"lux.minimize, {name}"]
+        rows.append((name, overhead * 1e3, f"{overhead.spread:.0%}", len(traced), len(compiled)))
+    timing.table(("call", "overhead, median (ms)", "spread", "traces", "compiles"), rows, "overhead")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,11 @@
 
 The data, the model (4483 parameters), the solver and the optimizer are those of diffrax's documentation,
 examples/neural_ode. All start from the same weights; the losses of the first steps are printed side by side.
+
+`python bench_neural_ode.py short` measures the first phase alone.
 """
+
+import sys
 
 import timing
 
@@ -16,6 +20,7 @@ import numpy as np  # noqa: E402
 import optax  # noqa: E402
 import torch  # noqa: E402
 import torchdiffeq  # noqa: E402
+from low_overhead import COMPILER, flattened, torch_compiled  # noqa: E402
 from scaled import Scaled  # noqa: E402
 from torch_nets import sequential  # noqa: E402
 
@@ -57,8 +62,16 @@ class Published(eqx.Module):
         return self.out_scale * self.mlp(y)
 
     def __call__(self, ts, y0):
+        return self.solve(self.field, ts, y0)
+
+    def joint(self, ts, y0):
+        """The whole batch as one solve."""
+        field = lambda t, y, args: self.out_scale * jax.vmap(self.mlp)(y)  # noqa: E731
+        return jnp.moveaxis(self.solve(field, ts, y0), 1, 0)
+
+    def solve(self, field, ts, y0):
         solution = diffrax.diffeqsolve(
-            diffrax.ODETerm(self.field),
+            diffrax.ODETerm(field),
             diffrax.Tsit5(),
             t0=ts[0],
             t1=ts[-1],
@@ -70,21 +83,23 @@ class Published(eqx.Module):
         return solution.ys
 
 
-def published(model, ts):
+def published(model, ts, joint=False, low_overhead=False):
     tx = optax.adabelief(LEARNING_RATE)
 
     @eqx.filter_value_and_grad
     def grad_loss(model, ti, yi):
-        return jnp.mean((yi - jax.vmap(model, in_axes=(None, 0))(ti, yi[:, 0])) ** 2)
+        solve = model.joint if joint else jax.vmap(model, in_axes=(None, 0))
+        return jnp.mean((yi - solve(ti, yi[:, 0])) ** 2)
 
-    @eqx.filter_jit
-    def make_step(ti, yi, model, opt_state):
-        loss, grads = grad_loss(model, ti, yi)
+    def make_step(carry, batch):
+        model, opt_state = carry
+        loss, grads = grad_loss(model, *batch)
         updates, opt_state = tx.update(grads, opt_state)
         return loss, (eqx.apply_updates(model, updates), opt_state)
 
     start = (model, tx.init(eqx.filter(model, eqx.is_inexact_array)))
-    return lambda carry, yi: make_step(ts, yi, *carry), start
+    step, start = flattened(make_step, start) if low_overhead else (eqx.filter_jit(make_step), start)
+    return lambda carry, yi: step(carry, (ts, yi)), start
 
 
 def ours(model, ts, batching):
@@ -111,18 +126,20 @@ def ours(model, ts, batching):
     return lambda carry, yi: make_step(*carry, yi), (ps, tx.init(ps))
 
 
-def torch_step(model, ts):
+def torch_step(model, ts, compiled=False):
     net = sequential(model.mlp.layers, torch.nn.Softplus(), torch.nn.Softplus(), torch.nn.Tanh())
     scale = torch.nn.Parameter(torch.tensor(np.array(model.out_scale)))
     parameters = [*net.parameters(), scale]
     optimizer = torch.optim.Adam(parameters, LEARNING_RATE)
     times = torch.tensor(np.array(ts))
+    field = lambda t, y: scale * net(y)  # noqa: E731
+    field = torch_compiled(field) if compiled else field
 
     def step(carry, yi):
         timing.load(parameters, carry)
         yi = torch.tensor(np.array(yi))
         optimizer.zero_grad()
-        ys = torchdiffeq.odeint(lambda t, y: scale * net(y), yi[:, 0], times, rtol=RTOL, atol=ATOL, method="dopri5")
+        ys = torchdiffeq.odeint(field, yi[:, 0], times, rtol=RTOL, atol=ATOL, method="dopri5")
         loss = torch.mean((yi.transpose(0, 1) - ys) ** 2)
         loss.backward()
         optimizer.step()
@@ -131,30 +148,34 @@ def torch_step(model, ts):
     return step, timing.values(parameters)
 
 
-def main():
+def main(short=False):
     timing.machine()
     ts, ys = data()
     # the two phases of the example: the first tenth of each series, and all of it with the weights from the first phase
     model = Published(jax.random.key(0))
-    compare("the first 10 times of each series, random weights", model, ts[:10], ys[:, :10])
+    compare("the first 10 times of each series, random weights", model, ts[:10], ys[:, :10], "10 times")
+    if short:
+        return
     step, carry = published(model, ts[:10])
     for i in range(500):
         _, carry = step(carry, ys[(i % 8) * BATCH :][:BATCH, :10])
-    compare("the 100 times of each series, after 500 steps on the first 10", carry[0], ts, ys)
+    compare("the 100 times of each series, after 500 steps on the first 10", carry[0], ts, ys, "100 times")
 
 
-def compare(title, model, ts, ys):
+def compare(title, model, ts, ys, name):
     print(f"{title} (torchdiffeq trains with Adam: its losses are the same at step 0 only)\n")
-    timing.compare(
-        {
-            "Equinox and diffrax, as published": lambda: published(model, ts),
-            "lux_sciml, batching='vmap'": lambda: ours(model, ts, "vmap"),
-            "lux_sciml, batching='joint'": lambda: ours(model, ts, "joint"),
-            "torchdiffeq, odeint, dopri5": lambda: torch_step(model, ts),
-        },
-        [ys[i : i + BATCH] for i in range(0, 5 * BATCH, BATCH)],
-    )
+    makes = {
+        "Equinox and diffrax, as published": lambda: published(model, ts),
+        "Equinox and diffrax, flattened": lambda: published(model, ts, low_overhead=True),
+        "Equinox and diffrax, the batch as one solve, flattened": lambda: published(model, ts, True, True),
+        'lux_sciml, `batching="vmap"`': lambda: ours(model, ts, "vmap"),
+        'lux_sciml, `batching="joint"`': lambda: ours(model, ts, "joint"),
+        "torchdiffeq, `odeint`, dopri5": lambda: torch_step(model, ts),
+    }
+    if COMPILER:
+        makes["torchdiffeq, the field by `torch.compile`"] = lambda: torch_step(model, ts, compiled=True)
+    timing.compare(makes, [ys[i : i + BATCH] for i in range(0, 5 * BATCH, BATCH)], name)
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -193,7 +193,7 @@ def main(whats, batches):
             if what == "forward":
                 peers.agree(timed)
             rows.append(peers.row(f"{what}, batch {batch}", timing.interleaved(timed, turns=20, seconds=40), 1e3))
-    timing.table(("ms", *peers.HEAD), rows)
+    timing.table(("ms", *peers.HEAD), rows, "resnet")
 
 
 if __name__ == "__main__":

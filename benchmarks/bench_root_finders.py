@@ -37,7 +37,7 @@ def main():
                 )
                 row.append(f"{sol.stats['num_steps']} ({sol.stats['num_rejected_steps']})")
             rows.append(tuple(row))
-    timing.table(("solver", "root finder", "rtol 1e-3", "rtol 1e-6", "rtol 1e-9"), rows)
+    timing.table(("solver", "root finder", "rtol 1e-3", "rtol 1e-6", "rtol 1e-9"), rows, "steps")
 
 
 if __name__ == "__main__":

@@ -146,7 +146,7 @@ def net():
             table.setdefault(name, []).extend(row)
     print("## The net 4-32-16-4, float32\n")
     head = ("called by", "batch 1 (us)", "deviation", "batch 32 (us)", "deviation")
-    timing.table(head, [(name, *row) for name, row in table.items()])
+    timing.table(head, [(name, *row) for name, row in table.items()], "net")
     kilobytes = {file: (FOLDER / file).stat().st_size / 1000 for file in ("net.c", "net.py")}
     print(f"\nC source with its gradient {kilobytes['net.c']:.0f} kB, NumPy source {kilobytes['net.py']:.0f} kB\n")
 
@@ -177,7 +177,7 @@ def solve():
             table.setdefault(row, []).extend(values)
     print("## A neural ODE, 4-32-4, float32, one sample from 0 to 1\n")
     head = ("called by", "20 steps (us)", "deviation", "adaptive (us)", "deviation")
-    timing.table(head, [(name, *row) for name, row in table.items()])
+    timing.table(head, [(name, *row) for name, row in table.items()], "solve")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,32 @@
-"""Honest timing: everything in one process, warmed up, interleaved, blocked on, medians."""
+"""Honest timing: everything in one process, warmed up, interleaved, blocked on, medians; and a record of it.
 
+Scripts print. Where `run.py` has started one, its tables with a name are recorded too, with all that was timed for
+them and what it was timed on. Names that begin with `lux` are ours, `floor` is what no library can be below, and the
+others are peers.
+"""
+
+import datetime
 import functools
+import importlib.metadata
+import json
 import os
 import platform
+import re
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+QUICK = "LUX_BENCH_QUICK" in os.environ  # fewer turns
+LIBRARIES = (
+    *("jax", "jaxlib", "equinox", "diffrax", "optimistix", "lineax", "optax", "flax", "numpy", "scipy", "sklearn"),
+    *("torch", "torchdiffeq", "torchdeq", "tensorflow", "ai_edge_litert", "onnx", "onnxruntime"),
+)
+_START, _LOAD = time.time(), os.getloadavg()[0]
+_tables: list[dict[str, Any]] = []
+_timed: list[list[dict[str, Any]]] = []  # since the last table
 
 # Big arrays come fresh from the kernel at every step under glibc's defaults, and page faults then move timings two- to
 # tenfold from one process to the next. With these set, freed memory is kept.
@@ -35,7 +54,7 @@ def interleaved(
     seconds: float = 20.0,
     chained: bool = False,
     least: int = 11,
-) -> dict[str, float]:
+) -> dict[str, "Time"]:
     """The median time of each call, in seconds.
 
     The calls take turns, so that noise meets all of them alike. A turn is some milliseconds of calls back to back, as
@@ -43,6 +62,7 @@ def interleaved(
     where calls are `chained`, each needing the results of the one before, only the last one of a turn is.
     There are at most `turns` turns, and no more after `seconds`, but the `least` number of them in any case.
     """
+    seconds = seconds / 4 if QUICK else seconds
     inner = {name: max(1, int(0.005 / _turn(call, 3, chained))) for name, call in calls.items()}
     times: dict[str, list[float]] = {name: [] for name in calls}
     end = time.perf_counter() + seconds
@@ -51,7 +71,26 @@ def interleaved(
             times[name].append(_turn(call, inner[name], chained))
         if time.perf_counter() > end and i + 1 >= least:
             break
-    return {name: statistics.median(values) for name, values in times.items()}
+    return medians(times)
+
+
+class Time(float):
+    """A median in seconds; `spread` is half of what lies between the quartiles, relative to it."""
+
+    spread: float = 0.0
+
+
+def medians(times: dict[str, list[float]]) -> dict[str, Time]:
+    """The medians of what was timed in turns, in seconds, for the next table."""
+    found, group = {}, []
+    for name, values in times.items():
+        low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+        found[name] = Time(middle)
+        found[name].spread = (high - low) / 2 / middle
+        kind = "ours" if name.startswith(("lux", "`lux")) else "floor" if name.startswith("floor") else "peer"
+        group.append({"name": name, "kind": kind, "seconds": middle, "quartiles": [low, high], "turns": len(values)})
+    _timed.append(group)
+    return found
 
 
 def _turn(call: Callable[[], Any], inner: int, chained: bool) -> float:
@@ -66,7 +105,7 @@ def _turn(call: Callable[[], Any], inner: int, chained: bool) -> float:
     return (time.perf_counter() - start) / inner
 
 
-def first_calls(makes: dict[str, Callable[[], Callable[[], Any]]], turns: int = 3) -> dict[str, float]:
+def first_calls(makes: dict[str, Callable[[], Callable[[], Any]]], turns: int = 3) -> dict[str, Time]:
     """The median time, in seconds, of the first call of what each maker returns: tracing, compiling and running it.
 
     They take turns in one process, and JAX forgets all that it has traced and compiled before each.
@@ -74,36 +113,43 @@ def first_calls(makes: dict[str, Callable[[], Callable[[], Any]]], turns: int = 
     import jax
 
     times: dict[str, list[float]] = {name: [] for name in makes}
-    for _ in range(turns):
+    for _ in range(1 if QUICK else turns):
         for name, make in makes.items():
             call = make()
             jax.clear_caches()
             start = time.perf_counter()
             jax.block_until_ready(call())
             times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
+    return medians(times)
 
 
 Step = Callable[[Any, Any], tuple[Any, Any]]
 
 
 def compare(
-    makes: dict[str, Callable[[], tuple[Step, Any]]], batches: list[Any], *, turns: int = 3, seconds: float = 25.0
+    makes: dict[str, Callable[[], tuple[Step, Any]]],
+    batches: list[Any],
+    name: str,
+    *,
+    turns: int = 3,
+    seconds: float = 25.0,
 ) -> None:
     """Print the losses of some training steps, the time of a step and that of the first one, compiling included.
 
     Each maker returns a step `(carry, batch) -> (loss, carry)` and where to start. All steps are timed from the same
-    weights, those of the start. The first entry is what the others are compared with.
+    weights, those of the start. The first entry is what the others are compared with. First steps of PyTorch, which
+    remembers what it has compiled, are timed once.
     """
-    rows, calls = [], {}
-    for name, make in makes.items():
+    rows, calls, once = [], {}, {}
+    for which, make in makes.items():
         step, carry = make()
-        calls[name] = lambda step=step, carry=carry: step(carry, batches[0])
-        losses = []
+        calls[which] = lambda step=step, carry=carry: step(carry, batches[0])
+        losses, start = [], time.perf_counter()
         for batch in batches:
             loss, carry = step(carry, batch)
             losses.append(f"{float(loss):.6f}")
-        rows.append((name, *losses))
+            once.setdefault(which, time.perf_counter() - start)
+        rows.append((which, *losses))
     table(("loss at step", *map(str, range(len(batches)))), rows)
     times = interleaved(calls, seconds=seconds, least=5)
 
@@ -111,13 +157,13 @@ def compare(
         step, carry = make()
         return lambda: step(carry, batches[0])
 
-    firsts = first_calls({name: functools.partial(first, make) for name, make in makes.items()}, turns)
+    ours = {which: functools.partial(first, make) for which, make in makes.items() if not which.startswith("torch")}
+    firsts = once | ({} if QUICK else first_calls(ours, turns))
+    base = next(iter(times))
     print()
-    rows = [
-        (n, t * 1e3, times[next(iter(times))] / t, firsts[n], firsts[next(iter(times))] / firsts[n])
-        for n, t in times.items()
-    ]
-    table(("step", "median (ms)", "published / this", "first step (s)", "published / this"), rows)
+    ratios = {n: (times[base] / t, firsts[base] / firsts[n]) for n, t in times.items()}
+    rows = [(n, t * 1e3, f"{t.spread:.0%}", ratios[n][0], firsts[n], ratios[n][1]) for n, t in times.items()]
+    table(("step", "median (ms)", "spread", "published / this", "first step (s)", "published / this"), rows, name)
     print()
 
 
@@ -132,14 +178,69 @@ def load(parameters: list[Any], values: list[Any]) -> None:
         parameter.data.copy_(value)
 
 
-def table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
-    """Print rows as a Markdown table."""
-    cells = [[f"{x:.3g}" if isinstance(x, float) else str(x) for x in row] for row in [head, *rows]]
+def markdown(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
+    """A table of numbers with three digits."""
+    cells = [[_shown(x) for x in row] for row in [head, *rows]]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for i, row in enumerate(cells):
-        print("| " + " | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) + " |")
-        if i == 0:
-            print("|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    lines = [
+        "| " + " | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) + " |" for row in cells
+    ]
+    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+
+
+def _shown(x: Any) -> str:
+    if not isinstance(x, float):
+        return "" if x is None else str(x)
+    text = f"{x:.3g}"
+    return f"{float(text):.0f}" if "e+" in text and abs(x) < 1e7 else text
+
+
+def _digits(x: Any) -> Any:
+    """What is recorded of a number, and None in place of NaN."""
+    if isinstance(x, dict):
+        return {name: _digits(value) for name, value in x.items()}
+    if isinstance(x, list | tuple):
+        return [_digits(value) for value in x]
+    if not isinstance(x, float):
+        return x
+    return float(f"{x:.4g}") if x == x else None
+
+
+def table(head: tuple[str, ...], rows: list[tuple[Any, ...]], name: str | None = None) -> None:
+    """Print rows as a Markdown table, and record it under its name with what was timed since the last one."""
+    rows = _digits(rows)
+    print(markdown(head, rows), flush=True)
+    if name:
+        _tables.append({"name": name, "columns": head, "rows": rows, "timed": _digits(_timed)})
+        _timed.clear()
+        if path := os.environ.get("LUX_BENCH_RECORD"):
+            text = json.dumps({**about(), "tables": _tables}, indent=1)
+            text = re.sub(r"\n {5,}", " ", text)  # a row in a line
+            Path(path).write_text(re.sub(r"\n {4}(?=[\]}])", "", text))
+
+
+def about() -> dict[str, Any]:
+    """What is measured on, and with which of the libraries that are loaded."""
+    cpu = Path("/proc/cpuinfo")
+    lines = cpu.read_text().splitlines() if cpu.exists() else []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    try:
+        system = platform.freedesktop_os_release()["PRETTY_NAME"]
+    except OSError:
+        system = f"{platform.system()} {platform.release()}"
+    used = [name for name in LIBRARIES if name in sys.modules]
+    versions = {name: importlib.metadata.version("scikit-learn" if name == "sklearn" else name) for name in used}
+    return {
+        "date": datetime.date.today().isoformat(),
+        "machine": {
+            "processor": model or platform.processor(),
+            "cores": os.cpu_count(),
+            "system": system,
+            "load": round(_LOAD, 1),
+        },
+        "versions": {"python": platform.python_version(), **versions},
+        "seconds": round(time.time() - _START),
+    }
 
 
 def machine() -> None:

@@ -1,14 +1,19 @@
-"""The pictures of the documentation, drawn anew: `python docs/pictures/draw.py`."""
+"""The pictures of the documentation, drawn anew: `python docs/pictures/draw.py`, with names of some or all."""
 
 import contextlib
 import io
+import json
 import re
+import sys
 from pathlib import Path
 
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 
+import lux_sciml as lux
+
 HERE = Path(__file__).parent
+plt.rcParams["svg.hashsalt"] = "lux_sciml"  # the same picture has the same text
 
 
 def pendulum():
@@ -37,5 +42,34 @@ def pendulum():
     plt.close(figure)
 
 
+def growth():
+    """How the time of a gradient grows, from what benchmarks/bench_gradient_cost.py measured."""
+    result = json.loads((HERE.parent.parent / "benchmarks" / "results" / "bench_gradient_cost.json").read_text())
+    (table,) = result["tables"]
+    lines = {"lux_sciml": "gradient (ms)", **{name: f"{name} (ms)" for name in ("Equinox and diffrax", "torchdiffeq")}}
+    growing = {
+        "batch": "samples",
+        "state": "size of the state",
+        "horizon": "horizon, 7 to 119 steps",
+        "layers": "layers",
+    }
+    with lux.plot.style():
+        figure, axes = plt.subplots(1, len(growing), figsize=(11, 3.0), sharey=True)
+        for ax, (name, label) in zip(axes, growing.items(), strict=True):
+            rows = [dict(zip(table["columns"], row, strict=True)) for row in table["rows"] if row[0] == name]
+            for line, column in lines.items():
+                ax.loglog([row["to"] for row in rows], [row[column] for row in rows], "o-", label=line)
+            ax.set(xlabel=label)
+            ax.set_xticks([row["to"] for row in rows], [f"{row['to']:g}" for row in rows])
+            ax.minorticks_off()
+        axes[0].set(ylabel="value and gradient (ms)")
+        axes[0].legend(fontsize="small")
+        figure.savefig(HERE / "growth.svg", metadata={"Date": None})
+        plt.close(figure)
+
+
+PICTURES = {"pendulum": pendulum, "growth": growth}
+
 if __name__ == "__main__":
-    pendulum()
+    for name in sys.argv[1:] or PICTURES:
+        PICTURES[name]()
