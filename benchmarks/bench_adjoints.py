@@ -103,14 +103,16 @@ def stiff(which):
 
 
 def error(which):
+    adjoints = {name: name for name in ("checkpointed", "backsolve", "gauss", "reversible")}
+    for coupling in (0.7, 0.5):
+        adjoints[f"reversible, {coupling}, 64 anchors"] = lux.ReversibleAdjoint(coupling=coupling, anchors=64)
     out = []
     for size in which:
         loss_of, ps, _ = problem(size, 5.0, 0, jnp.float64, rtol=1e-11, atol=1e-13)
         exact = jax.grad(loss_of("checkpointed"))(ps).data
         for rtol in (1e-4, 1e-6, 1e-8):
             loss_of, ps, _ = problem(size, 5.0, 0, jnp.float64, rtol=rtol, atol=rtol / 100)
-            adjoints = ("checkpointed", "backsolve", "gauss", "reversible")
-            found = [jax.jit(jax.grad(loss_of(name)))(ps).data for name in adjoints]
+            found = [jax.jit(jax.grad(loss_of(adjoint)))(ps).data for adjoint in adjoints.values()]
             out.append((size, rtol, *(_relative(gradient, exact) for gradient in found)))
     timing.table(("parameters", "rtol", *adjoints), out, "error")
 
@@ -134,9 +136,9 @@ def steps(which):
         compiled = {name: gradient(adjoint) for name, adjoint in adjoints.items()}
         times, rounding = dict.fromkeys(compiled, float("nan")), float("nan")
         if count <= 1000:
-            times = timing.interleaved(
-                {k: (lambda f=f, ps=ps: f(ps)) for k, f in compiled.items()}, turns=3, seconds=15.0
-            )
+            named = {k if "diffrax" in k else f"lux, {k}": (lambda f=f, ps=ps: f(ps)) for k, f in compiled.items()}
+            found = timing.interleaved(named, turns=3, seconds=15.0)
+            times = dict(zip(compiled, found.values(), strict=True))
             pair = gradient(adjoints["diffrax's"], Reversible(unrolled(diffrax.Tsit5())))
             rounding = _relative(compiled["reversible"](ps)[1].data, pair(ps)[1].data)
         for name, f in compiled.items():

@@ -31,7 +31,7 @@ def layouts():
         "compare": lambda: layout == again,
         "pickle and back": lambda: pickle.loads(pickle.dumps(layout)),
     }
-    times = {"build": first, **{name: seconds(call) for name, call in calls.items()}}
+    times = {"build": first, **{name: seconds(name, call) for name, call in calls.items()}}
     timing.table(("layout of 10,000 leaves", "time (us)"), [(name, t * 1e6) for name, t in times.items()], "layout")
 
 
@@ -44,9 +44,8 @@ def access():
         'ps["layer_1.weight"]': lambda: ps["layer_1.weight"],
         "ps.tree()": lambda: ps.tree(),
     }
-    timing.table(
-        ("outside of jit", "time (us)"), [(name, seconds(call) * 1e6) for name, call in calls.items()], "access"
-    )
+    rows = [(f"`{name}`", seconds(name, call) * 1e6) for name, call in calls.items()]
+    timing.table(("outside of jit", "time (us)"), rows, "access")
 
 
 def deep(leaves, x):
@@ -84,9 +83,9 @@ def attributes():
 
     calls = {
         "plain tree": (plain, tree),
-        "tree()": (by_tree, ps),
-        "attributes": (by_attribute, ps),
-        "slices": (by_slices, ps),
+        "lux, `tree()`": (by_tree, ps),
+        "lux, attributes": (by_attribute, ps),
+        "slices by hand": (by_slices, ps),
     }
     compared("gradient of 100 layers", calls)
 
@@ -102,7 +101,7 @@ def equal_leaves(count, size):
     calls = {
         "tree": (lambda tree: total(tree.values()), tree),
         "lax.split": (lambda ps: total(lax.split(ps.data, (size,) * count)), ps),
-        "flat": (lambda ps: total(ps.tree().values()), ps),
+        "lux, flat": (lambda ps: total(ps.tree().values()), ps),
     }
     compared(f"{count} equal leaves of {size:,}", calls)
 
@@ -132,8 +131,8 @@ def compared(title, calls):
     timing.table((title, "compile (s)", "ratio", "run (ms)", "ratio", "memory (MB)"), rows, title)
 
 
-def seconds(call):
-    return timing.interleaved({"": call}, seconds=1.0)[""]
+def seconds(name, call):
+    return timing.interleaved({f"lux, {name}": call}, seconds=1.0)[f"lux, {name}"]
 
 
 def main():

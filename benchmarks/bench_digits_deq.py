@@ -138,7 +138,7 @@ def train_jax(name, epochs, seed, training, validation, test):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--model", choices=tutorial.MODELS, help="only this one")
     options = parser.parse_args()
     timing.machine()

@@ -214,8 +214,8 @@ def linear_solvers(seconds):
             calls = {}
             for name, linear in {
                 "dense": lx.LU(),
-                "fixed-point": lux.FixedPointLinearSolver(optx.FixedPointIteration(1e-5, 1e-5)),
-                "Anderson": lux.FixedPointLinearSolver(lux.Anderson(1e-5, 1e-5)),
+                "lux, fixed-point": lux.FixedPointLinearSolver(optx.FixedPointIteration(1e-5, 1e-5)),
+                "lux, Anderson": lux.FixedPointLinearSolver(lux.Anderson(1e-5, 1e-5)),
                 "GMRES": lx.GMRES(1e-5, 1e-5),
             }.items():
 
@@ -226,8 +226,8 @@ def linear_solvers(seconds):
                 calls[name] = functools.partial(jax.jit(jax.vmap(solve, (0, 0, None))), x, slopes, jnp.asarray(w))
             times = timing.interleaved(calls, seconds=seconds)
             head = f"{samples} of {width}" if samples > 1 else f"{width}"
-            rows.append((head, *(times[n] * 1e3 for n in ("dense", "fixed-point", "Anderson", "GMRES"))))
-    timing.table(("unknowns", "dense", "fixed-point", "Anderson", "GMRES"), rows, "linear solves")
+            rows.append((head, *(t * 1e3 for t in times.values())))
+    timing.table(("unknowns", *times), rows, "linear solves")
 
 
 def main():

@@ -124,6 +124,7 @@ RUNTIMES = {
     **{"StableHLO": stablehlo, "SavedModel": saved_model, "ONNX": onnx},
     **{"TFLite, any batch": tflite, "TFLite, this batch": tflite_fixed},
 }
+NAMES = [f"lux.export, {runtime}" for runtime in RUNTIMES]
 
 
 def measure(name):
@@ -132,22 +133,25 @@ def measure(name):
     jitted, rows = jax.jit(function), []
     with tempfile.TemporaryDirectory() as folder:
         chosen = [runtime for runtime in RUNTIMES if name != "gradient" or runtime in ("StableHLO", "SavedModel")]
+        deviation = dict.fromkeys(chosen, 0.0)
         runtimes = {runtime: RUNTIMES[runtime](Path(folder), function, x) for runtime in chosen}
         for batch in BATCHES:
             x = RNG.normal(size=(batch, *shape)).astype(np.float32)
+            expected = np.asarray(jitted(x))
+            for runtime, (call, _) in runtimes.items():
+                deviation[runtime] = max(deviation[runtime], float(np.abs(call(x) - expected).max()))
             calls = {"jit": lambda x=x: np.asarray(jitted(x))}
-            calls |= {runtime: (lambda x=x, call=call: call(x)) for runtime, (call, _) in runtimes.items()}
-            expected = calls["jit"]()
-            far = {runtime: float(np.abs(call() - expected).max()) for runtime, call in calls.items()}
+            calls |= {f"lux.export, {n}": (lambda x=x, call=call: call(x)) for n, (call, _) in runtimes.items()}
             times = timing.interleaved(calls, seconds=SECONDS, least=5)
-            for runtime, seconds in times.items():
-                size = runtimes[runtime][1] / 1e3 if runtime in runtimes else ""
-                rows.append((name, batch, runtime, seconds * 1e6, times["jit"] / seconds, far[runtime], size))
-    return rows
+            rows.append((name, batch, *(times.get(n, float("nan")) * 1e6 for n in ("jit", *NAMES))))
+    kilobytes = [f"{runtimes[n][1] / 1e3:.0f}, {deviation[n]:.0e}" if n in runtimes else "" for n in RUNTIMES]
+    return rows, (name, *kilobytes)
 
 
 if __name__ == "__main__":
     timing.machine()
     names = sys.argv[1:] or list(MODELS)
-    head = ("model", "batch", "", "us", "jit / this", "deviation from jit", "kB")
-    timing.table(head, [row for name in names for row in measure(name)], "runtimes")
+    times, files = zip(*map(measure, names), strict=True)
+    timing.table(("us", "batch", "`jit`", *RUNTIMES), [row for rows in times for row in rows], "runtimes")
+    print()
+    timing.table(("kB, deviation from `jit`", *RUNTIMES), list(files), "files")

@@ -100,7 +100,9 @@ def rows(calls, reference, inside):
     deviations = {
         name: np.max(np.abs(np.asarray(call()) - reference)) / np.max(np.abs(reference)) for name, call in calls.items()
     }
-    times = timing.interleaved(calls, seconds=15)
+    peers = ("jit", "gradient: jit", "PyTorch", "onnxruntime")
+    named = {name if name.startswith(peers) else f"lux, {name}": call for name, call in calls.items()}
+    times = dict(zip(calls, timing.interleaved(named, seconds=15).values(), strict=True))
     return {name: (t * 1e6 / (INSIDE if name in inside else 1), float(deviations[name])) for name, t in times.items()}
 
 
