@@ -35,7 +35,8 @@ def main():
                 sol = diffrax.diffeqsolve(
                     term, solver, 0.0, 1.0, None, jnp.ones(2), ps, stepsize_controller=controller, throw=False
                 )
-                row.append(f"{sol.stats['num_steps']} ({sol.stats['num_rejected_steps']})")
+                steps = f"{sol.stats['num_steps']} ({sol.stats['num_rejected_steps']})"
+                row.append(steps if sol.result == diffrax.RESULTS.successful else f"not in {sol.stats['num_steps']}")
             rows.append(tuple(row))
     timing.table(("solver", "root finder", "rtol 1e-3", "rtol 1e-6", "rtol 1e-9"), rows, "steps")
 

@@ -50,8 +50,10 @@ def filled(page: str, found: dict[str, dict[str, Any]]) -> str:
 
 
 def table(result: dict[str, Any], name: str) -> str:
-    chosen = {table["name"]: table for table in result["tables"]}[name]
-    return timing.markdown(chosen["columns"], chosen["rows"])
+    for table in result["tables"]:
+        if table["name"] == name:
+            return timing.markdown(table["columns"], table["rows"])
+    raise KeyError(f"no table {name!r} in {[table['name'] for table in result['tables']]}")
 
 
 def machines(found: dict[str, dict[str, Any]]) -> str:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 import pages
@@ -73,9 +74,14 @@ def main() -> int:
         rows.append((name, round(time.perf_counter() - start), wrong or "done"))
     print()
     timing.table(("script", "seconds", ""), rows)
+    failed = any(wrong != "done" for *_, wrong in rows)
     if not options.quick:
-        pages.write()
-    return int(any(wrong != "done" for *_, wrong in rows))
+        try:
+            pages.write()
+        except Exception:  # the results are written
+            traceback.print_exc()
+            failed = True
+    return int(failed)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def growth():
     growing = {
         "batch": "samples",
         "state": "size of the state",
-        "horizon": "horizon, 7 to 119 steps",
+        "horizon": "horizon, {} to {} steps",
         "layers": "layers",
     }
     with lux.plot.style():
@@ -59,7 +59,7 @@ def growth():
             rows = [dict(zip(table["columns"], row, strict=True)) for row in table["rows"] if row[0] == name]
             for line, column in lines.items():
                 ax.loglog([row["to"] for row in rows], [row[column] for row in rows], "o-", label=line)
-            ax.set(xlabel=label)
+            ax.set(xlabel=label.format(rows[0]["steps"], rows[-1]["steps"]))
             ax.set_xticks([row["to"] for row in rows], [f"{row['to']:g}" for row in rows])
             ax.minorticks_off()
         axes[0].set(ylabel="value and gradient (ms)")
