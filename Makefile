@@ -17,7 +17,7 @@ tutorials: $(VENV)/tutorials
 docs: $(VENV)/docs
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
 
-# All but large cross products of options.
+# All but what takes long: most cases of large cross products, long runs, the pages of docs.
 test: $(VENV)/test
 	$(BIN)/python -m pytest -m "not exhaustive"
 

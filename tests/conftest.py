@@ -31,12 +31,18 @@ training/test_step
 """.split()
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by marks
 def pytest_collection_modifyitems(items):
-    """The mark `gpu`."""
-    core = [Path(__file__).parent / f"{name}.py" for name in CORE]
+    """The mark `gpu`; of a test that is marked `exhaustive` and has many cases, the first is not."""
+    core, seen = [Path(__file__).parent / f"{name}.py" for name in CORE], set()
     for item in items:
         if item.path in core:
             item.add_marker("gpu")
+        function = getattr(item, "function", None)
+        many = any(mark.name == "exhaustive" for mark in getattr(function, "pytestmark", ())) and item.nodeid[-1] == "]"
+        if many and function not in seen:
+            seen.add(function)
+            item.own_markers[:] = [mark for mark in item.own_markers if mark.name != "exhaustive"]
 
 
 @pytest.fixture(autouse=True)

@@ -144,6 +144,7 @@ def test_jvp_and_vjp_hand_the_state_on(key):
         assert np.allclose(st_next["running_mean"], expected)
 
 
+@pytest.mark.exhaustive
 def test_integers_half_precision_and_no_samples():
     D = lux.derivatives
 

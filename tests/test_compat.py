@@ -72,6 +72,7 @@ del jax.make_user_context
 """
 
 
+@pytest.mark.exhaustive
 def test_the_package_imports_and_solves_without_any_of_them():
     runs = [
         subprocess.run([sys.executable, "-c", s], capture_output=True, text=True) for s in (SCRIPT, MISSING + SCRIPT)
@@ -207,6 +208,7 @@ def gradient(adjoint):
     return jax.grad(loss)(jnp.array([0.5, 2.0]))
 
 
+@pytest.mark.exhaustive
 def test_gradients_where_the_loop_of_diffrax_is_another(monkeypatch):
     usual = [gradient(adjoint) for adjoint in (diffrax.RecursiveCheckpointAdjoint(), DiscreteAdjoint())]
     np.testing.assert_allclose(*usual, rtol=1e-12)
@@ -248,6 +250,7 @@ def test_a_function_that_looks_up_other_names_stays_as_it_is():
     assert _compat.rebound(max, eqx=1) is max
 
 
+@pytest.mark.exhaustive
 def test_what_the_fields_of_a_solve_check_is_checked_as_before():
     field = lux.Lambda(lambda y: eqx.error_if(-y, y > 2.0, "out of the domain"))
     node = lux.NeuralODE(field, ts=[0.0, 1.0], output="final")

@@ -39,6 +39,7 @@ def finish(process):
     return float(value), int(hits), int(misses)
 
 
+@pytest.mark.exhaustive
 def test_a_second_process_compiles_nothing(tmp_path):
     together = [start(tmp_path), start(tmp_path)]  # two at once write to one folder
     (value, *_), (same, *_) = map(finish, together)

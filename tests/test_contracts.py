@@ -375,6 +375,7 @@ def marked(case):
     return case if everyday else pytest.param(*case, marks=pytest.mark.exhaustive)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("layer", "x", "options"), [marked(case) for case in LAYERS], ids=kind)
 def test_layers_keep_the_contract(layer, x, options):
     check_layer(layer, x, printed=True, **options)

@@ -95,6 +95,7 @@ def loss(cv, scale=1.0):
     return scale * jnp.sum(f(cv).data ** 2)
 
 
+@pytest.mark.exhaustive
 def test_hessian_and_hvp(cv, key):
     H = hessian(loss)(cv, 2.0)
     assert H.rows is H.columns is cv.layout and H["a", "b.d"].shape == (2, 1, 2)
@@ -213,6 +214,7 @@ def test_raw_errors_say_what_to_pass(cv):
                 derivative(cv)
 
 
+@pytest.mark.exhaustive
 def test_a_solve_of_any_number_of_steps_has_a_forward_mode():
     def decay(p):
         term = diffrax.ODETerm(lambda t, u, p: -p.rate * u)
@@ -238,6 +240,7 @@ def test_a_solve_of_any_number_of_steps_has_a_forward_mode():
         hessian(lambda p: decay(p))(p)
 
 
+@pytest.mark.exhaustive
 def test_a_solver_can_follow_the_context():
     def decay(p):
         adjoint = {
@@ -446,6 +449,7 @@ def test_coroutines_that_wait_inside_a_context_do_not_disturb_others(jitted, cv)
     assert derivatives.current() is None and derivatives._jit_key.value is None and not derivatives._thread.waiting
 
 
+@pytest.mark.exhaustive
 def test_outputs_that_are_no_floats_are_named(cv):
     with pytest.raises(TypeError, match=r"derivatives are of floating-point outputs: `n` has dtype int64"):
         jacobian(lambda cv: {"n": cv.a.astype(int)})(cv)

@@ -28,11 +28,13 @@ def test_fitting():
     assert page["lower"].rate < 0.7 < page["upper"].rate and (page["low"] < page["high"]).all()
 
 
+@pytest.mark.exhaustive
 def test_minimize():
     page = run("minimize.md")
     assert page["refined"].shape == (64, 2) and page["root"].success
 
 
+@pytest.mark.exhaustive
 def test_training(capsys):
     page = run("training.md")
     assert "all 320 steps made" in capsys.readouterr().out
@@ -40,6 +42,7 @@ def test_training(capsys):
     assert page["state"].step == 320
 
 
+@pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 def test_inference():
     for name in ("numpyro", "blackjax", "arviz"):
@@ -50,6 +53,7 @@ def test_inference():
     assert page["hierarchical"].shape == (200, 3) and page["data"]["posterior"]["rate"].shape == (2, 200)
 
 
+@pytest.mark.exhaustive
 def test_symbolic():
     pytest.importorskip("sympy")
     page = run("symbolic.md")
@@ -61,16 +65,19 @@ def test_symbolic():
     assert abs(missing.dx["x y"] + 0.9) < 3 * errors.dx["x y"] and abs(missing.dy["x y"] - 0.8) < 3 * errors.dy["x y"]
 
 
+@pytest.mark.exhaustive
 def test_adjoints():
     page = run("adjoints.md")
     assert jnp.isfinite(page["grad"].data).all() and jnp.allclose(page["rest"], 1.0, atol=1e-5)
     assert page["st"]["layer_1"]["running_mean"].any()
 
 
+@pytest.mark.exhaustive
 def test_index():
     assert run("index.md")["result"].value < 1e-5
 
 
+@pytest.mark.exhaustive
 def test_start():
     page = run("start.md")
     assert page["result"].value < 1e-3
@@ -88,12 +95,14 @@ def test_debugging(capsys):
     assert "`layer_1`" in first and "max_steps was reached" in second
 
 
+@pytest.mark.exhaustive
 def test_coming_from():
     page = run("coming_from.md")
     assert jnp.allclose(page["sol"].ys, page["same"].ys, atol=1e-3)
     assert abs(page["fit"].params.rate - 0.7) < 0.05 and page["state"].step == 10
 
 
+@pytest.mark.exhaustive
 def test_adapters():
     for library in ("flax", "haiku", "torch", "pandas", "xarray"):
         pytest.importorskip(library, reason="of the page on adapters: `make test-extras` installs it")
@@ -102,6 +111,7 @@ def test_adapters():
     assert jnp.allclose(page["sol"].ys[0], page["same"].ys[0], rtol=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_series():
     page = run("series.md")
     assert page["result"].value < 0.01 and page["fit"].success
@@ -134,6 +144,7 @@ def test_no_page_is_forgotten():
     assert with_code <= tried | elsewhere | {"compilation.md"}  # which has a line
 
 
+@pytest.mark.exhaustive
 def test_jumps_events(capsys):
     page = run("jumps_events.md")
     assert "[0.4515 1.174  1.7519]" in capsys.readouterr().out

@@ -30,6 +30,7 @@ def hard(x):
     return jnp.stack(outputs, -1)
 
 
+@pytest.mark.exhaustive
 def test_values_gradients_and_laplacians_in_one_pass(key, monkeypatch):
     ps, st = lux.setup(key, NET)
 

@@ -32,6 +32,7 @@ class Func(eqx.Module):
         return self.out_scale * self.mlp(y)
 
 
+@pytest.mark.exhaustive
 def test_neural_ode():
     func, ts, y0 = Func(2, 8, 2, key=KEY), jnp.linspace(0.0, 1.0, 6), jnp.array([0.5, -0.3])
     target = jnp.ones((6, 2))

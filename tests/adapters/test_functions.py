@@ -38,6 +38,7 @@ def test_a_pair_of_functions_trains_by_optax():
     assert values[-1] < values[0] / 5
 
 
+@pytest.mark.exhaustive
 def test_a_function_is_fitted_by_optimistix_and_refuses_updates():
     layer = lux.MLP(1, 6, 1)
     ps, st = lux.setup(KEY, layer)

@@ -404,6 +404,7 @@ def test_many_leaves_in_shard_map_and_export():
     np.testing.assert_allclose(gradient.data, 2 * expected.data, rtol=1e-10)
 
 
+@pytest.mark.exhaustive
 def test_attribute_access_gives_the_gradient_of_the_tree_and_leaks_nothing():
     cv, x = layers(), jnp.ones(3)
     with jax.checking_leaks():
@@ -417,6 +418,7 @@ def test_attribute_access_gives_the_gradient_of_the_tree_and_leaks_nothing():
     np.testing.assert_allclose(b[0], by_tree(cv, x) ** 2, rtol=1e-12)
 
 
+@pytest.mark.exhaustive
 def test_parts_kept_in_one_trace_are_not_used_in_another():
     cv = ComponentVector(a=[1.0, 2.0], b=3.0)
 

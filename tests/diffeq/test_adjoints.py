@@ -59,6 +59,7 @@ WORKS = {
 }
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("adjoint", "use"), [(adjoint, use) for adjoint, uses in WORKS.items() for use in uses])
 def test_pairings_that_work_are_exact(adjoint, use):
     derivative, exact = USES[use]
@@ -88,6 +89,7 @@ def test_hessian_of_saved_values_by_the_checkpointed_adjoint():
     np.testing.assert_allclose(got, HESSIAN, rtol=1e-7)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("adjoint", ["checkpointed", "direct", "backsolve", "gauss"])
 def test_single_precision_stays_single_where_double_is_the_default(adjoint):
     node = lux.NeuralODE(NET, ts=[0.0, 1.0], adjoint=adjoint, output="final", max_steps=64)
@@ -203,6 +205,7 @@ PAIRS = [
 ] + [("discontinuous", "auto"), ("fixed steps", "auto")]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("problem", "adjoint"), PAIRS)
 def test_every_adjoint_has_the_discrete_gradient(problem, adjoint):
     exact = gradient(problem, "checkpointed")

@@ -43,6 +43,7 @@ def test_a_linear_flow_has_its_exact_density():
     np.testing.assert_allclose(density.z, X @ np.linalg.inv(forward).T, rtol=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_a_trained_base_is_the_density_of_the_noise():
     """Of a flow in one dimension the density integrates to one, by any base; where nothing moves it is the base's."""
     grid = np.linspace(-12.0, 12.0, 601)[:, None]
@@ -144,6 +145,7 @@ def test_the_key_is_renewed():
 # --- gradients ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 def test_gradients_of_exact_densities_agree_with_differences_and_between_adjoints():
     flow, ps, st = net(2, regularize=True, rtol=1e-9, atol=1e-11)
 

@@ -57,6 +57,7 @@ EXPLICIT, IMPLICIT = {}, {"solver": diffrax.Kvaerno5(), "rtol": 1e-7, "atol": 1e
 FIXED = {"stepsize_controller": diffrax.ConstantStepSize(), "dt0": 0.02, "rtol": 1e-6, "atol": 1e-8}  # defaults
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("adjoint", "options"),
     [
@@ -83,6 +84,7 @@ def test_forward_mode_is_that_of_finite_differences():
     np.testing.assert_allclose(slope(1.0 + 0j) - 1j * slope(1j), exact[0], rtol=1e-6)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("adjoint", "options"),
     [("backsolve", EXPLICIT), ("checkpointed", IMPLICIT), ("direct", IMPLICIT), ("implicit", {"output": "final"})],

@@ -29,6 +29,7 @@ def slope(t, tau, past):
     return sum((k - past) * (-s) ** (k - 1) / math.factorial(k - 1) for k, s in terms(t, tau, past) if k)
 
 
+@pytest.mark.exhaustive
 def test_a_trained_lag_and_its_gradient_are_exact():
     """With a past of 0 the solution jumps at the start, and where that comes back moves with the lag."""
     ps, st = lux.setup(jax.random.key(0), DELAYED)
@@ -49,6 +50,7 @@ def test_a_trained_lag_and_its_gradient_are_exact():
     assert ps.physics.tau == 1.0
 
 
+@pytest.mark.exhaustive
 def test_nets_delays_and_pasts_are_as_by_the_method_of_steps():
     """A net that is trained, a past with a parameter, and a lag: each interval is solved by diffrax from the last."""
     net = lux.Dense(4, 2, jnp.tanh)
@@ -86,6 +88,7 @@ def test_nets_delays_and_pasts_are_as_by_the_method_of_steps():
     np.testing.assert_allclose(moved, tangent, rtol=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_a_lag_of_the_state():
     """y' = 2 y(sqrt t) has the solution t^2, whose square root is that of the time: sqrt(t) = sqrt(sqrt(y))."""
 
@@ -107,6 +110,7 @@ def test_a_lag_of_the_state():
     assert not diffrax.is_okay(sol.result) and np.all(np.isnan(sol.ys))
 
 
+@pytest.mark.exhaustive
 def test_what_cannot_be_solved_is_nan_for_its_sample():
     dde = lux.NeuralDDE(lux.Lambda(lambda x: -x[..., 1:]), [1.0], batching="vmap", adaptive=True, max_steps=64)
     ts = np.array([[0.0, 1.0, 2.0], [0.0, 1.0, 2.0], [2.0, 1.0, 0.0], [0.0, np.nan, 2.0]])
@@ -125,6 +129,7 @@ def test_what_cannot_be_solved_is_nan_for_its_sample():
     assert sol.result == diffrax.RESULTS.max_steps_reached and np.all(np.isnan(sol.ys))
 
 
+@pytest.mark.exhaustive
 def test_single_precision_joint_batches_and_several_lags():
     """y' = (-y(t - pi/2) + y(t - 3 pi/2)) / 2 has the solution sin t; one lag is trained, the other is not."""
     model = lux.UDE(lambda x, p, nets: (x[..., 2:] - x[..., 1:2]) / 2, {"tau": np.pi / 2})

@@ -22,6 +22,7 @@ def gradients(adjoint, **options):
     return grad_ps.data, grad_y0
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "options",
     [
@@ -64,6 +65,7 @@ def test_gradients_of_times():
     np.testing.assert_allclose(grad, slope[0], rtol=1e-5)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("adjoint", ["checkpointed", "reversible"])
 def test_a_failed_sample_leaves_the_gradient_of_the_others(adjoint):
     def blows_up(u):

@@ -76,6 +76,7 @@ def neuron(**options):
     return lux.NeuralODE(Leak(), ts=[0.0, 0.3, 1.0, 1.5], events=[fire], **TIGHT, **options)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("adjoint", ADJOINTS)
 def test_derivatives_of_times_and_states(adjoint):
     node = neuron(adjoint=adjoint)
@@ -101,6 +102,7 @@ def test_derivatives_of_times_and_states(adjoint):
         np.testing.assert_allclose(hessian, jax.hessian(lambda z: closed(z) @ weights)(z), rtol=1e-3)
 
 
+@pytest.mark.exhaustive
 def test_a_thermostat_with_a_jump_and_a_learned_condition():
     """Two events in turn, a window opened at a known time, and derivatives by the thresholds, which layers hold."""
 
@@ -150,6 +152,7 @@ def noted(i, value=1.0):
     return lambda t, y, ps: jnp.asarray(y).at[i].set(2 * jnp.sum(y) + value)
 
 
+@pytest.mark.exhaustive
 def test_many_in_one_step_together_and_at_the_start():
     steps = {"stepsize_controller": diffrax.ConstantStepSize(), "dt0": 2.0}
     first = lux.Event(lambda t, y, ps: t - 0.7, noted(0))
@@ -173,6 +176,7 @@ def test_a_condition_that_is_all_but_a_step_function():
     np.testing.assert_allclose(sol.stats["events"]["times"], [0.77, np.inf], rtol=1e-14)
 
 
+@pytest.mark.exhaustive
 def test_a_terminal_event_and_time_backward():
     end = lux.Event(lambda t, y, ps: t - 0.6, noted(0), terminal=True)
     sol = clock(end)
@@ -188,6 +192,7 @@ def test_a_terminal_event_and_time_backward():
     np.testing.assert_allclose(sol.ys[-1], [0.25], rtol=1e-13)
 
 
+@pytest.mark.exhaustive
 def test_a_solve_ends_at_the_nth_event():
     node = ball(events=[lux.Event(height, bounced, direction=-1, terminal=5)], ts=[0.0, 9.0])
 
@@ -206,6 +211,7 @@ def test_a_solve_ends_at_the_nth_event():
         np.testing.assert_allclose(slope, (high - low) / 2e-6, rtol=1e-6)
 
 
+@pytest.mark.exhaustive
 def test_samples_have_events_of_their_own():
     node, ps = ball(batching="vmap"), {"g": jnp.array(9.81), "restitution": jnp.array(0.8)}
     start = jnp.array([[1.0, 0.0], [0.5, 0.0], [50.0, 0.0]])
@@ -227,6 +233,7 @@ def test_samples_have_events_of_their_own():
         np.testing.assert_allclose(slope[name], total[name], rtol=1e-8)
 
 
+@pytest.mark.exhaustive
 def test_events_without_end_fail_and_say_so():
     ps = {"g": jnp.array(9.81), "restitution": jnp.array(0.5)}
     many = ball(events=[BOUNCE.replace(max_count=80)])
@@ -237,6 +244,7 @@ def test_events_without_end_fail_and_say_so():
             lux.raise_if_failed(sol)
 
 
+@pytest.mark.exhaustive
 def test_what_is_refused():
     wrong = lux.Event(lambda t, y, ps: t - 1, lambda t, y, ps: y[:1])
     noise = {"ts": [0.0, 1.0], "dt0": 0.1, "events": [BOUNCE]}

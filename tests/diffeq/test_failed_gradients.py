@@ -41,6 +41,7 @@ def sum_of_finite(ys):
 FORMS = [(name, "final") for name in ADJOINTS] + [(name, "ys") for name in ("checkpointed", "backsolve", "gauss")]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("name", "output"), FORMS)
 def test_failures_stay_to_themselves(name, output):
     options = {"adjoint": name.split(",")[0], "max_steps": 64, "batching": "vmap", **ADJOINTS[name]}
@@ -83,6 +84,7 @@ def test_forward_mode_of_a_failed_sample_is_zero():
     np.testing.assert_array_equal(slopes[len(GOOD) :], 0.0)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("adjoint", ["checkpointed", "direct"])
 def test_a_control_that_is_not_finite(adjoint):
     node = lux.NeuralODE(
@@ -114,6 +116,7 @@ def test_a_steady_state_that_is_not_reached():
         assert np.isfinite(gradient(jnp.array(1.0)))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "options", [{"adjoint": "direct"}, {"adjoint": "checkpointed", **IMPLICIT}], ids=["direct", "implicit"]
 )
@@ -127,6 +130,7 @@ def test_a_rejected_step_out_of_the_domain_of_the_field(options):
     np.testing.assert_allclose(gradient, 0.05, rtol=1e-4)
 
 
+@pytest.mark.exhaustive
 def test_curvature_at_an_exact_fit():
     """Where all residuals are zero so are the cotangents, but not their derivatives: the Hessian is 2 J^T J."""
     node = lux.NeuralODE(lux.Lambda(jnp.sin), ts=[0.0, 1.0], output="final", batching="vmap", max_steps=64)
@@ -145,6 +149,7 @@ def with_a_rule(x):
 with_a_rule.defvjp(lambda x: (x, None), lambda _, ct: (2 * ct,))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "options", [{"adjoint": "direct"}, {"adjoint": "checkpointed", **IMPLICIT}], ids=["direct", "implicit"]
 )

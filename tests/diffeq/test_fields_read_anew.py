@@ -40,6 +40,7 @@ def derivatives_at(rate, monkeypatch, layer, y):
 SPAN = {"ts": (0.0, 1.0), "output": "final"}
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("make", "y"),
     [
@@ -61,6 +62,7 @@ def test_a_global_that_has_changed_changes_the_solve_and_its_gradient(make, y, m
     assert before[0] != after[0] and not np.allclose(*(jax.tree.leaves(grads[1])[0] for grads in (before, after)))
 
 
+@pytest.mark.exhaustive
 def test_elements_attributes_and_names_that_code_makes_up_are_read_anew():
     settings = Settings(1.0)
     for change, field in (
@@ -96,6 +98,7 @@ def test_a_vector_field_that_is_made_anew_reads_anew(monkeypatch):
             assert jnp.allclose(solve(), Y * jnp.exp(-rate), rtol=1e-3)
 
 
+@pytest.mark.exhaustive
 def test_what_has_not_changed_is_traced_once():
     traces = []
 

@@ -34,6 +34,7 @@ def slope(f, p, y0, ts, adjoint="gauss", **options):
 KVAERNO = {"solver": diffrax.Kvaerno5()}
 
 
+@pytest.mark.exhaustive
 def test_a_parameter_that_acts_in_a_layer_only():
     """y_0 falls within 1e-4, y_1 gathers p times what it loses: the adjoint is constant; dy_1/dp = 1 - exp(-1e4)."""
 
@@ -86,6 +87,7 @@ def net_gradients(adjoint, ts, **options):
     return jax.grad(lambda ps, y0: jnp.sum(jnp.sin(node((y0, ts), ps, st)[0])), (0, 1))(2 * ps, jnp.asarray(Y0))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("batching", ["joint", "vmap"])
 def test_gauss_agrees_with_the_discrete_gradient(batching):
     ts = np.array([[0.5, 0.4, -1.0], [0.0, 0.1, 1.0], [0.0, 0.7, 2.0]])  # backward and forward, not uniform
@@ -95,6 +97,7 @@ def test_gauss_agrees_with_the_discrete_gradient(batching):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-9), gauss, checkpointed)
 
 
+@pytest.mark.exhaustive
 def test_gauss_through_a_stiff_solver_and_the_terms_of_a_split_equation():
     stiff = lux.Lambda(lambda y: -200.0 * (y - jnp.cos(y)))
     split = lux.SplitODE(lux.Dense(1, 1), stiff, ts=[0.0, 0.5], output="final", rtol=1e-5, atol=1e-7)
@@ -106,6 +109,7 @@ def test_gauss_through_a_stiff_solver_and_the_terms_of_a_split_equation():
     np.testing.assert_allclose(gradient("gauss"), gradient("checkpointed"), rtol=1e-3)
 
 
+@pytest.mark.exhaustive
 def test_gauss_is_zero_after_a_failure_and_nan_where_it_fails_itself():
     failed, _ = net_gradients("gauss", np.array([0.0, 5.0]), max_steps=3)
     np.testing.assert_array_equal(failed.data, 0.0)
@@ -154,6 +158,7 @@ def followed(ps, t):
     return y, 0.3 + k * (a * (1 - jnp.cos(b * t)) - b * jnp.sin(b * t)) + b * (1 + k * b) / a
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("solver", [diffrax.Kvaerno4(), diffrax.Kvaerno5()])
 def test_the_dense_output_of_stiff_steps_is_as_accurate_as_their_ends(solver):
     """Their cubic is off by 1e-4 in the middle of large steps, where the ends are right to 1e-8."""

@@ -43,6 +43,7 @@ def test_large_times_in_single_precision(rate, ts):
         assert result == diffrax.RESULTS.dt_min_reached and np.isnan(y).all() and steps < 5
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("ts", [[0.0, 1.0], [0.0, 1e11], [0.0, -1.0], [5.0, 6.0]])
 @pytest.mark.parametrize("field", [lambda s: jnp.where(s > 0, jnp.nan, 1.0), lambda s: 1 / s**2], ids=["nan", "pole"])
 def test_a_solve_that_is_stuck_ends_soon(dtype, ts, field):
@@ -83,6 +84,7 @@ def test_times_that_go_another_way_are_a_failure_where_they_are_traced(ts, saved
         lux.raise_if_failed(sol)
 
 
+@pytest.mark.exhaustive
 def test_a_batch_keeps_the_samples_whose_times_are_right():
     node = lux.NeuralODE(lux.Lambda(jnp.negative), output="ys", batching="vmap")
     ts = jnp.array([[0.0, 0.5, 1.0], [0.0, 1.0, 0.5]])

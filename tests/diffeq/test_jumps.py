@@ -28,6 +28,7 @@ def differences(f, x, h=1e-6):
     return np.array([(f(x + d) - f(x - d)) / (2 * h) for d in steps])
 
 
+@pytest.mark.exhaustive
 def test_limits_and_saved_values():
     """A jump at the first time, at one of `ts`, between them, and at the last; both limits of each."""
     ts, times = np.array([0.0, 1.0, 2.0, 3.0]), [0.0, 1.0, 2.5, 3.0]
@@ -53,6 +54,7 @@ def test_equal_times_follow_each_other_and_time_may_run_backward():
     assert back(jnp.zeros(1), {}, {})[0] == 4  # (0 + 1.5) * 2 + 1.0
 
 
+@pytest.mark.exhaustive
 def test_derivatives_by_the_times_of_the_call():
     """Those by the first time too, which the pieces start from."""
     node = lux.NeuralODE(decay, output="ys", jumps=lux.Jumps([1.5], amounts=1.0), **TIGHT)
@@ -65,6 +67,7 @@ def test_derivatives_by_the_times_of_the_call():
     np.testing.assert_allclose(got, differences(closed, ts).T, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("adjoint", ADJOINTS)
 def test_derivatives_by_amounts_times_and_state(adjoint):
     ts, times = np.array([0.0, 0.7, 2.0, 3.0]), np.array([0.5, 1.0, 2.5])
@@ -92,6 +95,7 @@ def two_compartments(y):
     return lux.ComponentVector(depot=-y["depot"], blood=y["depot"] - 0.1 * y["blood"])
 
 
+@pytest.mark.exhaustive
 def test_an_infusion_and_a_bolus_into_a_named_component():
     ts, start = np.linspace(0.0, 10.0, 21), lux.ComponentVector(depot=0.0, blood=0.0)
     doses = lux.Jumps([1.0, 4.0], amounts={"depot": [5.0, 7.0]}, durations=[2.0, 0.0], trainable=("times", "durations"))
@@ -113,6 +117,7 @@ def test_an_infusion_and_a_bolus_into_a_named_component():
     np.testing.assert_allclose(jax.grad(loss)(ps.data)[:3], want, rtol=1e-6)
 
 
+@pytest.mark.exhaustive
 def test_times_and_doses_of_each_sample_in_the_call():
     """As each sample alone, gradients too; an infinite time is no jump."""
     ts = np.linspace(0.0, 10.0, 5)
@@ -135,6 +140,7 @@ def test_times_and_doses_of_each_sample_in_the_call():
             np.testing.assert_allclose(a[i], b, rtol=1e-7, atol=1e-10)
 
 
+@pytest.mark.exhaustive
 def test_an_effect_that_is_a_layer_and_one_that_reads_the_parameters():
     net = lux.Dense(2, 2, jnp.tanh)
     kick = lux.NeuralODE(lux.Lambda(jnp.zeros_like), ts=[0.0, 1.0], jumps=lux.Jumps([0.5], net), output="final")
@@ -162,6 +168,7 @@ def test_fixed_jumps_leave_parameters_and_the_program_without_them_as_they_are()
     assert program(few).count(" = ") == program(many).count(" = ")  # one program, however many jumps
 
 
+@pytest.mark.exhaustive
 def test_what_is_refused():
     def solved(jumps, **options):
         return lux.NeuralODE(decay, ts=[0.0, 1.0], jumps=jumps, **options)(jnp.ones(2), {}, {})[0]

@@ -141,6 +141,7 @@ LAYERS = {
 VALUES = np.array([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", LAYERS)
 def test_integers_and_half_precision_are_solved_as_floats(name):
     layer, x_of = LAYERS[name]
@@ -160,6 +161,7 @@ def test_integers_and_half_precision_are_solved_as_floats(name):
                 np.testing.assert_array_equal(got, want.astype(dtype))  # rounded once, at the end
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ["NeuralODE", "NeuralDSDE", "NeuralCDE", "ODERNN", "NeuralDDE"])
 def test_half_precision_of_parameters_too_is_rounded_at_the_end(name):
     layer, x_of = LAYERS[name]
@@ -181,6 +183,7 @@ def values(out):
     return jax.tree.leaves(out.ys if isinstance(out, diffrax.Solution) else out)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("batching", ["joint", "vmap"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_no_samples_give_none(name, batching):
@@ -246,6 +249,7 @@ def test_costs_of_all_that_an_equation_takes():
     np.testing.assert_allclose(costs["acceleration"], 1.0, rtol=1e-5)  # of the control, in time
 
 
+@pytest.mark.exhaustive
 def test_stochastic_equations_of_trees_and_vectors_are_those_of_arrays():
     """Diagonal noise of a tree; general noise that drives all arrays of it."""
     y = jnp.array([1.0, -0.5])
@@ -296,6 +300,7 @@ def test_time_and_control_reach_the_layers_in_fields(name):
 AUGMENTED = lux.AugmentedODE(lux.NeuralODE(lux.Dense(3, 3)), 1)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [

@@ -69,6 +69,7 @@ def test_divergences_of_ornstein_uhlenbeck_processes_are_the_closed_forms():
     np.testing.assert_allclose(np.var(path.xs[:, -1]), moment, rtol=0.1)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("solver", [diffrax.Euler(), diffrax.EulerHeun()], ids=["Ito", "Stratonovich"])
 def test_a_constant_pull_costs_what_it_should_and_none_costs_nothing(solver):
     """Whatever the path is. After the last time of the data there is no pull."""
@@ -100,6 +101,7 @@ def net(**options):
     )  # fmt: skip
 
 
+@pytest.mark.exhaustive
 def test_gradients_are_differences_and_a_fit_improves_the_bound():
     model = net()
     ps, st = lux.setup(jax.random.key(0), model, dtype=jnp.float64)
@@ -125,6 +127,7 @@ def test_gradients_are_differences_and_a_fit_improves_the_bound():
     assert grad(fitted, st)[0][0] < before - 5
 
 
+@pytest.mark.exhaustive
 def test_what_it_does_not_take_is_refused():
     with pytest.raises(ValueError, match="fixed steps, `dt0"):
         net(dt0=None)

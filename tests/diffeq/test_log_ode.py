@@ -53,6 +53,7 @@ def solved(window, depth, xs=XS, ts=TS, **options):
     return sol.ys
 
 
+@pytest.mark.exhaustive
 def test_the_log_ode_of_a_linear_equation_approaches_its_solution():
     steps = np.diff(np.column_stack([TS, XS]), axis=0)
     y = XS[0]
@@ -68,6 +69,7 @@ def test_the_log_ode_of_a_linear_equation_approaches_its_solution():
     np.testing.assert_allclose(solved(5, 2)[5], one, rtol=1e-8)  # one exponential a window; the last one is shorter
 
 
+@pytest.mark.exhaustive
 def test_batches_series_and_what_is_refused():
     gaps = XS.copy()
     gaps[3, 0] = np.nan

@@ -38,6 +38,7 @@ def test_groups_cover_the_times_and_share_their_ends(times, size):
     assert 2 <= groups[-1].stop - groups[-1].start <= size
 
 
+@pytest.mark.exhaustive
 def test_complex_states_have_a_real_loss_and_its_gradient():
     """`z' = (-0.1 - 2i) z` is the real equation of its two parts."""
     data = DATA[:, 0] + 1j * DATA[:, 1]
@@ -75,6 +76,7 @@ def test_the_terms_of_the_loss():
     np.testing.assert_allclose(total - fit, 7 * jumps, rtol=1e-6)
 
 
+@pytest.mark.exhaustive
 def test_one_group_is_single_shooting():
     loss, (ys,) = shoot(truth() * 0.9, group_size=8)
     single = LINEAR((jnp.asarray(DATA[0]), TS), truth() * 0.9, {})[0].ys
@@ -95,6 +97,7 @@ def test_gradients_by_parameters_and_by_learned_starts():
     np.testing.assert_allclose(slope, (value(q + 1e-5 * v) - value(q - 1e-5 * v)) / 2e-5, rtol=1e-6)
 
 
+@pytest.mark.exhaustive
 def test_a_failed_group_is_infinite_and_leaves_the_gradient_of_the_others():
     square = lux.NeuralODE(lux.Chain(lux.Dense(1, 1, use_bias=False), jnp.square), solver=diffrax.Bosh3(), max_steps=64)
     data = jnp.array([[0.1], [0.1], [40.0], [50.0], [50.0]])  # the second group blows up
@@ -110,6 +113,7 @@ def test_a_failed_group_is_infinite_and_leaves_the_gradient_of_the_others():
     assert not jnp.any(jnp.isnan(gradient.data))
 
 
+@pytest.mark.exhaustive
 def test_the_loss_falls_all_the_way_to_the_truth_where_that_of_one_solve_does_not():
     ts = np.linspace(0.0, 6.0, 31)
     data = np.stack([scipy.linalg.expm(A * t) @ [1.0, -0.5] for t in ts])

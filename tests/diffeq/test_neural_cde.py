@@ -151,6 +151,7 @@ def test_counts_say_what_was_observed():
 # --- batches and gradients ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 def test_gradients_by_parameters_and_data_agree_with_finite_differences_and_between_adjoints():
     layer = small(rtol=1e-9, atol=1e-11, interpolation="linear")
     ps, st = lux.setup(jax.random.key(0), layer)
@@ -177,6 +178,7 @@ def test_joint_and_vmapped_batches_agree():
     assert np.all(abs(own_times[2, -1] - separate[2, -1]) > 1e-3)
 
 
+@pytest.mark.exhaustive
 def test_the_critic_of_an_sde_gan():
     """The gradient of a score of generated paths, by the generator's parameters, along a fixed Brownian path."""
     generator = lux.NeuralDSDE(lux.Dense(1, 1), lux.Dense(1, 1), ts=TS, dt0=0.25, batching="vmap", output="ys")

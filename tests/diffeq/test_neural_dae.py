@@ -77,6 +77,7 @@ def robertson(y):
     return jnp.array([-slow, slow - fast, a + b + c - 1])
 
 
+@pytest.mark.exhaustive
 def test_robertson_with_a_mass_matrix_and_a_stiff_solver():
     def kinetics(t, y):
         slow, fast = 0.04 * y[0] - 1e4 * y[1] * y[2], 3e7 * y[1] ** 2
@@ -144,6 +145,7 @@ def test_time_in_the_constraint():
 # --- gradients ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 def test_gradients_agree_with_finite_differences_and_a_second_adjoint():
     constraint = lux.Chain(lux.Dense(2, 1, jnp.tanh), lux.Lambda(lambda x: 0.5 * x))
     constraint = lux.SkipConnection(constraint, lambda g, y: y[..., 1:] + g)  # z + net(u, z) = 0

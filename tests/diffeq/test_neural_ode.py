@@ -153,6 +153,7 @@ def test_gradient_with_respect_to_the_initial_value_is_exact():
     np.testing.assert_allclose(jacobian, scipy.linalg.expm(A), rtol=1e-8)
 
 
+@pytest.mark.exhaustive
 def test_adjoint_auto_follows_the_derivatives_asked_for():
     model, ps, st = small_net()
     node = lux.NeuralODE(model, ts=[0.0, 0.5], rtol=1e-8, atol=1e-10, max_steps=16, output="final")
@@ -211,6 +212,7 @@ def test_a_solver_that_runs_out_of_steps_gives_nan(output):
     np.testing.assert_array_equal(gradient.data, 0.0)  # nothing that could be followed
 
 
+@pytest.mark.exhaustive
 def test_a_bad_sample_leaves_the_others_exact():
     u0 = jnp.array([[1.0, -0.5], [jnp.nan, 1.0], [0.3, 2.0]])
     sol, _ = lux.NeuralODE(LINEAR, ts=TS, batching="vmap")(u0, linear_parameters(), {})

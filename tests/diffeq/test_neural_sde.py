@@ -33,6 +33,7 @@ def nets(**options):
 # --- distributions ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 def test_moments_of_the_ornstein_uhlenbeck_process():
     n, ts = 4000, np.array([0.0, 0.5, 2.0])
     options = {"ts": ts, "dt0": 0.02, "solver": diffrax.Heun(), "trajectories": n}
@@ -62,6 +63,7 @@ def test_general_noise_has_the_covariance_of_its_matrix():
 # --- strong solutions: along the same Brownian path ---------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("solver", "ito", "order"),
     [(diffrax.Euler(), True, 0.5), (diffrax.ItoMilstein(), True, 1.0), (diffrax.Heun(), False, 1.0)],
@@ -89,6 +91,7 @@ def test_the_path_does_not_depend_on_the_steps():
     np.testing.assert_allclose(*values, rtol=1e-12)
 
 
+@pytest.mark.exhaustive
 def test_general_noise_with_a_diagonal_matrix_is_diagonal_noise():
     sde, ps, st = nets()
     general = lux.NeuralSDE(sde.drift, lux.Lambda(lambda y: y[..., None] * jnp.eye(2)), ts=sde.ts, dt0=0.1, output="ys")
@@ -98,6 +101,7 @@ def test_general_noise_with_a_diagonal_matrix_is_diagonal_noise():
     np.testing.assert_allclose(got[0], expected[0], rtol=1e-12)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("solver", [diffrax.SPaRK(), diffrax.ShARK()], ids=["SPaRK", "ShARK"])
 def test_adaptive_steps_and_solvers_with_levy_areas(solver):
     controller = diffrax.PIDController(rtol=1e-3, atol=1e-3, pcoeff=0.1, icoeff=0.3)
@@ -112,6 +116,7 @@ def test_adaptive_steps_and_solvers_with_levy_areas(solver):
 # --- gradients ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 def test_checkpointed_gradients_are_those_of_direct_ones():
     sde, ps, st = nets(solver=diffrax.ReversibleHeun())
     gradient = jax.jit(jax.grad(lambda ps, layer: jnp.sum(layer(jnp.ones((3, 2)), ps, st)[0] ** 2)), static_argnums=1)
@@ -150,6 +155,7 @@ def test_frozen_dropout_in_the_drift():
     assert after["drift"]["key"] != st["drift"]["key"]
 
 
+@pytest.mark.exhaustive
 def test_training_by_moments():
     """The factor that gives these paths of a Brownian motion the variance 0.25 after one unit of time."""
     diffusion = lux.Chain(jnp.ones_like, lux.Dense(1, 1, use_bias=False))
@@ -194,6 +200,7 @@ def test_bad_input_is_one_sentence(make, sentence):
         make()
 
 
+@pytest.mark.exhaustive
 def test_gradients_of_values_saved_where_steps_end():
     """0.6 as a save time is one unit in the last place after the end of a step."""
     sde = lux.NeuralDSDE(lux.Dense(1, 1), lux.Dense(1, 1), ts=np.linspace(0.0, 1.0, 6), dt0=0.1, output="ys")

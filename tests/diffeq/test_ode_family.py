@@ -108,6 +108,7 @@ def test_bad_costs():
         lux.WithCosts(lux.NeuralODE(DECAY, ts=TS), ("speed",))
 
 
+@pytest.mark.exhaustive
 def test_the_time_of_an_event_is_differentiable():
     """A ball falls from a height h: it meets the floor at sqrt(2 h / g)."""
     event = diffrax.Event(lambda t, y, args, **kwargs: y[0][0], optimistix.Newton(1e-12, 1e-12))

@@ -31,6 +31,7 @@ def of_loss(adjoint, dtype=jnp.float64, **options):
     return ys, *grads
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("solver", "options"),
     [
@@ -50,6 +51,7 @@ def test_the_gradient_is_that_of_the_pair(solver, options):
         np.testing.assert_allclose(got[0], of_loss("auto", rtol=1e-9, **options)[0], atol=2e-5)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("dtype", "tol"), [(jnp.float64, 1e-11), (jnp.float32, 2e-4)])
 def test_many_steps(dtype, tol):
     """Undoing 4000 steps, against checkpoints of the same pair."""
@@ -87,6 +89,7 @@ def test_memory_does_not_grow_with_the_steps():
     assert memory[10_000] - memory[100] < 8 * 10_000
 
 
+@pytest.mark.exhaustive
 def test_what_it_does_not_take_is_refused_by_name():
     def end(y0, **options):
         node = lux.NeuralODE(MODEL, ts=TS, adjoint="reversible", output="final", **options)

@@ -48,6 +48,7 @@ def inputs(layer, series):
     return (series.data[:, 0], series) if isinstance(layer, lux.NeuralODE) else series
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", MEMBERS)
 def test_a_padded_series_is_as_it_is_alone(name):
     """The values, and the gradient by parameters and data; what stands in the padding is never read."""
@@ -79,6 +80,7 @@ def test_a_padded_series_is_as_it_is_alone(name):
         np.testing.assert_array_equal(ys[3], np.broadcast_to(ys[3, :1], ys[3].shape))
 
 
+@pytest.mark.exhaustive
 def test_repeated_last_times_are_padding_in_calls_of_all_kinds():
     """For each sample, in a `jax.vmap` of one's own, backward in time; the steps are those of the longest sample."""
     node = lux.NeuralODE(lux.Lambda(jnp.negative), batching="vmap", **TIGHT)
@@ -110,6 +112,7 @@ LOSSES = [
 OF_CLASSES = [lux.losses.cross_entropy, lux.losses.kl_divergence, lux.losses.focal]
 
 
+@pytest.mark.exhaustive
 def test_masked_losses_are_those_of_what_counts():
     """Bit by bit what is left out may be NaN, and has a zero gradient."""
     rows, mask = np.array([True, False, True]), np.array([[True, True], [False, False], [True, False]])

@@ -61,6 +61,7 @@ def test_the_statistics_are_those_of_the_first_evaluation():
     )
 
 
+@pytest.mark.exhaustive
 def test_what_it_does_not_take_is_refused_and_testing_is_as_ever():
     with pytest.raises(ValueError, match=r"on_state_update='first' holds the statistics of a batch, .*'vmap'"):
         node(batching="vmap")

@@ -151,6 +151,7 @@ def test_verlet_is_reversible():
     np.testing.assert_allclose(np.ravel(back), np.ravel(start()), rtol=1e-12)
 
 
+@pytest.mark.exhaustive
 def test_gradients_agree_with_finite_differences_and_a_second_adjoint():
     ode = lux.HamiltonianODE(kinetic, NET, ts=[0.0, 0.25, 0.6], dt0=0.1, max_steps=8)
     ps, st = lux.setup(jax.random.key(1), ode)
@@ -186,6 +187,7 @@ def test_it_prints():
     assert "dt0 = 0.1" in text and "Yoshida4()" in text and "kinetic = Lambda(<kinetic>)" in text
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [

@@ -28,6 +28,7 @@ def found():
     return parts
 
 
+@pytest.mark.exhaustive
 def test_the_page(found):
     assert 0 < found["page"] < 100
 

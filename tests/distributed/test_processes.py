@@ -10,6 +10,7 @@ import pytest
 from launch import Run
 
 
+@pytest.mark.exhaustive
 def test_two_processes_compute_what_one_does():
     two, one, broken = Run("slurm", 2), Run("same", 1), Run("raise", 2)
     try:
@@ -44,6 +45,7 @@ def test_two_processes_compute_what_one_does():
     ]
 
 
+@pytest.mark.exhaustive
 def test_a_killed_run_ends_and_goes_on_to_the_same_numbers(tmp_path):
     pytest.importorskip("orbax.checkpoint")
     whole, run = Run("run", 2, tmp_path / "whole"), Run("run", 2, tmp_path / "broken")

@@ -141,6 +141,7 @@ def test_losses_and_radii_of_complex_maps():
 # --- trees and names ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 def test_component_vectors_are_inputs_and_solutions():
     def cell(zx):
         z, x = zx

@@ -182,6 +182,7 @@ def test_vmapped_batch_leaves_the_others_as_they_are():
     np.testing.assert_allclose(got[2], alone, rtol=1e-12)
 
 
+@pytest.mark.exhaustive
 def test_memory_does_not_grow_with_the_steps():
     args = (jnp.asarray(W), jnp.asarray(X))
 

@@ -106,10 +106,12 @@ def test_parameters_as_an_input_in_double_precision(net, tmp_path):
         np.testing.assert_allclose(found, wanted, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.exhaustive
 def test_operations(tmp_path):
     check(tmp_path, lambda x: [*elementwise(x), *moving(x)], (samples(18, 5),), rtol=3e-6)
 
 
+@pytest.mark.exhaustive
 def test_loops_and_branches(key, tmp_path):
     cell = lux.Recurrence(lux.LSTMCell(3, 4), return_sequence=True)
     ps, st = lux.setup(key, cell, dtype="float32")
@@ -137,6 +139,7 @@ def test_loops_and_branches(key, tmp_path):
         c_source(tmp_path / "f.c", of_any_length, x=samples(1, 3)[0], batch_axis=None, vjp=True)
 
 
+@pytest.mark.exhaustive
 def test_solves(key, tmp_path):
     net = lux.Chain(lux.Dense(3, 6, jnp.tanh), lux.Dense(6, 3))
     cell = lux.Parallel(lambda a, b: jnp.tanh(a + b), lux.Dense(3, 3, use_bias=False), lux.Dense(3, 3))

@@ -44,6 +44,7 @@ def shell(tmp_path, monkeypatch):
         process.wait()
 
 
+@pytest.mark.exhaustive
 def test_the_page_runs(shell, capsys):
     for module in NEEDED:
         pytest.importorskip(module)

@@ -97,6 +97,7 @@ def test_images_sequences_and_loops(key, tmp_path):
     check(tmp_path, loops, (samples(3, 1)[:, 0],), batch_axis=None)
 
 
+@pytest.mark.exhaustive
 def test_solves(key, tmp_path):
     net = lux.Chain(lux.Dense(3, 6, jnp.tanh), lux.Dense(6, 3))
     cell = lux.Parallel(lambda a, b: jnp.tanh(a + b), lux.Dense(3, 3, use_bias=False), lux.Dense(3, 3))

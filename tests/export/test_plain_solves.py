@@ -37,6 +37,7 @@ def both_ways(layer, x):
     )
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "make",
     [
@@ -138,6 +139,7 @@ def test_plain_operations():
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.exhaustive
 def test_equilibria_are_plain_loops_already():
     cell = lux.Parallel(lambda a, b: jnp.tanh(a + b), lux.Dense(4, 4, use_bias=False), lux.Dense(3, 4))
     x = jax.random.normal(jax.random.key(1), (4, 3), float)

@@ -34,6 +34,7 @@ print(json.dumps(out))
 """
 
 
+@pytest.mark.exhaustive
 def test_tensorflow_reads_solves_and_a_net_with_its_gradient(key, tmp_path):
     pytest.importorskip("tensorflow")
     model = lux.Chain(lux.Dense(3, 2, jnp.tanh), lux.NeuralODE(lux.MLP(2, 4, 2), ts=[0.0, 1.0]))

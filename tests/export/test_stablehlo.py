@@ -31,6 +31,7 @@ RANDOM = (lux.NeuralDSDE, lux.NeuralSDE, lux.WithCosts, lux.CNF)  # draw numbers
 OF_ONE_BATCH = (lux.StatefulRecurrentCell,)
 
 
+@pytest.mark.exhaustive
 def test_every_layer_is_exported_with_a_batch_of_any_size():
     failed = []
     for layer, x, _ in LAYERS:
@@ -68,6 +69,7 @@ def squared_error(ps, batch):
     return jnp.mean((sol.ys - batch["target"]) ** 2)
 
 
+@pytest.mark.exhaustive
 def test_what_is_loaded_gives_the_same_numbers(key, tmp_path):
     """At batches of 1, 5 and 32, to the last bit."""
     models = {
@@ -94,6 +96,7 @@ def test_what_is_loaded_gives_the_same_numbers(key, tmp_path):
             np.testing.assert_array_equal(got, expected, err_msg=f"{name}, {batch}")
 
 
+@pytest.mark.exhaustive
 def test_a_gradient_with_its_parameters_as_an_input(key, tmp_path):
     ps, _ = lux.setup(key, ADAPTIVE)
     path, gradient = tmp_path / "gradient.stablehlo", jax.value_and_grad(squared_error)

@@ -38,6 +38,7 @@ def fit():
     return lux.ComponentVector(line={"offset": offset, "slope": slope}), covariance
 
 
+@pytest.mark.exhaustive
 def test_profile_of_a_linear_model_is_its_parabola(fit):
     ps, covariance = fit
     profiles = profile_likelihood(nll, ps, "line.*", level=0.9)
@@ -57,6 +58,7 @@ def test_profile_of_a_linear_model_is_its_parabola(fit):
     assert stopped["line.slope"].values[0] == pytest.approx(float(ps.line.slope) - 1e-3)
 
 
+@pytest.mark.exhaustive
 def test_profile_of_a_curved_model_agrees_with_a_grid_and_a_flat_one_is_open():
     t = jnp.linspace(0.1, 1.0, 8)
     y = 2.0 * jnp.exp(-1.3 * t) + 0.1 * jnp.sin(20 * t)
@@ -146,6 +148,7 @@ def test_bands_by_the_delta_method_and_by_sampling_agree(fit, key):
     assert np.isnan(sampled_band(line, failing)[1][1:]).all()
 
 
+@pytest.mark.exhaustive
 def test_bootstrap_finds_the_standard_errors(fit, key):
     ps, covariance = fit
     t = jnp.asarray(T)

@@ -54,6 +54,7 @@ def test_the_density_is_that_of_the_free_vector(ps):
     np.testing.assert_allclose(density.free(density.params(both)).data, both.data, rtol=1e-12)
 
 
+@pytest.mark.exhaustive
 def test_numpyro_distributions_of_all_supports(key):
     dist = pytest.importorskip("numpyro.distributions")
     ps = lux.ComponentVector(rate=2.0, share=0.3, mix=[0.2, 0.3, 0.5], scale=[1.5, 1.2], weight=jnp.zeros((2, 3)))

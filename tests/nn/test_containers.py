@@ -350,6 +350,7 @@ def test_alternate_precision_of_vectors_trees_and_integers(key):
     )
 
 
+@pytest.mark.exhaustive
 def test_wrong_connections_and_layers_are_refused_by_name():
     dense = lux.Dense(2, 2)
     for make in (

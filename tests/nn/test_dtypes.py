@@ -168,6 +168,7 @@ def test_every_layer_is_here():
     assert not [name for name in lux.nn.__all__ if name not in here and not name.endswith("Basis")]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("layer", "x"), LAYERS, ids=name)
 def test_integers_are_floating_point_where_a_layer_computes(key, layer, x):
     ps, st = lux.setup(key, layer)
@@ -181,6 +182,7 @@ def test_integers_are_floating_point_where_a_layer_computes(key, layer, x):
             same(after, after_expected, 1e-6)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("layer", "x"), LAYERS, ids=name)
 def test_half_precision_is_float32_to_its_rounding(key, layer, x):
     run = jax.jit(lambda ps, x, st: layer(x, ps, st))
@@ -229,6 +231,7 @@ def test_an_output_has_the_precision_of_input_and_parameters(key, layer, x):
             assert a.dtype == b.dtype
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("layer", "x"), LAYERS, ids=name)
 def test_a_batch_without_samples_has_an_output_without_samples(key, layer, x):
     """And a gradient of zero."""

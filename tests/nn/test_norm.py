@@ -142,6 +142,7 @@ def test_wrong_features_ranks_and_groups(key):
             layer(jnp.zeros(shape), *lux.setup(key, layer))
 
 
+@pytest.mark.exhaustive
 def test_options_that_are_wrong_are_refused_by_name():
     for make, says in (
         (lambda: lux.BatchNorm(0), r"BatchNorm\.features: expected a whole number of at least 1, got 0"),

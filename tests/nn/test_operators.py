@@ -77,6 +77,7 @@ def test_spectral_convolutions_refuse_coarse_grids(key):
         lux.SpectralConv(1, 1, (1, 2, 3, 4))
 
 
+@pytest.mark.exhaustive
 def test_deeponet(key):
     model = lux.DeepONet(lux.Dense(5, 6), lux.MLP(1, 4, 3), out_features=2)
     ps, st = lux.setup(key, model)

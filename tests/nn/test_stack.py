@@ -190,6 +190,7 @@ def test_stacks_print_what_they_repeat():
     )
 
 
+@pytest.mark.exhaustive
 def test_flat_rows_are_the_same_stack(key):
     named = lux.Stack(BLOCK, 3)
     for policy in (False, True, jax.checkpoint_policies.dots_saveable):

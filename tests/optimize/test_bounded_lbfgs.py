@@ -84,6 +84,7 @@ def test_inside_of_jit_and_vmap_with_named_vectors_and_gradients():
     assert np.isclose(slope, 1.0, atol=1e-4)
 
 
+@pytest.mark.exhaustive
 def test_by_name_in_minimize():
     start = lux.ComponentVector(x=-1.2, y=1.0)
 

@@ -87,6 +87,7 @@ def test_what_has_weight_zero_may_be_nan_and_is_no_measurement():
     assert "the residual of sample 16, which itself holds NaN or inf, is not finite)" in counted.message
 
 
+@pytest.mark.exhaustive
 def test_intervals_cover_as_often_as_they_say():
     """Nine in ten of 90% intervals, and of bands, hold the truth: 200 fits, within four standard deviations."""
     rng, truth, count = np.random.default_rng(0), np.array([2.0, 1.1, 0.5]), 200
@@ -131,6 +132,7 @@ def test_open_directions_are_found_in_float32():
         result.standard_errors()
 
 
+@pytest.mark.exhaustive
 def test_what_data_leave_open_is_named():
     def twice(p, x):
         return (p.a + p.b) * x + p.c - x**2

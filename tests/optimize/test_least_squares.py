@@ -153,6 +153,7 @@ def test_trainable_components():
     np.testing.assert_allclose(result.params.data[:2], same.x, rtol=1e-6)
 
 
+@pytest.mark.exhaustive
 def test_a_solve_inside_takes_the_adjoint_that_the_jacobian_needs():
     decay = lux.NeuralODE(lambda u: -u, ts=jnp.linspace(0.0, 1.0, 5))
     _, st = lux.setup(jax.random.key(0), decay)

@@ -161,6 +161,7 @@ def test_geodesic_acceleration_is_the_second_order_step():
         solver(geodesic="yes")
 
 
+@pytest.mark.exhaustive
 def test_factorizations_take_one_thread_where_it_is_said():
     libraries = _compat.openblas_threads()
     before = [number() for number, _ in libraries]

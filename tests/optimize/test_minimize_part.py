@@ -172,6 +172,7 @@ def test_reports_go_through_trees_of_all_kinds(method, key):
     assert "args['complex']` holds 1 of 2" in result.message and "key" not in result.message
 
 
+@pytest.mark.exhaustive
 def test_newton_through_a_solve():
     node = lux.NeuralODE(
         lux.Dense(1, 1, use_bias=False), ts=[0.0, 1.0], output="final", max_steps=16, rtol=1e-9, atol=1e-9
@@ -183,6 +184,7 @@ def test_newton_through_a_solve():
     assert jax.tree.structure(result.params) == jax.tree.structure(ps)
 
 
+@pytest.mark.exhaustive
 def test_line_searches_work_on_the_tree():
     ps = lux.ComponentVector(START)
     plain = lux.minimize(quadratic, ps, method=optax.lbfgs(), args=jnp.full(4, 3.0), max_steps=20)

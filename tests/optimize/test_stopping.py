@@ -49,6 +49,7 @@ def test_patience_counts_steps_without_a_lower_loss(family):
     assert waited == [False] * (len(values) - 4) + [True]
 
 
+@pytest.mark.exhaustive
 def test_wrong_calls():
     with pytest.raises(ValueError, match="max_seconds: expected a number of at least 0, got -1"):
         minimize("BFGS", max_seconds=-1.0)

@@ -88,6 +88,7 @@ class WithState:
         self.i = state["i"]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("data", [(X, Y), Batches(), WithState()], ids=["arrays", "iterable", "with state"])
 def test_a_run_that_is_broken_off_goes_on_to_the_same_bits(data, tmp_path):
     batch_size = 4 if isinstance(data, tuple) else None
@@ -149,6 +150,7 @@ class Validation:
         return iter([(X, Y)])
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("data", [(X, Y), Batches()], ids=["arrays", "iterable"])
 def test_what_ends_a_run_leaves_no_trace_in_one_that_goes_on(data, tmp_path, monkeypatch):
     def run(folder, key=3, validation=None, patience=2, **options):
@@ -243,6 +245,7 @@ def kill_and_resume(folder, kills, seed):
     raise AssertionError("no run came to its end")
 
 
+@pytest.mark.exhaustive
 def test_kill_9_at_random_moments(tmp_path):
     """benchmarks/kill_runs.py kills fifty times."""
     assert kill_and_resume(tmp_path, 2, 1)

@@ -194,6 +194,7 @@ def test_wrong_objectives(outcome, error, sentence):
         jax.eval_shape(lux.train_step(lambda model, ps, st, batch: outcome(ps, st)), start(), BATCH)
 
 
+@pytest.mark.exhaustive
 def test_states_that_do_not_advance_and_other_arguments():
     model = lux.Chain(lux.Dense(2, 3), lux.BatchNorm(3))
     ps, st = lux.setup(jax.random.key(0), model)
