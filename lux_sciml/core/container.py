@@ -85,6 +85,23 @@ class Container(Layer):
             outputs.append(y)
         return tuple(outputs), st
 
+    def replace(self: C, **changes: Any) -> C:
+        """The same container with some fields changed, or children, by their names. Raises `TypeError` for others.
+
+        >>> import lux_sciml as lux
+        >>> model = lux.Chain(inject=lux.Dense(2, 8), head=lux.Dense(8, 1))
+        >>> model.replace(head=lux.Dense(8, 3)).head == lux.Dense(8, 3)
+        True
+        """
+        own = fields_of(self)
+        children = {name: as_layer(child) for name, child in changes.items() if name in self.children.keys() - own}
+        fields = {name: value for name, value in changes.items() if name not in children}
+        if unknown := fields.keys() - own.keys():
+            raise TypeError(f"{type(self).__name__} has no field or child {', '.join(unknown)}; "
+                            f"it has {', '.join(own)}{self._its_children()}")  # fmt: skip
+        out = super().replace(**fields)
+        return out.replace_children(children) if children else out
+
     def replace_children(self: C, children: Mapping[str, Layer]) -> C:
         """The same container with other children under the same names."""
         out = {}

@@ -124,6 +124,15 @@ def test_replace_children_keeps_names_and_fields():
     assert net.replace_children(net.children) == net
 
 
+def test_replace_takes_children_by_name():
+    chain = lux.Chain(a=A, b=B)
+    assert chain.replace(b=jnp.tanh) == lux.Chain(a=A, b=jnp.tanh)
+    assert chain.replace(layers={"c": C}) == lux.Chain(c=C)
+    assert lux.Parallel(jnp.add, A, B).replace(connection=None, layer_1=C) == lux.Parallel(None, A, C)
+    with pytest.raises(TypeError, match="Chain has no field or child c; it has layers; its children: a, b"):
+        chain.replace(c=C)
+
+
 def test_containers_hand_on_state():
     model = lux.Chain(a=lux.Chain(drop=lux.Dropout(0.5)), b=Pair(lux.Dropout(0.5), jnp.tanh))
     ps, st = lux.setup(jax.random.key(0), model)
