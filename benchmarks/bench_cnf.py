@@ -282,7 +282,7 @@ def main():
                 model, dataset, method="rk4", options={"step_size": DT}
             ),
         },
-        list(range(0, 3 * VIRTUAL, VIRTUAL)),
+        [jnp.asarray(i) for i in range(0, 3 * VIRTUAL, VIRTUAL)],
         "step",
         turns=1,
         seconds=15.0,

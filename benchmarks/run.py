@@ -24,7 +24,7 @@ QUICK = {  # with arguments
     "bench_import": [],
     "bench_train_step": [],
     "bench_fit": [],
-    "bench_layers": ["dense", "lstm"],
+    "bench_layers": ["dense"],
     "bench_neural_ode": ["short"],
     "bench_equilibrium": ["--part", "medium"],
 }
