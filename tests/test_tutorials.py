@@ -18,6 +18,8 @@ SHORT = {
     "first_steps": {"STEPS": 3, "MEMBERS": 2, "WIDTH": 4, "ODE_STEPS": 2},
     "digits_neural_ode": {"EPOCHS": 1},
     "digits_deq": {"EPOCHS": 1, "WIDTH": 32, "DEPTHS": [1, 2]},
+    "gravitational_waves": {"POINTS": 20, "TRAINED": 5e3, "LATER": 1e4, "WIDTH": 4, "STEPS": 10},
+    "many_devices": {"EPOCHS": 1, "WIDTH": 16, "BLOCKS": 2, "MEMBER_EPOCHS": 1},
 }
 
 
