@@ -15,7 +15,7 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +219,12 @@ def table(head: tuple[str, ...], rows: list[tuple[Any, ...]], name: str | None =
             Path(path).write_text(re.sub(r"\n {4}(?=[\]}])", "", text))
 
 
+@functools.cache
+def _packages() -> Mapping[str, list[str]]:
+    """The packages by what they are imported as: tensorflow comes from two."""
+    return importlib.metadata.packages_distributions()
+
+
 def about() -> dict[str, Any]:
     """What is measured on, and with which of the libraries that are loaded."""
     cpu = Path("/proc/cpuinfo")
@@ -228,8 +234,9 @@ def about() -> dict[str, Any]:
         system = platform.freedesktop_os_release()["PRETTY_NAME"]
     except OSError:
         system = f"{platform.system()} {platform.release()}"
-    used = [name for name in LIBRARIES if name in sys.modules]
-    versions = {name: importlib.metadata.version("scikit-learn" if name == "sklearn" else name) for name in used}
+    packages = _packages()
+    used = [package for name in LIBRARIES if name in sys.modules for package in packages.get(name, ())]
+    versions = {package: importlib.metadata.version(package) for package in used}
     return {
         "date": datetime.date.today().isoformat(),
         "machine": {
