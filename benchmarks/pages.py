@@ -12,6 +12,7 @@ have.
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -72,7 +73,8 @@ def write() -> None:
     found = results()
     for name, script in PICTURES.items():
         if script in found:
-            subprocess.run([sys.executable, DOCS / "pictures" / "draw.py", name], check=True)
+            environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+            subprocess.run([sys.executable, DOCS / "pictures" / "draw.py", name], check=True, env=environment)
     for path in DOCS.glob("*.md"):
         text = path.read_text()
         if (new := filled(text, found)) != text:
