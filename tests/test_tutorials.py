@@ -20,6 +20,7 @@ SHORT = {
     "digits_deq": {"EPOCHS": 1, "WIDTH": 32, "DEPTHS": [1, 2]},
     "gravitational_waves": {"POINTS": 20, "TRAINED": 5e3, "LATER": 1e4, "WIDTH": 4, "STEPS": 10},
     "many_devices": {"EPOCHS": 1, "WIDTH": 16, "BLOCKS": 2, "MEMBER_EPOCHS": 1},
+    "neural_cde": {"EPOCHS": 1, "LONG_EPOCHS": 1, "POINTS": 61},
 }
 
 
