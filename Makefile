@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo tutorials docs test test-extras lint format bench bench-quick clean
+.PHONY: demo tutorials docs test test-extras lint format bench bench-quick package clean
 
 demo: $(VENV)/plot
 	$(BIN)/python tutorials/lynx_hare.py
@@ -43,6 +43,15 @@ bench: $(VENV)/bench
 bench-quick: $(VENV)/bench
 	$(BIN)/python benchmarks/run.py --quick $(ONLY)
 
+# What would be published, checked; the README's code runs from the wheel, alone and with warnings as errors.
+package: $(VENV)/package
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+	$(PYTHON) -m venv --clear dist/venv
+	dist/venv/bin/python -m pip install --quiet --disable-pip-version-check dist/*.whl
+	cd dist && sed -n '/^```python$$/,/^```$$/{/^```/!p}' ../README.md | venv/bin/python -W error -
+
 # One stamp for each extra, so that it is installed again when pyproject.toml changes.
 $(VENV)/%: pyproject.toml | $(BIN)/python
 	$(INSTALL) --editable ".[$*]"
@@ -52,4 +61,4 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache .hypothesis demo_output docs/_build docs/api docs/tutorials
+	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache .hypothesis demo_output docs/_build docs/api docs/tutorials dist
