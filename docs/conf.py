@@ -1,6 +1,7 @@
 """The site of the documentation: `make docs` builds it into docs/_build/html."""
 
 import inspect
+import operator
 import re
 from pathlib import Path
 
@@ -56,6 +57,9 @@ ROOMS = {
     "inference": "Inference",
     "training": "Training",
     "adapters": "Other libraries",
+    "adapters.numpyro": "NumPyro",
+    "adapters.blackjax": "BlackJAX",
+    "adapters.arviz": "ArviZ",
     "distributed": "Many devices",
     "export": "Export",
     "discovery": "Equations from layers",
@@ -94,10 +98,10 @@ def setup(app):
     folder = Path(app.srcdir) / "api"
     folder.mkdir(exist_ok=True)
     for name, title in ROOMS.items():
-        room = getattr(lux_sciml, name)
+        room = operator.attrgetter(name)(lux_sciml)
         lines = [title, "=" * len(title), "", f".. currentmodule:: {room.__name__}", ""]
         lines += [inspect.getdoc(room) or "", "", ".. autosummary::", "   :toctree: names", "   :nosignatures:", ""]
         text = "\n".join([*lines, *(f"   {found}" for found in public_names(room))]) + "\n"
-        page = folder / f"{name}.rst"
+        page = folder / f"{name.replace('.', '_')}.rst"
         if not page.exists() or page.read_text() != text:
             page.write_text(text)

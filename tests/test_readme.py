@@ -1,4 +1,4 @@
-"""The README's code runs, in the order it stands there; what it links to and what the docstrings list exists."""
+"""The README's code runs, in the order it stands there; what pages link to and what the docstrings list exists."""
 
 import re
 from pathlib import Path
@@ -22,9 +22,32 @@ def test_python_blocks_run(capsys):
     assert namespace["result"].value < 0.05
 
 
-def test_links_lead_to_files():
-    links = re.findall(r"\]\(([\w/.]+)\)", README)
-    assert links and all((ROOT / link).exists() for link in links)
+def headings(page):
+    """The anchors of a page, as code hosts and MyST make them."""
+    found = re.findall(r"^#+ (.*)", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found}
+
+
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    *(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")),
+]
+PAGES += [f"tutorials/{script.name}" for script in (ROOT / "tutorials").glob("*.py")]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_pages_and_headings(page):
+    there = (ROOT / page).parent
+    for link in re.findall(r"\]\(([^)\s]+)\)", (ROOT / page).read_text()):
+        if "://" in link or link.startswith("mailto:") or not re.fullmatch(r"[\w/.#-]+", link):
+            continue  # elsewhere, or code
+        name, _, heading = link.partition("#")
+        target = there / name if name else ROOT / page
+        if target.suffix != ".ipynb" or not target.with_suffix(".py").exists():  # a notebook is made of its script
+            assert target.exists(), link
+        assert not heading or heading in headings(target), link
 
 
 ROOMS = [
