@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ._libraries import library
 from ._tree import describe
 from .components import ComponentMatrix, ComponentVector
 from .core.converters import checks_itself
@@ -317,8 +318,4 @@ def _axes(ax: Any) -> Any:
 
 
 def _pyplot() -> Any:
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise ImportError("plots need matplotlib: pip install lux-sciml[plot]") from error
-    return plt
+    return library("matplotlib.pyplot", "lux-sciml[plot]")

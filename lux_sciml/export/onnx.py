@@ -1,6 +1,5 @@
 """ONNX: for onnxruntime, OpenVINO and the runtimes of edge devices and phones."""
 
-import importlib
 import json
 import os
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ import jax
 import numpy as np
 
 from .. import _compat
+from .._libraries import library
 from ..components.files import replacing
 from .function import PlainFunction, plain_function
 from .onnx_graph import NoForm, Writer
@@ -57,10 +57,7 @@ def onnx(
 
 def _model(function: PlainFunction, opset: int) -> Any:
     """The ONNX model of a function."""
-    try:
-        onnx = importlib.import_module("onnx")
-    except ImportError as error:
-        raise ImportError("ONNX files are written with the package onnx: pip install lux-sciml[export]") from error
+    onnx = library("onnx", "lux-sciml[export]")
     if not 18 <= opset <= 23:
         raise ValueError(f"the version of ONNX's operators is one of 18 to 23, got {opset}")
     function.require_types("ONNX", (*_REAL, *_WHOLE), _INSTEAD)

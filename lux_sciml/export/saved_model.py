@@ -13,6 +13,7 @@ import jax
 import jax.export
 
 from .._compat import equations, for_tensorflow, run_jaxpr, to_tensorflow
+from .._libraries import library
 from . import factorizations
 from .function import PLATFORMS, PlainFunction, plain_function, require_platforms
 from .metadata import SAVED_MODEL
@@ -67,10 +68,7 @@ def saved_model(
             "by `lux.export.save`, one with its suffix, such as .stablehlo"
         )
     function = plain_function(model, ps, st, x, batch_axis=batch_axis, params=params, names=names)
-    try:
-        import tensorflow as tf
-    except ImportError as error:
-        raise ImportError("SavedModels are written by TensorFlow: pip install lux-sciml[export]") from error
+    tf = library("tensorflow", "lux-sciml[export]")
     with for_tensorflow():
         module, call = tf.Module(), _tensorflow_function(tf, function, gradient, platforms)
         setattr(module, "call", call)  # noqa: B010  # a module has whatever attributes it is given

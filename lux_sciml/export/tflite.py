@@ -1,6 +1,5 @@
 """TFLite: for LiteRT on phones, microcontrollers and other edge devices."""
 
-import importlib
 import json
 import os
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ import jax
 import numpy as np
 
 from .._compat import for_tensorflow, to_tensorflow
+from .._libraries import library
 from ..components.files import replacing
 from .function import PlainFunction, plain_function
 from .plain_program import in_plain_operations, translated
@@ -55,12 +55,8 @@ def tflite(
 
 def _content(function: PlainFunction) -> bytes:
     """The bytes of the file."""
-    try:
-        import tensorflow as tf
-
-        flatbuffer_utils = importlib.import_module("tensorflow.lite.tools.flatbuffer_utils")
-    except ImportError as error:
-        raise ImportError("TFLite files are written by TensorFlow: pip install lux-sciml[export]") from error
+    tf = library("tensorflow", "lux-sciml[export]")
+    flatbuffer_utils = library("tensorflow.lite.tools.flatbuffer_utils", "lux-sciml[export]")
     function.require_types("TFLite", _TYPES, _INSTEAD)
     require_readable_sizes(tf, function)
     module = tf.Module()

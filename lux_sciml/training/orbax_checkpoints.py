@@ -1,7 +1,6 @@
 """Checkpoints written by Orbax: each device's part of an array by itself, read onto other devices."""
 
 import contextlib
-import importlib
 import math
 import shutil
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._compat import of_all_processes
+from .._libraries import library
 from .._tree import is_random_key
 from ..components import ComponentMatrix, ComponentVector
 from ..components.trees import decode, encode, leaves_by_name
@@ -152,11 +152,7 @@ class OrbaxCheckpoints(Checkpoints):
 
 
 def _checkpointer() -> Any:
-    try:
-        orbax = importlib.import_module("orbax.checkpoint")
-    except ImportError as error:
-        raise ImportError("OrbaxCheckpoints writes with Orbax: pip install lux-sciml[orbax]") from error
-    return orbax.StandardCheckpointer()
+    return library("orbax.checkpoint", "lux-sciml[orbax]").StandardCheckpointer()
 
 
 def _first() -> bool:
