@@ -22,6 +22,7 @@ from ..core.parameters import parameter_layout
 from ..core.reads import reading
 from ..core.static import fields_of, holds_arrays
 from .adjoints.backsolve import BacksolveAdjoint
+from .adjoints.dense import ending_at
 from .adjoints.differentiable import differentiable_solve
 from .adjoints.discrete import DiscreteAdjoint
 from .adjoints.gauss import GaussAdjoint
@@ -165,7 +166,8 @@ class Equation(Layer, kw_only=True):
     * `controlled`: the input ends in a control u, any diffrax path; the children are called with `(y, u(t))` in place
       of `y`, and gradients reach the control.
     * `solver`: any diffrax solver. Implicit ones without a root finder of their own get `optimistix.Chord`, which takes
-      far fewer steps than diffrax's default.
+      far fewer steps than diffrax's default. Steps of `Kvaerno5` end at the saved times, between which it is less
+      accurate (unless these are more than half of `max_steps`).
     * `rtol`, `atol`: tolerances of the default PID controller, tight enough for quasi-Newton methods, which stall on
       the noise of looser ones.
     * `stepsize_controller`: any of diffrax's, instead.
@@ -571,9 +573,11 @@ def diffeqsolve(
         saveat = diffrax.SaveAt(t1=True) if at_end else diffrax.SaveAt(ts=ts)
     controller = equation.controller() if controller is None else controller
     step_times = controller.ts if isinstance(controller, diffrax.StepTo) else None
-    good = in_order(ts, [sub.ts for sub in _subs(saveat) if sub.ts is not None], step_times)
+    saved = [sub.ts for sub in _subs(saveat) if sub.ts is not None]
+    good = in_order(ts, saved, step_times)
     ts = ts if good is True else jnp.where(good, ts, jnp.nan)  # a solve that fails
     solver = unrolled(converging(equation.option("solver")))
+    controller = ending_at(saved, equation.max_steps, solver, terms, controller)
     dt0 = None if equation.dt0 is None else jnp.copysign(jnp.asarray(equation.dt0, ts.dtype), ts[-1] - ts[0])
     steps: dict[str, Any] = {
         "stepsize_controller": controller, "adjoint": adjoint, "max_steps": equation.max_steps

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.integrate
 import scipy.linalg
 
 import lux_sciml as lux
@@ -433,3 +434,27 @@ def test_a_field_of_another_precision_is_one_sentence():
         pytest.raises(ValueError, match="initial value and parameters one type"),
     ):
         lux.NeuralODE(LINEAR, ts=TS)(jnp.ones(2, "float32"), linear_parameters("float64"), {})
+
+
+def test_saved_values_of_a_stiff_solver_are_as_accurate_as_its_steps():
+    """Robertson's kinetics: the end in the test set of Hairer and Wanner, and times between large steps."""
+
+    def kinetics(y):
+        slow, fast = 0.04 * y[0] - 1e4 * y[1] * y[2], 3e7 * y[1] ** 2
+        return jnp.stack([-slow, slow - fast, fast])
+
+    start, rtol, atol = jnp.array([1.0, 0.0, 0.0]), 1e-8, 1e-10
+    options = dict(solver=diffrax.Kvaerno5(), rtol=rtol, atol=atol)
+    end = lux.NeuralODE(kinetics, [0.0, 1e11], output="final", **{**options, "atol": 1e-14})(start, {}, {})[0]
+    np.testing.assert_allclose(end, [2.083340149701255e-08, 8.333360770334713e-14, 0.9999999791665050], rtol=1e-5)
+
+    ts = np.linspace(0.0, 100.0, 51)
+    reference = scipy.integrate.solve_ivp(
+        lambda t, y: np.asarray(kinetics(y)), (0, 100), start, "Radau", ts, rtol=1e-11, atol=1e-15
+    )
+    for extra in ({}, {"jumps": lux.Jumps([50.0], lambda t, y, ps: y)}, {"adjoint": "gauss"}):
+        sol, _ = lux.NeuralODE(kinetics, ts, **options, **extra)(start, {}, {})
+        missed = np.abs(sol.ys - reference.y.T) / (atol + rtol * np.abs(reference.y.T))
+        assert missed.max() < 2, extra
+    few = lux.NeuralODE(kinetics, ts, max_steps=90, **options)(start, {}, {})[0]  # too many times to end at each
+    assert few.result == diffrax.RESULTS.successful and few.stats["num_steps"] < 60
