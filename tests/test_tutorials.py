@@ -21,6 +21,16 @@ SHORT = {
     "gravitational_waves": {"POINTS": 20, "TRAINED": 5e3, "LATER": 1e4, "WIDTH": 4, "STEPS": 10},
     "many_devices": {"EPOCHS": 1, "WIDTH": 16, "BLOCKS": 2, "MEMBER_EPOCHS": 1},
     "neural_cde": {"EPOCHS": 1, "LONG_EPOCHS": 1, "POINTS": 61},
+    "neural_operators": {
+        "PAIRS": 100,
+        "STEPS": 20,
+        "WIDTH": 8,
+        "MODES": 8,
+        "DEEP_STEPS": 30,
+        "HIDDEN": 16,
+        "PRODUCTS": 8,
+        "REPEAT": 1,
+    },
 }
 
 
