@@ -7,7 +7,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 .PHONY: demo tutorials docs test test-extras lint format bench bench-quick package clean
 
 demo: $(VENV)/plot
-	$(BIN)/python tutorials/lynx_hare.py
+	$(BIN)/python demo/demo.py
 
 # Runs all of them, at most three minutes each, and writes the notebooks with what came out.
 tutorials: $(VENV)/tutorials
