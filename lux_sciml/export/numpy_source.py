@@ -527,8 +527,15 @@ class _Source:
             self.names.update((block.inputs[k], name) for block in blocks)
         return names
 
-    def advance(self, names: list[str], body: Block) -> None:
-        pairs = [(name, self.read(v)) for name, v in zip(names, body.outputs, strict=False)]
+    def advance(self, names: list[str], body: Block, among: Value | None = None) -> None:
+        pairs = []
+        for name, value in zip(names, body.outputs, strict=False):
+            text = self.read(value)
+            if name != text and among is not None:
+                rows, ones = self.read(among), (1,) * (len(value.shape) - len(among.shape))
+                rows = f"{rows}.reshape({self.shape((*among.shape, *ones))})" if ones else rows
+                text = f"np.where({rows}, {_bare(text)}, {name})"
+            pairs.append((name, text))
         pairs = [(name, text) for name, text in pairs if name != text]
         if pairs:
             self.line(f"{', '.join(name for name, _ in pairs)} = {', '.join(_bare(text) for _, text in pairs)}")
@@ -562,10 +569,16 @@ class _Source:
         self.line("while True:")
         self.depth += 1
         self.run(test)
-        self.line(f"if not {self.read(test.outputs[0])}:")
+        goes_on = test.outputs[0]
+        each = bool(goes_on.shape)  # has a loop of its own: samples that are done stay as they are
+        if each:
+            name, text = self.new(), self.read(goes_on)
+            self.line(f"{name} = {_bare(text)}")
+            self.names[goes_on] = name
+        self.line(f"if not {self.read(goes_on)}{'.any()' * each}:")
         self.line("    break")
         self.run(body)
-        self.advance(names, body)
+        self.advance(names, body, goes_on if each else None)
         self.depth -= 1
 
     def _cond(self, op: Operation) -> None:
