@@ -31,6 +31,7 @@ SHORT = {
         "PRODUCTS": 8,
         "REPEAT": 1,
     },
+    "export_and_serving": {"EPOCHS": 1, "WIDTH": 8, "CALLS": 3},
 }
 
 
