@@ -32,6 +32,7 @@ SHORT = {
         "REPEAT": 1,
     },
     "export_and_serving": {"EPOCHS": 1, "WIDTH": 8, "CALLS": 3},
+    "latent_ode": {"SERIES": 64, "STEPS": 2, "DRAWS": 2},
 }
 
 
