@@ -33,6 +33,7 @@ SHORT = {
     },
     "export_and_serving": {"EPOCHS": 1, "WIDTH": 8, "CALLS": 3},
     "latent_ode": {"SERIES": 64, "STEPS": 2, "DRAWS": 2},
+    "c_in_fortran": {"STEPS": 1, "WIDTH": 2, "CELLS": 100, "DAYS": 4},
 }
 
 
