@@ -51,9 +51,8 @@ print("all rates per hour:   ", jnp.exp(p.data[p.layout.mask("*.log_rate")]))
 # Vectors of the same names can be added; of other names, they say what differs. JAX's transforms return vectors again,
 # also matrices with names in rows and columns.
 
+
 # %%
-
-
 def product(p):
     return p.fast.A**2 * p.slow.A
 
