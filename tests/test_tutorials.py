@@ -18,6 +18,7 @@ SHORT = {
     "first_steps": {"STEPS": 3, "MEMBERS": 2, "WIDTH": 4, "ODE_STEPS": 2},
     "flat_vector": {"STEPS": 3, "POINTS": 1},
     "spiral": {"WIDTH": 8, "WARM_UP": 3, "ADAM": 3, "LBFGS": 3, "LM": 3},
+    "multiple_shooting": {"SINGLE": 2, "STEPS": 2, "SHOWN": 3},
     "digits_neural_ode": {"EPOCHS": 1},
     "digits_deq": {"EPOCHS": 1, "WIDTH": 32, "DEPTHS": [1, 2]},
     "gravitational_waves": {"POINTS": 20, "TRAINED": 5e3, "LATER": 1e4, "WIDTH": 4, "STEPS": 10},
