@@ -176,8 +176,8 @@ for axis in (left, right):
 # * **Multiple shooting** found the constants with the first, small weight; what the larger weights add are pieces that
 #   join, and smaller standard errors. All three constants are within one standard error of the truth. With the largest
 #   weight at once it fails: the pieces are then nearly the one solve.
-# * **The forecasts** hold longer with better constants, but errors grow like $e^{0.9 t}$ until they are as large as the
-#   attractor: ten times better constants add two or three units of time. That is what chaos lets one have.
+# * **The forecasts** hold six times as long with the constants of multiple shooting. In the end errors grow like
+#   $e^{0.9 t}$ until they are as large as the attractor: that is what chaos lets one have.
 # * **Try** longer pieces, more noise, or a net in place of a term: the same call fits it. Where the field is not
 #   known at all, short pieces that start at the data are often enough, as in [the spiral](spiral.ipynb).
 #   `lux.diffeq.growing_horizons` helps where a record is long but not chaotic.
