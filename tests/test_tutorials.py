@@ -37,6 +37,18 @@ SHORT = {
     "export_and_serving": {"EPOCHS": 1, "WIDTH": 8, "CALLS": 3},
     "latent_ode": {"SERIES": 64, "STEPS": 2, "DRAWS": 2},
     "c_in_fortran": {"STEPS": 1, "WIDTH": 2, "CELLS": 100, "DAYS": 4},
+    "energy": {"WIDTH": 4, "ADAM": 2, "BFGS": 1, "LONG": 5.0, "STATES": 256, "UNITS": 4, "STEPS": 2, "PATHS": 2},
+    "flows": {
+        "MOONS": 500,
+        "WIDTH": 8,
+        "LIKELIHOOD": 2,
+        "MATCHING": 2,
+        "MEMBERS": 2,
+        "STAGES": 1,
+        "STEPS": 2,
+        "COMPONENTS": (2,),
+    },
+    "neural_sde": {"PATHS": 4, "WIDTH": 2, "BFGS": 1, "WINDOW": 6, "HIDDEN": 4, "STEPS": 3, "DRAWS": 8, "HORIZON": 2},
 }
 
 
