@@ -4,8 +4,8 @@
 # A net that learns an energy, instead of a velocity, keeps that energy for ever. How much is this worth, and what does
 # it need to be told? The cases are the noisy pendulum of Greydanus, Dzamba and Yosinski, *Hamiltonian neural networks*
 # (2019), here learned from measured paths alone, and the double pendulum of Cranmer et al., *Lagrangian neural
-# networks* (2020). At the end you have three models of the first, solved for 150 swings with a symplectic method, and a
-# Lagrangian of the second, learned from accelerations.
+# networks* (2020). At the end you have three models of the first, one of them solved for 150 swings with a symplectic
+# method, and a Lagrangian of the second, learned from accelerations.
 
 # %%
 import jax
@@ -28,8 +28,8 @@ PATHS = 40  # random starts of the published test of its energy
 # %% [markdown]
 # ## The pendulum
 #
-# $H(q, p) = 3 (1 - \cos q) + p^2$. As published: 25 paths to train on, of 45 points over three time units, less than
-# one swing, from random starts of radius 1.3 to 2.3, with noise of standard deviation 0.1 on both coordinates. The
+# $H(q, p) = 3 (1 - \cos q) + p^2$. As published: 25 paths to train on, of 45 points over three time units, about one
+# swing, from random starts of radius 1.3 to 2.3, with noise of standard deviation 0.1 on both coordinates. The
 # authors were given exact slopes beside the noisy states. We take the states alone.
 
 
@@ -283,7 +283,7 @@ legend = ax.legend()
 # %% [markdown]
 # ## What to see
 #
-# From the same noisy paths, shorter than a swing, each thing that the model is told pays: the energy along new paths is
+# From the same noisy paths of about one swing, each thing that the model is told pays: the energy along new paths is
 # six times as good with a Hamiltonian, and thirty times with a separable one, and that without the slopes that the
 # published nets were given. The plain net invents a friction, or its opposite, and ends on a cycle of its own. The
 # separable one keeps its energy where the solver does: with a symplectic method for ever, with Tsit5 for as long as its
