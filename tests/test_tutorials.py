@@ -15,6 +15,9 @@ import pytest
 FOLDER = Path(__file__).parent.parent / "tutorials"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
 SHORT = {
+    "theophylline": {"ROUNDS": 1, "STEPS": 2, "MODELS": ["constant"]},
+    "lynx_hare": {"STEPS": 3, "WIDTH": 2},
+    "bayesian_neural_ode": {"CHAINS": 2, "WARMUP": 20, "DRAWS": 10},
     "first_steps": {"STEPS": 3, "MEMBERS": 2, "WIDTH": 4, "ODE_STEPS": 2},
     "flat_vector": {"STEPS": 3, "POINTS": 1},
     "spiral": {"WIDTH": 8, "WARM_UP": 3, "ADAM": 3, "LBFGS": 3, "LM": 3},
