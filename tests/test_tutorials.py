@@ -52,6 +52,18 @@ SHORT = {
         "COMPONENTS": (2,),
     },
     "neural_sde": {"PATHS": 4, "WIDTH": 2, "BFGS": 1, "WINDOW": 6, "HIDDEN": 4, "STEPS": 3, "DRAWS": 8, "HORIZON": 2},
+    "pinns": {
+        "ADAM": 20,
+        "QUASI_NEWTON": 20,
+        "STEPS": 5,
+        "POINTS": 64,
+        "WARM_UP": 10,
+        "SHOCK_STEPS": 4,
+        "EVERY": 2,
+        "SHOCK_POINTS": 256,
+        "WIDTH": 8,
+        "INVERSE_STEPS": 10,
+    },
 }
 
 
