@@ -395,7 +395,7 @@ def test_the_program_of_an_equilibrium_and_its_gradient_has_no_callback(layer, x
 
 
 def test_every_public_layer_is_checked():
-    public = {value for value in map(vars(lux).get, lux.__all__) if isinstance(value, type)}
+    public = {value for value in (getattr(lux, name) for name in lux.__all__) if isinstance(value, type)}
     layers = {cls for cls in public if issubclass(cls, lux.Layer) and not inspect.isabstract(cls)}
     checked = {type(layer) for layer, _, _ in LAYERS}
     assert {cls.__name__ for cls in layers - checked} == {

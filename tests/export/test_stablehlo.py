@@ -138,7 +138,7 @@ def test_a_file_is_loaded_by_jax_alone(key, tmp_path):
     printed = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120, cwd=tmp_path).stdout
     platforms, y = json.loads(printed)
     assert platforms == ["cpu", "cuda", "rocm", "tpu"]
-    np.testing.assert_allclose(y, model(x, ps, lux.testmode(st))[0], rtol=1e-6)
+    np.testing.assert_allclose(y, model(x, ps, lux.testmode(st))[0], rtol=1e-6, atol=1e-6)  # sums of order one
 
 
 def test_what_is_loaded_checks_its_inputs_and_tells_what_it_is(key, tmp_path):

@@ -42,14 +42,15 @@ def with_dense_error(solver: Any, terms: Any, controller: Any) -> Any:
     return DenseSolver(solver) if _coarse(solver, terms, controller, order=3) else solver
 
 
-def ending_at(ts: list[jax.Array], max_steps: int | None, solver: Any, terms: Any, controller: Any) -> Any:
+def ending_at(ts: list[Any], max_steps: int | None, solver: Any, terms: Any, controller: Any) -> Any:
     """The controller, whose steps end at the saved times too, where values between them would miss the tolerances.
 
     Steps of `Kvaerno5` are so large that its cubic has there 40 to 200 times the error that was asked for (those of
-    `Kvaerno4` are not). Times that would need more than half of `max_steps` stay in between.
+    `Kvaerno4` are not, nor those with `VeryChord`, as diffrax takes them). Times that would need more than half of
+    `max_steps` stay in between.
     """
-    count = sum(len(each) for each in ts)
-    if not count or not _coarse(solver, terms, controller, order=4) or (max_steps and count > max_steps // 2):
+    count, small = sum(len(each) for each in ts), isinstance(getattr(solver, "root_finder", None), diffrax.VeryChord)
+    if not count or small or not _coarse(solver, terms, controller, order=4) or (max_steps and count > max_steps // 2):
         return controller
     return diffrax.ClipStepSizeController(controller, step_ts=jnp.concatenate([jnp.asarray(each) for each in ts]))
 
