@@ -15,6 +15,7 @@ import pytest
 FOLDER = Path(__file__).parent.parent / "tutorials"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
 SHORT = {
+    "from_pytorch": {"EPOCHS": 1, "WIDTH": 4, "DRAWS": 5},
     "theophylline": {"ROUNDS": 1, "STEPS": 2, "MODELS": ["constant"]},
     "lynx_hare": {"STEPS": 3, "WIDTH": 2},
     "bayesian_neural_ode": {"CHAINS": 2, "WARMUP": 20, "DRAWS": 10},
