@@ -164,7 +164,7 @@ kernel = min(kernels, key=lambda model: float(jnp.mean(relative(model.predict(xv
 # %% [markdown]
 # ## The test, and finer grids
 #
-# The test is looked at once, now. The FNO goes on with the same parameters where the input has more points. A
+# Now the test. The FNO goes on with the same parameters where the input has more points. A
 # DeepONet keeps its sensors, and is asked at more points. The baselines are bound to their grid.
 
 # %%

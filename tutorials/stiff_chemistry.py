@@ -248,7 +248,7 @@ for adjoint in ("forward", "checkpointed", "gauss"):
 #   picture. The power law, two numbers, is the better model here, as it contains the truth: use a net to find the
 #   shape, then write it down ([symbolic regression](../docs/symbolic.md) does).
 # * `"auto"` is right: forward mode where least squares asks for a Jacobian, checkpoints for a gradient. `"gauss"`
-#   fails here, and says so by NaN: at these tolerances it does not get through nine decades of time. At `rtol=1e-6,
+#   fails here, and says so by NaN. At `rtol=1e-6,
 #   atol=1e-8` it agrees with checkpoints to five digits; see [Which adjoint](../docs/adjoints.md).
 # * Scale the residuals, by the range of each species or, better, the error of its measurement; see
 #   [Fitting](../docs/fitting.md). What the data say of each rate beyond the linearized fit:
