@@ -28,7 +28,7 @@ DEPTHS = [1, 2, 3, 4, 6, 8, 12, 16, 24]
 # %% [markdown]
 # ## The data
 #
-# 450 images are the test, looked at once, at the end; 250 are for validation. The others are for training, each also
+# 450 images are the test, used at the end only; 250 are for validation. The others are for training, each also
 # moved by a pixel up, down, left and right.
 
 # %%
@@ -145,7 +145,7 @@ for name, variant in {"tolerance 1e-3": model, "tolerance 1e-5": exact}.items():
     print(f"implicit gradient, {name}: differs by {difference:.1e} from that through 60 iterations")
 
 # %% [markdown]
-# ## The test, looked at once
+# ## The test
 #
 # The parameters are those of the epoch with the best validation. The support vector machine with its usual kernel is
 # what scikit-learn's own example takes for these data; it sees the same moved images, and its penalty is chosen on the

@@ -29,7 +29,7 @@ LEARNING_RATE = 4e-3
 # %% [markdown]
 # ## The data
 #
-# A quarter of the images is the test, which is looked at once, at the end. Another 250 are for validation: they say
+# A quarter of the images is the test, used at the end only. Another 250 are for validation: they say
 # when to stop. The rest is for training, each image also moved by a pixel up, down, left and right.
 
 # %%
