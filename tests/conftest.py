@@ -7,6 +7,7 @@ import gc
 import itertools
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -77,6 +78,20 @@ def forget_programs():
     eqx.clear_caches()
     jax.clear_caches()
     gc.collect()
+
+
+@pytest.fixture
+def run_script():
+    """A function that runs a script to its end with this package, in a folder, and returns what it printed."""
+
+    def run(script, cwd, **environment):
+        paths = os.pathsep.join([str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = {**os.environ, **environment, "PYTHONPATH": paths}
+        done = subprocess.run([sys.executable, str(script)], cwd=cwd, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-4000:]
+        return done.stdout
+
+    return run
 
 
 @pytest.fixture

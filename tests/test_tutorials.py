@@ -5,9 +5,6 @@ What makes them long are constants in capitals at their top; a run here has othe
 
 import ast
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -97,17 +94,13 @@ class Replace(ast.NodeTransformer):
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("name", NAMES)
-def test_short(name, tmp_path):
+def test_short(name, tmp_path, run_script):
     replace = Replace(SHORT[name])
     source = ast.unparse(replace.visit(ast.parse((FOLDER / f"{name}.py").read_text())))
     assert replace.replaced == set(SHORT[name]), "constants that the tutorial does not have"
     (tmp_path / f"{name}.py").write_text(source)
-    paths = os.pathsep.join([str(FOLDER.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}  # nearly all the time goes into compiling
-    environment = {**os.environ, **quick, "MPLBACKEND": "agg", "PYTHONPATH": paths}
-    command = [sys.executable, str(tmp_path / f"{name}.py")]
-    run = subprocess.run(command, cwd=FOLDER, env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-4000:]
+    # nearly all the time goes into compiling
+    run_script(tmp_path / f"{name}.py", FOLDER, MPLBACKEND="agg", JAX_DISABLE_MOST_OPTIMIZATIONS="true")
 
 
 @pytest.mark.parametrize("name", NAMES)
