@@ -101,12 +101,7 @@ print(f"{ps.size} parameters; logits up to {np.abs(theirs).max():.1f}, largest d
 leaf = torch.tensor(test[0][:8]).permute(0, 3, 1, 2).requires_grad_()
 torch.nn.functional.cross_entropy(net(leaf), torch.tensor(test[1][:8])).backward()
 
-
-def cross_entropy(logits, y):
-    return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), y[:, None], -1))
-
-
-gradient = jax.grad(lambda x: cross_entropy(logits(ps, x), test[1][:8]))(test[0][:8])
+gradient = jax.grad(lambda x: lux.losses.cross_entropy(logits(ps, x), test[1][:8]))(test[0][:8])
 difference = np.abs(gradient - leaf.grad.permute(0, 2, 3, 1).numpy()).max()
 print(f"gradients up to {np.abs(gradient).max():.1e}, largest difference {difference:.1e}")
 
@@ -143,7 +138,7 @@ def answer(head, z):
 
 def negative_log_posterior(head, data):
     z, y, variance = data
-    return len(z) * cross_entropy(answer(head, z), y) + 0.5 * jnp.sum(head.data**2) / variance
+    return lux.losses.cross_entropy(answer(head, z), y, "sum") + 0.5 * jnp.sum(head.data**2) / variance
 
 
 @jax.jit
