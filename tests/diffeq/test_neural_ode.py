@@ -436,6 +436,7 @@ def test_a_field_of_another_precision_is_one_sentence():
         lux.NeuralODE(LINEAR, ts=TS)(jnp.ones(2, "float32"), linear_parameters("float64"), {})
 
 
+@pytest.mark.exhaustive
 def test_saved_values_of_a_stiff_solver_are_as_accurate_as_its_steps():
     """Robertson's kinetics: the end in the test set of Hairer and Wanner, and times between large steps."""
 

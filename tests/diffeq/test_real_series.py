@@ -42,6 +42,7 @@ def test_a_neural_ode_learns_spirals_sampled_at_unequal_times():
     assert result.value < 1e-3 < 0.3 < before and after < 3e-3
 
 
+@pytest.mark.exhaustive
 def test_theophylline_is_fitted_as_by_nlme():
     """With the variances of nlme's fit (Pinheiro and Bates, 2000, section 8.2), its constants, to half their errors."""
     published, sigma, spread = {"lKe": -2.454, "lKa": 0.451, "lCl": -3.227}, 0.682, {"lKa": 0.638, "lCl": 0.167}
