@@ -48,13 +48,11 @@ def test_the_program_does_not_grow_with_the_stack(key):
 
     def count(program):
         """With those of the programs inside, which the printed form shows once where JAX has kept them."""
+        if hasattr(program, "eqns"):
+            return sum(1 + sum(map(count, eqn.params.values())) for eqn in program.eqns)
         if hasattr(program, "jaxpr"):
             return count(program.jaxpr)
-        if isinstance(program, tuple | list):
-            return sum(map(count, program))
-        if not hasattr(program, "eqns"):
-            return 0
-        return sum(1 + sum(map(count, eqn.params.values())) for eqn in program.eqns)
+        return sum(map(count, program)) if isinstance(program, tuple | list) else 0
 
     # programs that earlier tests have traced, and JAX has kept, may be others by an equation
     assert equations(30) - equations(2) < 28, "an equation for each further block"
