@@ -120,6 +120,7 @@ def test_binary_losses_at_certainty_have_finite_gradients(gamma):
     assert np.isfinite(jax.grad(losses.binary_focal)(jnp.array([-800.0, 800.0]), np.array([0, 1]), gamma=gamma)).all()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", ["int32", "uint8", "bool"])
 @pytest.mark.parametrize(("loss", "prediction", "target", "options", "expected"), CASES.values(), ids=CASES)
 def test_integers_and_booleans_are_their_values(loss, prediction, target, options, expected, kind):
@@ -135,6 +136,7 @@ def test_integers_and_booleans_are_their_values(loss, prediction, target, option
     )
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("half", ["bfloat16", "float16"])
 @pytest.mark.parametrize(("loss", "prediction", "target", "options", "expected"), CASES.values(), ids=CASES)
 def test_half_precision_is_rounded_at_the_end(loss, prediction, target, options, expected, half):

@@ -42,6 +42,7 @@ def test_agrees_with_diffrax(options):
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("batching", ["joint", "vmap"])
 def test_batches_of_parameters_and_samples(batching):
     """Gradients inside of a vmap are those of each element, over parameters, over samples, and over both."""

@@ -490,6 +490,7 @@ def test_what_an_equation_takes_is_the_solve(name, case):
         assert now == jax.random.split(before)[0]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ["SplitODE", "WithCosts", "NeuralDSDE", "NeuralDAE", "HamiltonianODE", "adaptive DDE"])
 def test_the_last_time_repeated_is_padding(name, monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "TIMES", np.array([[0.0, 0.5, 1.0], [0.25, 0.5, 0.5]]))

@@ -22,6 +22,7 @@ def stiff(y):
     return jnp.stack([-1e6 * (y[0] - jnp.cos(y[1])), -1e-11 * y[1]])
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("end", [1e11, -1e11])
 def test_small_steps_near_zero_of_a_long_solve(dtype, end):
     y, steps, _ = final(

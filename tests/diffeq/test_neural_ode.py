@@ -42,6 +42,7 @@ def test_linear_equation_matches_the_matrix_exponential(dtype, tolerance, ts):
     np.testing.assert_allclose(sol.ts, ts, rtol=1e-6)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "options",
     [
@@ -64,6 +65,7 @@ def test_fixed_steps_go_with_the_times():
     np.testing.assert_allclose(sol.ys, exact([1.0, -0.5], TS[::-1]), rtol=1e-6)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("solver", [diffrax.Heun, diffrax.Midpoint, diffrax.Bosh3, diffrax.Tsit5, diffrax.Dopri5])
 def test_written_out_stages_give_diffrax_own_numbers(solver):
     node = lux.NeuralODE(LINEAR, ts=TS, stepsize_controller=diffrax.ConstantStepSize(), dt0=0.1)

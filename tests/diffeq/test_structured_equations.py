@@ -108,6 +108,7 @@ def test_the_energy_of_hamiltonian_and_lagrangian_equations_is_kept_to_1e_6(law)
 # --- symplectic solvers -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("solver", "order"), [(diffrax.SemiImplicitEuler(), 1), (lux.Verlet(), 2), (lux.Yoshida4(), 4)], ids=repr
 )

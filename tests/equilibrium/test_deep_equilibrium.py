@@ -46,6 +46,7 @@ def gradient(model, ps, st, x=X):
 # --- solutions and gradients --------------------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "options",
     [

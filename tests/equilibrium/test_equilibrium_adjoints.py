@@ -55,6 +55,7 @@ def exact(a, x):
 # --- precision ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("n", [4, 40])
 def test_gradients_in_half_precision_are_those_of_single(dtype, n):
@@ -119,6 +120,7 @@ def test_layers_in_half_precision_are_solved_in_single(n):
 # --- complex numbers ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("n", [3, 24])
 @pytest.mark.parametrize("holomorphic", [True, False])
 def test_gradients_of_complex_fixed_points(n, holomorphic):
@@ -226,6 +228,7 @@ def test_samples_without_a_fixed_point_leave_the_others():
             np.testing.assert_allclose(g[0], 4.0, rtol=1e-4)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("gap", [1e-2, 1e-4, 1e-6, 1e-8])
 def test_gradients_near_a_singular_equation_are_right_or_nan(gap):
     rng = np.random.default_rng(1)

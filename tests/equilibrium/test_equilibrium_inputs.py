@@ -33,6 +33,7 @@ def deep(cell="plain", **options):
 # --- integers -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("dtype", ["int32", "uint8", "bool"])
 def test_integer_inputs_are_those_numbers_in_floating_point(cell, dtype):
@@ -69,6 +70,7 @@ def test_guesses_of_integers(dtype):
 # --- precision ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("solver", [None, lux.Broyden(1e-5, 1e-5), optx.Newton(1e-5, 1e-5)], ids=["A", "B", "N"])
 def test_outputs_keep_half_precision(dtype, solver):
@@ -234,6 +236,7 @@ def test_steady_states_of_no_samples():
         np.testing.assert_array_equal(g.data, 0)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1), (2, 1)])
 @pytest.mark.parametrize("solver", [None, lux.Broyden(1e-8, 1e-8), optx.Newton(1e-8, 1e-8)], ids=["A", "B", "N"])
 def test_one_unknown_and_one_sample(shape, solver):

@@ -130,6 +130,7 @@ def test_the_iterate_of_lowest_residual_is_kept(solver):
 # --- precision ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
 @pytest.mark.parametrize(("n", "radius"), [(4, 0.5), (40, 0.95), (1, 0.9)])
 def test_every_precision_is_solved_to_its_own(solver, dtype, n, radius):
@@ -174,6 +175,7 @@ LINEAR = [
 ]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("inner", LINEAR, ids=lambda s: type(s).__name__)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64", "complex64", "complex128"])
 def test_linear_systems_of_every_kind(inner, dtype):

@@ -208,6 +208,7 @@ ANY = lux.Container | lux.Wrapper | lux.NoOp | lux.Spline  # they take trees, or
 OF_ARRAYS = [layer for layer, x in LAYERS if not isinstance(layer, ANY)]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("layer", [*OF_ARRAYS, lux.MultiHeadAttention(3)], ids=name)
 def test_lists_and_tuples_are_no_arrays(key, layer):
     ps, st = lux.setup(key, layer)
@@ -220,6 +221,7 @@ def test_lists_and_tuples_are_no_arrays(key, layer):
             layer(x, ps, st)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("layer", "x"), LAYERS, ids=name)
 def test_an_output_has_the_precision_of_input_and_parameters(key, layer, x):
     ps, st = lux.setup(key, layer)

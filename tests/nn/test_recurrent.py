@@ -193,6 +193,7 @@ RUNNERS = [
 ]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("run", RUNNERS, ids=lambda run: type(run).__name__)
 @pytest.mark.parametrize("filling", [np.nan, np.inf])
 def test_what_stands_in_the_padding_is_never_read(key, run, filling):
@@ -223,6 +224,7 @@ def listed(carry):
     return list(map(listed, carry)) if isinstance(carry, tuple) else carry
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("cell", [*CELLS, STACK], ids=lambda cell: type(cell).__name__)
 def test_carries_take_the_type_of_the_next_one(key, cell):
     runs = [lux.Recurrence(cell, return_carry=True), lux.BidirectionalRNN(cell, return_carry=True)]

@@ -60,6 +60,7 @@ def test_covariance_and_intervals_are_those_of_curve_fit(absolute):
     np.testing.assert_allclose(noisy - value["curve"], np.sqrt(half**2 + reach**2 * variance), rtol=1e-4)
 
 
+@pytest.mark.exhaustive
 def test_band_of_a_solve_has_derivatives_in_either_mode():
     def solved(p, ts):
         return lux.NeuralODE(lambda y: -p.decay.rate * y, ts, output="ys")(p.amplitude, {}, {})[0] + p.decay.offset

@@ -53,6 +53,7 @@ METHODS = {
 # --- it finds minima ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", METHODS)
 def test_methods_find_scipys_minimum(name):
     for residual, samples in ((misfit, SAMPLES), (as_a_whole, None)):

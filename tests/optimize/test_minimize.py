@@ -55,6 +55,7 @@ def method(request):
 # --- it finds minima ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", METHODS)
 def test_every_scipy_method_on_rosenbrock(name, dtype):
     result = lux.minimize(rosenbrock, start(dtype), method=name, max_steps=2000)
@@ -166,6 +167,7 @@ def test_parameters_come_back_in_kind(method):
     np.testing.assert_allclose(result.params["a"][0], -2.0, atol=0.05)
 
 
+@pytest.mark.exhaustive
 def test_leaves_of_two_dtypes_come_back_in_their_own(method):
     def loss(tree):
         assert tree["a"].dtype == "float32"
@@ -214,6 +216,7 @@ HARD = {
 }
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", HARD)
 @pytest.mark.parametrize(
     "method",
@@ -381,6 +384,7 @@ def test_a_start_at_the_minimum_is_a_success(method):
 # --- bounds -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", [*BOUNDED, "adam"])
 @pytest.mark.parametrize("at", [(-1.2, 1.0), (0.0, 0.0)])
 def test_bounds(name, at, dtype):
@@ -570,6 +574,7 @@ def test_evaluations_are_counted():
 # --- compilation --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "make",
     [

@@ -607,6 +607,7 @@ PLACES = [
 ]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
 def test_a_change_is_seen(place):
     loss, change = place()
@@ -814,6 +815,7 @@ def test_data_that_the_callback_changes_counts_from_the_next_call():
 # --- only compiling is saved --------------------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "place",
     [global_rebound, numpy_in_place, jax_array_in_a_cell, keyword_of_a_partial, function_jitted_before, jitted_loss],
