@@ -26,9 +26,8 @@ LEARNING_RATE = 1e-2
 # %% [markdown]
 # ## The vowels
 #
-# 640 utterances, each a series of 7 to 29 frames of a hundredth of a second or so, with 12 coefficients of the
-# spectrum. The split is the published one: 270 utterances for training, of which 54 are taken for validation, and 370
-# for the test.
+# 640 utterances, each a series of 7 to 29 frames, 6.4 ms apart, with 12 coefficients of the spectrum. The split is the
+# published one: 270 utterances for training, of which 54 are taken for validation, and 370 for the test.
 #
 # `damaged` takes away frames, so that what is left is irregular, and single values, which become NaN. The nets are
 # trained on four versions of each utterance: complete, without 30 % and 70 % of the frames, and without half of the

@@ -91,7 +91,8 @@ print("range of each species:", scale)
 # ## Rates, with their errors
 #
 # The start is wrong by a factor of ten, up and down. Three fits, by Levenberg-Marquardt on the residuals: with
-# logarithms and each species divided by its range, as Kim et al. do; without the division; without the logarithms.
+# logarithms of the rates, and each species divided by its range, as Kim et al. do; without the division; without the
+# logarithms.
 
 
 # %%
