@@ -110,17 +110,16 @@ def _draw(key):
 
 
 class Dynamics(lux.Container):
-    """The hidden path from a latent start."""
+    """The hidden path from a latent start, times first."""
 
     start: lux.Layer
     node: lux.NeuralODE
-    batching = "vmap"
 
     def forward(self, x, ps, st):
         z0, ts = x
         (y0,), st = self.run(ps, st, start=z0)
         (ys,), st = self.run(ps, st, node=(y0, ts))
-        return ys, st
+        return jnp.moveaxis(ys, 1, 0), st
 
 
 def with_time(inputs):
