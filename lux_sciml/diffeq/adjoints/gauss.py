@@ -360,10 +360,10 @@ class _Quadrature(eqx.Module):
             excess = self._excess(error, peak)
             smallest = to - s <= 16 * jnp.finfo(s.dtype).eps * jnp.maximum(jnp.abs(s), jnp.abs(to))
             keep = (excess <= 1) | (smallest & jnp.isfinite(excess))
-            width = jnp.where(excess < 0.5**self.nodes, 2 * integral.width, integral.width)
+            growth = jnp.clip((0.9 / excess) ** (1 / self.nodes), 1, 2)  # where all is rounding, it has some left
             new = _Integral(
                 *where(keep, (new, peak), (integral.value, integral.peak)),
-                width=jnp.where(keep, width, (to - s) / 2),
+                width=jnp.where(keep, growth * integral.width, (to - s) / 2),
                 count=integral.count + 1,
                 good=(keep | ~smallest) & (integral.count < self.most),
             )
@@ -390,8 +390,9 @@ class _Quadrature(eqx.Module):
         """The largest error, by its tolerance."""
 
         def excess(error, peak):
-            rtol = jnp.maximum(self.rtol, 10 * jnp.finfo(peak.dtype).eps)
-            return jnp.max(jnp.abs(error) / (self.atol + rtol * peak + jnp.finfo(peak.dtype).tiny), initial=0)
+            rounding = 10 * jnp.finfo(peak.dtype).eps * jnp.max(peak, initial=0)
+            tolerance = jnp.maximum(self.atol + self.rtol * peak, rounding) + jnp.finfo(peak.dtype).tiny
+            return jnp.max(jnp.abs(error) / tolerance, initial=0)
 
         return functools.reduce(jnp.maximum, jax.tree.leaves(jax.tree.map(excess, error, peak)))
 
