@@ -693,7 +693,8 @@ _RULES = {
     "fwd_jaxpr_thunk",
     "bwd",
     "out_trees",
-}  # of custom derivatives, which a program has behind it
+    "rule",
+}  # of custom derivatives and batches, which a program has behind it
 
 
 def _value_key(x: Any) -> Hashable:

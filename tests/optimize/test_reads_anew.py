@@ -555,6 +555,12 @@ def field_of_an_equation():
     return lambda p: jnp.sum((node(jnp.zeros(2), {}, {})[0] - p) ** 2), lambda value: set_target(value)
 
 
+def data_beside_a_solve():
+    data = [np.ones(2)]
+    node = lux.NeuralODE(lux.Lambda(jnp.zeros_like), ts=[0.0, 1.0], output="final", max_steps=16)
+    return lambda p: distance(node(p, {}, {})[0], data[0]), lambda value: data.__setitem__(0, np.full(2, value))
+
+
 class Module(eqx.Module):
     target: np.ndarray
     shift: list = eqx.field(static=True)
@@ -598,7 +604,15 @@ PLACES = [
     *(order_of_a_dict, list_that_is_appended_to_and_read, names_made_up, attributes_made_up, context_variable),
     *(thread_local, object_of_c, function_in_a_cell, function_jitted_before, jitted_loss, body_of_a_scan),
     *(branch_of_a_cond, mapped_and_checkpointed, custom_rule, layer_of_a_user, field_of_an_equation, array_of_a_module),
-    *(static_field_of_a_module, random_numbers, iterator, module_passed_on, module_below_a_module, dict_of_a_module),
+    *(
+        data_beside_a_solve,
+        static_field_of_a_module,
+        random_numbers,
+        iterator,
+        module_passed_on,
+        module_below_a_module,
+        dict_of_a_module,
+    ),
     *(module_imported_inside, library_passed_on, name_among_the_builtins, globals_of_a_function),
     *(member_of_an_enumeration, attribute_of_an_array, masked_array, data_below_a_mask, attribute_of_a_librarys_dict),
     *(number_written_in_c, setting_of_a_class_written_in_c),
@@ -818,7 +832,10 @@ def test_data_that_the_callback_changes_counts_from_the_next_call():
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "place",
-    [global_rebound, numpy_in_place, jax_array_in_a_cell, keyword_of_a_partial, function_jitted_before, jitted_loss],
+    [
+        *(global_rebound, numpy_in_place, jax_array_in_a_cell, keyword_of_a_partial, function_jitted_before),
+        *(jitted_loss, data_beside_a_solve),
+    ],
 )
 def test_other_data_compile_nothing(place, method):
     loss, change = place()
