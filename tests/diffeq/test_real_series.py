@@ -45,8 +45,8 @@ def test_a_neural_ode_learns_spirals_sampled_at_unequal_times():
 
 @pytest.mark.exhaustive
 def test_theophylline_is_fitted_as_by_nlme():
-    """With the variances of nlme's fit (Pinheiro and Bates, 2000, section 8.2), its constants, to half their errors."""
-    published, sigma, spread = {"lKe": -2.454, "lKa": 0.451, "lCl": -3.227}, 0.682, {"lKa": 0.638, "lCl": 0.167}
+    """With the variances of nlme's fit with effects on lKa and lCl (Pinheiro and Bates, 2000), its constants."""
+    published, sigma, spread = {"lKe": -2.455, "lKa": 0.466, "lCl": -3.227}, 0.709, {"lKa": 0.644, "lCl": 0.167}
     subject, _, dose, time, concentration = np.loadtxt(DATA, delimiter=",", skiprows=2).T
     series = lux.diffeq.pad({"id": subject, "time": time, "concentration": concentration})
     doses = lux.diffeq.pad({"id": subject, "time": time, "dose": dose}).values[:, 0]
@@ -74,6 +74,5 @@ def test_theophylline_is_fitted_as_by_nlme():
         return {"data": jnp.where(series.mask[..., None], misses, 0) / sigma, "effects": effects}
 
     result = lux.least_squares(residual, ps, max_steps=50)
-    errors = result.standard_errors(absolute=True)
     for name, value in published.items():
-        assert abs(result.params.fixed[name] - value) < 0.5 * errors.fixed[name]
+        assert abs(result.params.fixed[name] - value) < 6e-4  # in all printed digits
