@@ -1,6 +1,8 @@
 """Runs and saves killed at random moments: does each resumed run end with the same bits, is each file whole?
 
 python benchmarks/kill_runs.py [--kills 50]
+
+It needs the extra `test`.
 """
 
 import argparse
@@ -12,8 +14,10 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "training"))
+from test_checkpoints import kill_and_resume
+
 import lux_sciml as lux
-from tests.training.test_checkpoints import kill_and_resume
 
 SAVE = """
 import itertools, sys, numpy as np, lux_sciml as lux
