@@ -1,8 +1,11 @@
-"""What the files in C and in NumPy are tried with: samples, and functions of `(n, 5)` of the operations they have."""
+"""What the files in C and in NumPy are tried with: samples, functions of the operations they have, and solves."""
 
+import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+import lux_sciml as lux
 
 
 def samples(n, *shape, dtype=np.float32):
@@ -10,6 +13,7 @@ def samples(n, *shape, dtype=np.float32):
 
 
 def elementwise(x):
+    """Of `(n, 5)`."""
     bounded, positive = jnp.clip(x, -0.5, 0.9), jnp.abs(x) + 0.5
     yield jnp.exp(bounded) + jnp.expm1(bounded) - jnp.log(positive) * jnp.log1p(positive) + jnp.exp2(x)
     yield jnp.sin(x) * jnp.cos(x) / (1 + jnp.tan(bounded) ** 2) + jnp.arctan2(x, positive) - jnp.arctan(x)
@@ -23,6 +27,7 @@ def elementwise(x):
 
 
 def moving(x):
+    """Of `(n, 5)`."""
     yield jax.nn.softmax(x, -1) * jax.nn.logsumexp(x, -1, keepdims=True)
     yield x.max(-1) + x.min(-1) + x.prod(-1) + jnp.var(x, -1)
     yield jnp.where((x > 0).all(-1) | (x > 1).any(-1), x[:, 0], 0), jnp.argmax(x, -1).astype(x.dtype)
@@ -38,4 +43,25 @@ def moving(x):
     yield (
         jnp.take_along_axis(x, index[:, None], 1),
         jax.vmap(lambda x, i: jax.lax.dynamic_slice(x, (i,), (3,)))(x, index),
+    )
+
+
+def loops_and_branches(x):
+    """Of a vector, whose elements decide how long the loop is."""
+    y, steps = jax.lax.while_loop(
+        lambda c: (jnp.sum(c[0] ** 2) < 20) & (c[1] < 9), lambda c: (1.2 * c[0] + jnp.tanh(x), c[1] + 1), (x, 0)
+    )
+    z = jax.lax.switch(steps // 3, [jnp.sin, jnp.cos, lambda y: 3 * y], y)
+    return z, jax.lax.cond(z[0] > 0, lambda: x, lambda: -x)
+
+
+def solves():
+    """By fixed steps, by adaptive ones, and an equilibrium, all of three features."""
+    net = lux.Chain(lux.Dense(3, 6, jnp.tanh), lux.Dense(6, 3))
+    cell = lux.Parallel(lambda a, b: jnp.tanh(a + b), lux.Dense(3, 3, use_bias=False), lux.Dense(3, 3))
+    ts, fixed = jnp.linspace(0.0, 1.0, 4), diffrax.ConstantStepSize()
+    return (
+        lux.NeuralODE(net, ts=ts, stepsize_controller=fixed, dt0=0.1, output="ys"),
+        lux.NeuralODE(net, ts=ts, output="final"),
+        lux.DeepEquilibrium(cell, shape=3),
     )

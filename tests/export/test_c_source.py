@@ -6,12 +6,12 @@ import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
-import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from source_operations import elementwise, moving, samples
+from small_models import set_up
+from source_operations import elementwise, loops_and_branches, moving, samples, solves
 
 import lux_sciml as lux
 from lux_sciml.export import c_source
@@ -24,9 +24,9 @@ NET = lux.Chain(lux.Dense(4, 33, jnp.tanh), lux.Dense(33, 7, jax.nn.gelu), lux.D
 
 
 @pytest.fixture
-def net(key):
-    ps, st = lux.setup(key, NET, dtype="float32")
-    return ps, lux.testmode(st)
+def net():
+    ps, st, _ = set_up(NET)
+    return ps, st
 
 
 def compiled(path):
@@ -112,9 +112,9 @@ def test_operations(tmp_path):
 
 
 @pytest.mark.exhaustive
-def test_loops_and_branches(key, tmp_path):
+def test_loops_and_branches(tmp_path):
     cell = lux.Recurrence(lux.LSTMCell(3, 4), return_sequence=True)
-    ps, st = lux.setup(key, cell, dtype="float32")
+    _, _, recurrent = set_up(cell)
 
     def swapping(x):
         def step(carry, i):
@@ -124,31 +124,16 @@ def test_loops_and_branches(key, tmp_path):
         (a, b), c = jax.lax.scan(step, (x, 2 * x), jnp.arange(4, dtype="float32"), reverse=True)
         return a, b, c.swapaxes(0, 1)
 
-    check(tmp_path, lambda x: [cell(x, ps, lux.testmode(st))[0], *swapping(x[:, 0])], (samples(18, 5, 3),))
-
-    def of_any_length(x):
-        y, steps = jax.lax.while_loop(
-            lambda c: (jnp.sum(c[0] ** 2) < 20) & (c[1] < 9), lambda c: (1.2 * c[0] + jnp.tanh(x), c[1] + 1), (x, 0)
-        )
-        branches = [jnp.sin, jnp.cos, lambda x: 3 * x]
-        return jax.lax.switch(steps // 3, branches, y) + jax.lax.cond(y[0] > 0, lambda: x, lambda: -x)
-
-    check(tmp_path, jax.vmap(of_any_length), (samples(1, 3),), vjp=False)
-    check(tmp_path, of_any_length, (samples(1, 3)[0],), batch_axis=None, vjp=False)
+    check(tmp_path, lambda x: [recurrent(x), *swapping(x[:, 0])], (samples(18, 5, 3),))
+    check(tmp_path, jax.vmap(loops_and_branches), (samples(1, 3),), vjp=False)
+    check(tmp_path, loops_and_branches, (samples(1, 3)[0],), batch_axis=None, vjp=False)
     with pytest.raises(ValueError, match="no derivative in reverse mode"):
-        c_source(tmp_path / "f.c", of_any_length, x=samples(1, 3)[0], batch_axis=None, vjp=True)
+        c_source(tmp_path / "f.c", loops_and_branches, x=samples(1, 3)[0], batch_axis=None, vjp=True)
 
 
 @pytest.mark.exhaustive
 def test_solves(key, tmp_path):
-    net = lux.Chain(lux.Dense(3, 6, jnp.tanh), lux.Dense(6, 3))
-    cell = lux.Parallel(lambda a, b: jnp.tanh(a + b), lux.Dense(3, 3, use_bias=False), lux.Dense(3, 3))
-    ts = jnp.linspace(0.0, 1.0, 4)
-    model = lux.BranchLayer(
-        lux.NeuralODE(net, ts=ts, stepsize_controller=diffrax.ConstantStepSize(), dt0=0.1, output="ys"),
-        lux.NeuralODE(net, ts=ts, output="final"),
-        lux.DeepEquilibrium(cell, shape=3),
-    )
+    model = lux.BranchLayer(*solves())
     ps, st = lux.setup(key, model, dtype="float64")
     x, x_dot = samples(2, 3, dtype=np.float64), samples(2, 3, dtype=np.float64)[::-1].copy()
     c_source(tmp_path / "f.c", model, ps, lux.testmode(st), x)
@@ -172,15 +157,15 @@ def test_solves(key, tmp_path):
     np.testing.assert_allclose(y_dot, difference, rtol=1e-5)  # the solver's tolerance is 1e-6
 
 
-def test_images_shared_inputs_other_axes_and_a_workspace(key, tmp_path):
+def test_images_shared_inputs_other_axes_and_a_workspace(tmp_path):
     model = lux.Chain(
         lux.Conv(2, 4, (3, 3), activation=jax.nn.relu, groups=2),
         lux.BatchNorm(4),
         lux.MaxPool((2, 2)),
         lux.Conv(4, 3, (3, 2), stride=2),
     )
-    ps, st = lux.setup(key, model, dtype="float32")
-    check(tmp_path, lambda x: model(x, ps, lux.testmode(st))[0], (samples(17, 9, 8, 2),), jvp=False, vjp=False)
+    _, _, of_images = set_up(model)
+    check(tmp_path, of_images, (samples(17, 9, 8, 2),), jvp=False, vjp=False)
     x, t, w = samples(18, 3), np.float32(0.3), samples(3, 3)
     words = {"t0": x, "exp": x, "int": x, "i": x}  # are the names of something else in C
     c_source(tmp_path / "f.c", lambda x: x["t0"] + jnp.exp(x["exp"] * x["int"]) - x["i"], x=words, vjp=True)
@@ -276,13 +261,10 @@ end program main
 """
 
 
-def test_inside_integrators_in_c_cpp_and_fortran(key, tmp_path):
+def test_inside_integrators_in_c_cpp_and_fortran(tmp_path):
     model = lux.Chain(lux.Dense(3, 8, jnp.tanh), lux.Dense(8, 3))
-    ps, st = lux.setup(key, model, dtype="float32")
-    c_source(tmp_path / "field.c", model, ps, lux.testmode(st), samples(1, 3), jvp=True, vjp=True)
-
-    def f(x):
-        return model(x, ps, st)[0]
+    ps, st, f = set_up(model)
+    c_source(tmp_path / "field.c", model, ps, st, samples(1, 3), jvp=True, vjp=True)
 
     def step(x, _):
         h, a = 0.05, f(x)

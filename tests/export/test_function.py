@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_models import set_up
 
 import lux_sciml as lux
 from lux_sciml.export import plain_function
@@ -16,9 +17,9 @@ NET = lux.Chain(lux.Dense(4, 8, jnp.tanh), lux.Dropout(0.5), lux.Dense(8, 2))
 
 
 @pytest.fixture
-def net(key):
-    ps, st = lux.setup(key, NET, dtype="float32")
-    return ps, lux.testmode(st)
+def net():
+    ps, st, _ = set_up(NET)
+    return ps, st
 
 
 def shapes(arrays):

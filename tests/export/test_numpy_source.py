@@ -5,12 +5,12 @@ import runpy
 import subprocess
 import sys
 
-import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from source_operations import elementwise, moving, samples
+from small_models import set_up
+from source_operations import elementwise, loops_and_branches, moving, samples, solves
 
 import lux_sciml as lux
 from lux_sciml.export import numpy_source, read_metadata
@@ -31,13 +31,13 @@ def check(folder, f, arrays, *, n=5, rtol=2e-6, **options):
     return path.read_text()
 
 
-def test_a_net_where_there_is_only_numpy(key, tmp_path):
+def test_a_net_where_there_is_only_numpy(tmp_path):
     net = lux.Chain(lux.Dense(4, 8, jnp.tanh), lux.Dense(8, 6, jax.nn.gelu), lux.LayerNorm(6), lux.Dense(6, 3))
-    ps, st = lux.setup(key, net, dtype="float32")
+    ps, st, call = set_up(net)
     x, path = samples(3, 4), tmp_path / "net.py"
-    numpy_source(path, net, ps, lux.testmode(st), x)
+    numpy_source(path, net, ps, st, x)
     first = path.read_bytes()
-    numpy_source(path, net, ps, lux.testmode(st), x[:1])
+    numpy_source(path, net, ps, st, x[:1])
     assert path.read_bytes() == first and set(re.findall("^import (.*)", first.decode(), re.M)) == {"numpy as np"}
     assert read_metadata(path)["parameters"]["count"] == ps.size
     np.save(tmp_path / "x.npy", samples(7, 4))
@@ -49,11 +49,10 @@ def test_a_net_where_there_is_only_numpy(key, tmp_path):
         np.save("y.npy", net.forward(x=np.load("x.npy")))
         """
     subprocess.run([sys.executable, "-W", "error", "-c", script], cwd=tmp_path, check=True)
-    expected = net(samples(7, 4), ps, lux.testmode(st))[0]
-    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), expected, rtol=1e-5, atol=1e-6)
-    numpy_source(path, net, ps, lux.testmode(st), x, params="input", name="model")
+    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), call(samples(7, 4)), rtol=1e-5, atol=1e-6)
+    numpy_source(path, net, ps, st, x, params="input", name="model")
     found = runpy.run_path(str(path))["model"](np.asarray(ps.data), x)
-    np.testing.assert_allclose(found, net(x, ps, lux.testmode(st))[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found, call(x), rtol=1e-5, atol=1e-6)
 
 
 def test_operations(tmp_path):
@@ -70,49 +69,34 @@ def test_operations(tmp_path):
     check(tmp_path, gradient, (samples(3, 5),))
 
 
-def test_images_sequences_and_loops(key, tmp_path):
+def test_images_sequences_and_loops(tmp_path):
     images = lux.Chain(
         lux.Conv(2, 4, (3, 3), activation=jax.nn.relu), lux.BatchNorm(4), lux.Conv(4, 3, (3, 2), stride=2)
     )
     sequences = lux.Recurrence(lux.LSTMCell(3, 4), return_sequence=True)
-    (ps, st), (qs, su) = (lux.setup(key, layer, dtype="float32") for layer in (images, sequences))
-
-    def layers(x, z):
-        return images(x, ps, lux.testmode(st))[0], sequences(z, qs, lux.testmode(su))[0]
-
-    check(tmp_path, layers, (samples(3, 9, 8, 2), samples(3, 5, 3)))
+    (*_, of_images), (*_, of_sequences) = map(set_up, (images, sequences))
+    check(tmp_path, lambda x, z: (of_images(x), of_sequences(z)), (samples(3, 9, 8, 2), samples(3, 5, 3)))
 
     def loops(x):
-        y, steps = jax.lax.while_loop(
-            lambda c: (jnp.sum(c[0] ** 2) < 20) & (c[1] < 9), lambda c: (1.2 * c[0] + jnp.tanh(x), c[1] + 1), (x, 0)
-        )
-        z = jax.lax.switch(steps // 3, [jnp.sin, jnp.cos, lambda x: 3 * x], y)
-
         def step(carry, i):
             a, b = carry
             return (b, jnp.sin(a).at[i].set(0.0)), a * b
 
-        return z, jax.lax.cond(z[0] > 0, lambda: x, lambda: -x), jax.lax.scan(step, (x, z), jnp.arange(3), reverse=True)
+        z, chosen = loops_and_branches(x)
+        return z, chosen, jax.lax.scan(step, (x, z), jnp.arange(3), reverse=True)
 
     check(tmp_path, loops, (samples(3, 1)[:, 0],), batch_axis=None)
 
 
 @pytest.mark.exhaustive
-def test_solves(key, tmp_path):
-    net = lux.Chain(lux.Dense(3, 6, jnp.tanh), lux.Dense(6, 3))
-    cell = lux.Parallel(lambda a, b: jnp.tanh(a + b), lux.Dense(3, 3, use_bias=False), lux.Dense(3, 3))
-    ts = jnp.linspace(0.0, 1.0, 4)
-    model = lux.BranchLayer(
-        lux.NeuralODE(net, ts=ts, stepsize_controller=diffrax.ConstantStepSize(), dt0=0.1, output="ys"),
-        lux.NeuralODE(net, ts=ts, output="final"),
-        lux.DeepEquilibrium(cell, shape=3),
-        lux.NeuralODE(net, ts=ts, output="final", batching="vmap"),
-    )
-    ps, st = lux.setup(key, model, dtype="float32")
-    numpy_source(tmp_path / "f.py", model, ps, lux.testmode(st), samples(2, 3))
+def test_solves(tmp_path):
+    fixed, adaptive, equilibrium = solves()
+    model = lux.BranchLayer(fixed, adaptive, equilibrium, adaptive.replace(batching="vmap"))
+    ps, st, call = set_up(model)
+    numpy_source(tmp_path / "f.py", model, ps, st, samples(2, 3))
     x = samples(4, 3)
     found = runpy.run_path(str(tmp_path / "f.py"))["forward"](x)
-    for y, value, tolerance in zip(model(x, ps, lux.testmode(st))[0], found, (1e-6, 1e-5, 1e-4, 1e-5), strict=True):
+    for y, value, tolerance in zip(call(x), found, (1e-6, 1e-5, 1e-4, 1e-5), strict=True):
         assert value.dtype == y.dtype
         np.testing.assert_allclose(value, y, rtol=tolerance, atol=tolerance)
 

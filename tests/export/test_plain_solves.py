@@ -7,15 +7,14 @@ import numpy as np
 import optimistix as optx
 import pytest
 from jax import lax
+from small_models import Decay, cell, net, times
 
 import lux_sciml as lux
 from lux_sciml._compat import equations
 from lux_sciml.export.plain_program import in_plain_operations
 from lux_sciml.export.plain_solves import plain_solves
 
-net = lux.Chain(lux.Dense(3, 8, jnp.tanh), lux.Dense(8, 3))
 timed = lux.Chain(lux.diffeq.concat_time, lux.Dense(4, 3, jnp.tanh))
-times = np.linspace(0.0, 1.0, 5)
 pid = diffrax.PIDController(1e-5, 1e-6, pcoeff=0.3, icoeff=0.4, dtmax=0.3)
 
 
@@ -92,16 +91,6 @@ def test_other_solves_are_refused_by_name(options, name):
         jax.eval_shape(lambda x: layer(x, ps, st)[0].ys, jnp.ones(3, "float32"))
 
 
-class Decay(lux.Wrapper):
-    """A vector field with one root."""
-
-    model: lux.Layer
-
-    def forward(self, u, ps, st):
-        y, st = self.model.forward(u, ps, st)
-        return y - 2 * u + 1, st
-
-
 def test_roots_by_newtons_steps():
     x = jax.random.normal(jax.random.key(1), (4, 3), float)
     for batching in ("joint", "vmap"):
@@ -141,7 +130,6 @@ def test_plain_operations():
 
 @pytest.mark.exhaustive
 def test_equilibria_are_plain_loops_already():
-    cell = lux.Parallel(lambda a, b: jnp.tanh(a + b), lux.Dense(4, 4, use_bias=False), lux.Dense(3, 4))
     x = jax.random.normal(jax.random.key(1), (4, 3), float)
     for solver in (None, optx.FixedPointIteration(1e-6, 1e-6)):
         (expected,), (plain,), found = both_ways(lux.DeepEquilibrium(cell, shape=4, solver=solver), x)

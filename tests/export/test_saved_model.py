@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_models import set_up
 
 import lux_sciml as lux
 
@@ -35,11 +36,10 @@ print(json.dumps(out))
 
 
 @pytest.mark.exhaustive
-def test_tensorflow_reads_solves_and_a_net_with_its_gradient(key, tmp_path):
+def test_tensorflow_reads_solves_and_a_net_with_its_gradient(tmp_path):
     pytest.importorskip("tensorflow")
     model = lux.Chain(lux.Dense(3, 2, jnp.tanh), lux.NeuralODE(lux.MLP(2, 4, 2), ts=[0.0, 1.0]))
-    ps, st = lux.setup(key, model, dtype="float32")
-    st = lux.testmode(st)
+    ps, st, _ = set_up(model)
 
     def net(u):
         return jnp.tanh(u @ ps["layer_0.weight"])
@@ -52,8 +52,8 @@ def test_tensorflow_reads_solves_and_a_net_with_its_gradient(key, tmp_path):
     lux.export.save(folder, both, x=example)  # replaces version 1
     lux.export.saved_model(folder, net, x=example["u"], version=2, gradient=True)
     stiff = lux.NeuralODE(lux.MLP(3, 4, 3), ts=[0.0, 0.5], solver=diffrax.Kvaerno3(), batching="vmap", output="final")
-    stiff_ps, stiff_st = lux.setup(key, stiff, dtype="float32")
-    lux.export.saved_model(folder, stiff, stiff_ps, stiff_st, example["u"], version=3)
+    *given, stiffly = set_up(stiff)
+    lux.export.saved_model(folder, stiff, *given, example["u"], version=3)
     assert sorted(path.name for path in folder.iterdir()) == ["1", "2", "3"]
     assert lux.export.read_metadata(folder)["model"] == "NeuralODE"  # the highest version
     u = {"name": "u", "shape": ["batch", 3], "dtype": "float32"}
@@ -65,7 +65,7 @@ def test_tensorflow_reads_solves_and_a_net_with_its_gradient(key, tmp_path):
         expected = both({"u": u, "shift": np.float32(0.5)})
         np.testing.assert_allclose(got["net"], expected["net"], atol=1e-6)
         np.testing.assert_allclose(got["ys"], expected["ys"], rtol=1e-5, atol=1e-6)  # the solver's tolerance
-        np.testing.assert_allclose(got["implicit"], stiff(u, stiff_ps, stiff_st)[0], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(got["implicit"], stiffly(u), rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(got["gradient"], jax.grad(lambda u: net(u).sum())(u), atol=1e-6)
 
 

@@ -10,6 +10,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_models import set_up
 from test_contracts import CELL, LAYERS
 
 import lux_sciml as lux
@@ -70,7 +71,7 @@ def squared_error(ps, batch):
 
 
 @pytest.mark.exhaustive
-def test_what_is_loaded_gives_the_same_numbers(key, tmp_path):
+def test_what_is_loaded_gives_the_same_numbers(tmp_path):
     """At batches of 1, 5 and 32, to the last bit."""
     models = {
         "mlp": (lux.MLP(4, (8, 8), 2), (4,)),
@@ -81,12 +82,10 @@ def test_what_is_loaded_gives_the_same_numbers(key, tmp_path):
         "equilibrium": (lux.DeepEquilibrium(CELL, 4), (3,)),
     }
     for name, (model, shape) in models.items():
-        ps, st = lux.setup(key, model, dtype="float32")
-        st = lux.testmode(st)
+        ps, st, direct = set_up(model)
         path = tmp_path / f"{name}.stablehlo"
         lux.export.save(path, model, ps, st, np.zeros((3, *shape), np.float32))
         loaded = lux.export.load(path)
-        direct = jax.jit(lambda x, model=model, ps=ps, st=st: model(x, ps, st)[0])
         for batch in (1, 5, 32):
             x = RNG.normal(size=(batch, *shape)).astype(np.float32)
             expected, got = direct(x), loaded(x)
@@ -129,16 +128,16 @@ assert not {"lux_sciml", "equinox", "diffrax", "optimistix"} & set(sys.modules)
 """
 
 
-def test_a_file_is_loaded_by_jax_alone(key, tmp_path):
+def test_a_file_is_loaded_by_jax_alone(tmp_path):
     path, x = tmp_path / "mlp.stablehlo", RNG.normal(size=(2, 4)).astype(np.float32)
     model = lux.MLP(4, 8, 2)
-    ps, st = lux.setup(key, model, dtype="float32")
-    lux.export.stablehlo(path, model, ps, lux.testmode(st), x)
+    ps, st, call = set_up(model)
+    lux.export.stablehlo(path, model, ps, st, x)
     command = [sys.executable, "-c", WITHOUT_US, str(path), json.dumps(x.tolist())]
     printed = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120, cwd=tmp_path).stdout
     platforms, y = json.loads(printed)
     assert platforms == ["cpu", "cuda", "rocm", "tpu"]
-    np.testing.assert_allclose(y, model(x, ps, lux.testmode(st))[0], rtol=1e-6, atol=1e-6)  # sums of order one
+    np.testing.assert_allclose(y, call(x), rtol=1e-6, atol=1e-6)  # sums of order one
 
 
 def test_what_is_loaded_checks_its_inputs_and_tells_what_it_is(key, tmp_path):

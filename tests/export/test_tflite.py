@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from edge_models import ADAPTIVE, MODELS, batches, net, set_up, times
+from small_models import MODELS, batches, check_batches, net, set_up, times
 
 import lux_sciml as lux
 
@@ -19,14 +19,7 @@ def run(path, **inputs):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_any_batch(tmp_path, name):
-    layer, shape = MODELS[name]
-    ps, st, call = set_up(layer)
-    lux.export.tflite(tmp_path / "model.tflite", layer, ps, st, jnp.zeros(shape, "float32"))
-    for x in batches(shape):
-        y, expected = run(tmp_path / "model.tflite", x=x)["y"], np.asarray(call(x))
-        assert y.dtype == expected.dtype and np.isfinite(expected).all()
-        tolerance = 1e-5 if name in ADAPTIVE else 2e-6
-        np.testing.assert_allclose(y, expected, rtol=tolerance, atol=tolerance)
+    check_batches(name, lux.export.tflite, tmp_path / "model.tflite", run)
 
 
 def test_one_batch_and_parameters_as_an_input(tmp_path):

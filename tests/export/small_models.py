@@ -1,4 +1,4 @@
-"""One small model of each kind that ONNX and TFLite hold."""
+"""Small models for the tests of formats: how one is set up, and one of each kind that ONNX and TFLite hold."""
 
 import diffrax
 import jax
@@ -62,3 +62,15 @@ def set_up(layer):
     ps, st = lux.setup(jax.random.key(0), layer, dtype="float32")
     st = lux.testmode(st)
     return ps, st, jax.jit(lambda x: layer(x, ps, st)[0])
+
+
+def check_batches(name, export, path, run):
+    """Compare the file of a model, exported for any batch, with the layer; `run(path, x=x)` gives its outputs."""
+    layer, shape = MODELS[name]
+    ps, st, call = set_up(layer)
+    export(path, layer, ps, st, jnp.zeros(shape, "float32"))
+    for x in batches(shape):
+        y, expected = run(path, x=x)["y"], np.asarray(call(x))
+        assert y.dtype == expected.dtype and np.isfinite(expected).all()
+        tolerance = 1e-5 if name in ADAPTIVE else 2e-6
+        np.testing.assert_allclose(y, expected, rtol=tolerance, atol=tolerance)
