@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gradients import with_gradient
 
 import lux_sciml as lux
 from lux_sciml.adapters import from_equinox, to_equinox
@@ -75,12 +76,8 @@ def test_outputs_gradients_and_state_are_those_of_equinox(x):
         y, after = call(x, state, keys)
         return jnp.sum(y**2), (y, after)
 
-    def ours(ps):
-        y, after = layer(x, ps, st)
-        return jnp.sum(y**2), (y, after)
-
     (_, (expected, after)), gradient = eqx.filter_value_and_grad(theirs, has_aux=True)(model)
-    (_, (y, st)), ours_gradient = jax.value_and_grad(ours, has_aux=True)(ps)
+    (y, st), ours_gradient = with_gradient(lambda ps: layer(x, ps, st), ps)
     np.testing.assert_allclose(y, expected, rtol=1e-12)
     np.testing.assert_allclose(ours_gradient.data, lux.setup(KEY, from_equinox(gradient, after))[0].data, rtol=1e-10)
     np.testing.assert_array_equal(st["state"]["norm"]["batch_counter"], 1)

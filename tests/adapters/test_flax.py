@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gradients import with_gradient
 
 import lux_sciml as lux
 from lux_sciml.adapters import from_linen, from_nnx, to_linen, to_nnx
@@ -63,11 +64,7 @@ def test_nnx_computes_the_same_without_randomness():
         y = module(X)
         return jnp.sum(y**2), y
 
-    def ours(ps):
-        y, after = layer(X, ps, st)
-        return jnp.sum(y**2), (y, after)
-
-    (_, (y, st)), gradient = jax.value_and_grad(ours, has_aux=True)(ps)
+    (y, st), gradient = with_gradient(lambda ps: layer(X, ps, st), ps)
     (_, expected), expected_gradient = nnx.value_and_grad(theirs, has_aux=True)(module)
     np.testing.assert_allclose(y, expected, rtol=1e-5)
     expected_gradient = lux.ComponentVector.from_tree(nnx.to_pure_dict(expected_gradient)["rest"][0])
@@ -90,15 +87,10 @@ def test_linen_computes_the_same():
 
     def theirs(params):
         given = {**variables, "params": params}
-        y, new = module.apply(given, X, train=True, rngs={"dropout": key}, mutable=["batch_stats"])
-        return jnp.sum(y**2), (y, new)
+        return module.apply(given, X, train=True, rngs={"dropout": key}, mutable=["batch_stats"])
 
-    def ours(ps):
-        y, after = layer(X, ps, st)
-        return jnp.sum(y**2), (y, after)
-
-    (_, (y, st)), gradient = jax.value_and_grad(ours, has_aux=True)(ps)
-    (_, (expected, new)), expected_gradient = jax.value_and_grad(theirs, has_aux=True)(variables["params"])
+    (y, st), gradient = with_gradient(lambda ps: layer(X, ps, st), ps)
+    (expected, new), expected_gradient = with_gradient(theirs, variables["params"])
     np.testing.assert_allclose(y, expected, rtol=1e-5)
     np.testing.assert_allclose(gradient.layout.ravel(expected_gradient), gradient.data, rtol=1e-4, atol=1e-6)
     mean = st["variables"]["batch_stats"]["BatchNorm_0"]["mean"]

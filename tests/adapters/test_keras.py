@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gradients import with_gradient
 
 import lux_sciml as lux
 from lux_sciml.adapters import from_keras, to_keras
@@ -41,16 +42,11 @@ def test_outputs_gradients_and_state_are_those_of_keras():
 
     def theirs(weights):
         others = [v.value for v in model.non_trainable_variables]
-        y, new = model.stateless_call(weights, others, X, training=True)
-        return jnp.sum(y**2), (y, new)
-
-    def ours(ps):
-        y, after = layer(X, ps, st)
-        return jnp.sum(y**2), (y, after)
+        return model.stateless_call(weights, others, X, training=True)
 
     weights = [v.value for v in model.trainable_variables]
-    (_, (expected, new)), expected_gradient = jax.value_and_grad(theirs, has_aux=True)(weights)
-    (_, (y, after)), gradient = jax.jit(jax.value_and_grad(ours, has_aux=True))(ps)
+    (expected, new), expected_gradient = with_gradient(theirs, weights)
+    (y, after), gradient = with_gradient(jax.jit(lambda ps: layer(X, ps, st)), ps)
     np.testing.assert_allclose(y, expected, atol=1e-5)
     np.testing.assert_allclose(
         gradient.data, np.concatenate([np.ravel(g) for g in expected_gradient]), rtol=1e-3, atol=1e-5
