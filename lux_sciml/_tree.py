@@ -130,6 +130,15 @@ def widened(tree: Any) -> Any:
     return single(floating(tree))
 
 
+def still(tree: Any) -> Any:
+    """The tree, its arrays without derivatives.
+
+    >>> float(jax.grad(lambda x: x * still({"a": x})["a"])(3.0))
+    3.0
+    """
+    return jax.tree.map(lambda x: jax.lax.stop_gradient(x) if eqx.is_array(x) else x, tree)
+
+
 def squared(x: Any) -> jax.Array:
     """`|x|^2` of an array or a ComponentVector, elementwise, and real for complex elements too; smooth at zero.
 

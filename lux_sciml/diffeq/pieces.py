@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._tree import where
+from .._tree import still, where
 from .adjoints.differentiable import differentiable_solve
 from .adjoints.gauss import GaussAdjoint
 from .adjoints.implicit import ImplicitAdjoint
@@ -123,11 +123,6 @@ class _Infused(eqx.Module):
 
 def _is_sum(x: Any) -> bool:
     return isinstance(x, diffrax.MultiTerm)
-
-
-def still(tree: Any) -> Any:
-    """The tree, without derivatives."""
-    return jax.tree.map(lambda x: lax.stop_gradient(x) if eqx.is_array(x) else x, tree)
 
 
 def _infused(terms: Any) -> Any:

@@ -12,7 +12,7 @@ import optimistix as optx
 from jax import Array, lax
 
 from .._compat import while_loop
-from .._tree import single
+from .._tree import single, still
 from ..core.converters import integer
 from .anderson import Anderson
 from .loop import fixed_point
@@ -54,7 +54,7 @@ class PointAdjoint(optx.AbstractAdjoint):
         """
 
     def apply(self, primal_fn, rewrite_fn, inputs, tags):
-        stopped = jax.tree.map(lambda x: lax.stop_gradient(x) if eqx.is_array(x) else x, inputs)
+        stopped = still(inputs)
         root, residual = primal_fn((*stopped, while_loop))
         arrays, static = eqx.partition(inputs, eqx.is_array)
         kept, kept_static = eqx.partition(residual, eqx.is_array)

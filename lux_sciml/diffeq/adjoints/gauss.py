@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 
 from ..._compat import solver_loop, while_loop
-from ..._tree import is_none, where
+from ..._tree import is_none, still, where
 from ...core.converters import integer
 from ..failure import Guarded, guarded
 from .dense import with_dense_error
@@ -93,12 +93,8 @@ class GaussAdjoint(diffrax.AbstractAdjoint):
         y0 = init_state.y
         init_state = eqx.tree_at(lambda s: s.y, init_state, object())
         options = dict(kwargs, self=self, solver=solver, saveat=saveat, event=event, max_steps=max_steps)
-        final, stats = _solve((y0, args, terms), init_state=_still(init_state), **options)
-        return eqx.tree_at(lambda s: s.save_state.ys, _still(final), final.save_state.ys), stats
-
-
-def _still(tree: Any) -> Any:
-    return jax.tree.map(lambda x: lax.stop_gradient(x) if eqx.is_array(x) else x, tree)
+        final, stats = _solve((y0, args, terms), init_state=still(init_state), **options)
+        return eqx.tree_at(lambda s: s.save_state.ys, still(final), final.save_state.ys), stats
 
 
 def _refuse(terms: Any, saveat: Any, event: Any, max_steps: int | None) -> None:
