@@ -50,8 +50,7 @@ _HEAD = ("component", "shape", "dtype", "place", "values")
 
 def table(data: Any, layout: Layout) -> str:
     """One line for each array: its path, shape, dtype, place in the vector, and range of values."""
-    rows = [_HEAD, *(_row(data, leaf, layout) for leaf in layout.leaves)]
-    lines = ["  ".join(map(str.ljust, row, _widths(rows))).rstrip() for row in rows]
+    lines = in_columns([_HEAD, *(_row(data, leaf, layout) for leaf in layout.leaves)])
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
 
@@ -143,6 +142,16 @@ def attributes(layout: Layout) -> list[str]:
     """What `cv.<tab>` offers of the components: those whose names Python takes after a dot."""
     children = [*layout.children, *(layout.children[0].children if layout.is_stack else ())]
     return [key for key in children if isinstance(key, str) and key.isidentifier()]
+
+
+def in_columns(rows: Sequence[Row]) -> list[str]:
+    """Rows of texts as lines, in columns that begin at one place.
+
+    >>> in_columns([("name", "size"), ("weight", "6")])
+    ['name    size', 'weight  6']
+    """
+    widths = _widths(rows)
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
 def _widths(rows: Iterable[Row]) -> list[int]:

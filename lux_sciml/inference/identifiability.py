@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..components import ComponentMatrix, ComponentVector
+from ..components.printing import in_columns
 from ..derivatives import jacobian
 from ..optimize.fit_statistics import direction_text
 
@@ -66,8 +67,7 @@ class Identifiability:
         data, layout = np.asarray(self.directions.data, float), self.directions.layout
         for x, error, sloppy, direction in zip(self.eigenvalues, self.standard_errors, self.sloppy, data, strict=True):
             rows.append((f"{x:.3g}", f"{error:.3g}", "sloppy" if sloppy else "", direction_text(direction, layout)))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+        return "\n".join(in_columns(rows))
 
 
 def identifiability(

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..components import Layout
+from ..components.printing import in_columns
 from ..optimize import MinimizeResult
 
 
@@ -25,8 +26,7 @@ class Optima(tuple[Optimum, ...]):
         rows = [("value", "runs", "success", "parameters")]
         for result, runs in self:
             rows.append((f"{result.value:.6g}", str(len(runs)), str(result.success), repr(result.params)))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+        return "\n".join(in_columns(rows))
 
 
 def optima(runs: Sequence[MinimizeResult[Any]], *, rtol: float = 1e-2, atol: float = 1e-3) -> Optima:

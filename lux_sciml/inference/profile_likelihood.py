@@ -11,6 +11,7 @@ import numpy as np
 from .._tree import describe
 from ..components import ComponentVector, Path
 from ..components.constraints import bounds
+from ..components.printing import in_columns
 from ..core.converters import checks_itself
 from ..derivatives import hessian
 from ..optimize import minimize
@@ -52,8 +53,7 @@ class Profiles(dict[str, ProfileLikelihood]):
     def __repr__(self) -> str:
         rows = [("parameter", "optimum", "lower", "upper", "ends below", "above")]
         rows += [(p.name, *(f"{x:.6g}" for x in (p.optimum, *p.interval)), *p.ends) for p in self.values()]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+        return "\n".join(in_columns(rows))
 
 
 @checks_itself
@@ -81,14 +81,16 @@ def profile_likelihood(
     * `paths`: patterns as for `Layout.mask`: `"physics.*"`; one profile for each element of what they match.
     * `limits`: by name as for `lux.constraints.bounds`, `{"physics.*": (0, None)}`. A profile stops at those of its
       element; the other parameters are fitted within theirs.
+    * `level`: the confidence of the intervals.
     * `points`: on each side, from the lowest value to the threshold, were the profile a parabola; from there steps
       grow on flat and shrink on steep ones. `max_points` on each side at the most.
     * `method`, `max_steps`: of `lux.minimize`, for each fit. These begin where the last two point to, in coordinates
       in which the Hessian at `ps` is the identity (with limits, its diagonal), so that some steps suffice.
 
-    Raises `KeyError` for a path that matches nothing, `ValueError` where the likelihood or its gradient is not finite
-    at `ps`, where `ps` is outside of the limits, or where a fit ends below the lowest value by more than 2% of the
-    threshold's distance: then `ps` is not the minimum, and the message has the way on.
+    Raises `KeyError` for a path that matches nothing, `TypeError` for parameters without names, `ValueError` where the
+    likelihood or its gradient is not finite at `ps`, where `ps` is outside of the limits, or where a fit ends below the
+    lowest value by more than 2% of the threshold's distance: then `ps` is not the minimum, and the message has the way
+    on.
 
     Raue et al., "Structural and practical identifiability analysis of partially observed dynamical models by exploiting
     the profile likelihood", Bioinformatics 25, 2009.

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..components import ComponentVector, Layout
+from ..components.printing import in_columns
 from .chunks import in_chunks
 from .fitted_parameters import FittedParameters, text_of
 from .progress import Progress, to_its_end
@@ -28,8 +29,7 @@ class Runs(tuple[Any, ...]):
         rows += [
             (str(i), f"{run.value:.6g}", str(run.success), str(run.steps), run.message) for i, run in enumerate(self)
         ]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+        return "\n".join(in_columns(rows))
 
 
 def starting_points(
