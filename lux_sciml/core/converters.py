@@ -262,6 +262,20 @@ def dict_of(converter: Callable[[T], R]) -> Callable[[Mapping[str, T]], FrozenDi
     return convert
 
 
+def converted(name: str, converter: Callable[[Any], Any], value: Any) -> Any:
+    """An argument converted, as options of layers are; errors begin with its name.
+
+    >>> converted("max_steps", count, 0)
+    Traceback (most recent call last):
+    ...
+    ValueError: max_steps: expected a whole number of at least 1, got 0
+    """
+    try:
+        return converter(value)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name}: {error}") from None
+
+
 def refuse_module(value: Any) -> None:
     """Raise `TypeError` for a callable that keeps arrays of its own, as the modules of other libraries do."""
     kinds = {cls.__name__ for cls in type(value).__mro__}

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._tree import floating, widened
-from ..core.converters import checks_itself, count, integer, number, short
+from ..core.converters import checks_itself, converted, count, integer, number, short
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,10 +37,8 @@ class Basis(abc.ABC):
     def _convert(self, converter: Callable[[Any], Any], *names: str) -> None:
         """Normalize options; errors name them."""
         for name in names:
-            try:
-                object.__setattr__(self, name, converter(getattr(self, name)))
-            except (TypeError, ValueError) as error:
-                raise type(error)(f"{type(self).__name__}.{name}: {error}") from None
+            value = converted(f"{type(self).__name__}.{name}", converter, getattr(self, name))
+            object.__setattr__(self, name, value)
 
     def __call__(self, x: Any) -> jax.Array:
         x = floating(jnp.asarray(x))

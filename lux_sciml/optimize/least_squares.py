@@ -17,10 +17,10 @@ import optimistix as optx
 from .._compat import one_blas_thread
 from .._tree import describe
 from ..components import ComponentMatrix, Layout, Path
-from ..core.converters import checks_itself, count, flag, number, optional
+from ..core.converters import checks_itself, converted, count, flag, number, optional
 from . import damped_systems, fit_statistics, levenberg_marquardt_backend, optimistix_backend, scipy_least_squares
 from .levenberg_marquardt import DIFFERENCE, EXACT, LevenbergMarquardt, prefers_forward
-from .minimize import MinimizeResult, converted, is_whole
+from .minimize import MinimizeResult, is_whole
 from .programs import Programs
 from .progress import NOT_FINITE_AT_START, NOT_FINITE_RESAMPLED, Progress, to_its_end
 from .residual_problem import WHOLE, Data, ResidualProblem, not_finite, same_samples
@@ -195,8 +195,8 @@ def least_squares(
     dicts with the same keys: `least_squares({"inner": f, "edge": g}, ps, samples={"inner": x, "edge": y})`.
 
     Without samples, `residual(ps)`, or `residual(ps, args)`, returns all residuals: an array, a ComponentVector or a
-    tree. `ps` is as for `minimize`, and so are `args`, `bounds`, `trainable`, `callback`, `progress`, and what happens
-    where residuals are not finite, and at Ctrl-C.
+    tree. `ps` is as for `minimize`, and so are `args`, `bounds`, `trainable`, `callback`, `callback_every`, `progress`,
+    and what happens where residuals are not finite, and at Ctrl-C.
 
     `method` is one of
 

@@ -14,7 +14,7 @@ import optimistix as optx
 from jaxtyping import Float
 
 from ..components import Path
-from ..core.converters import checks_itself, count, flag, number, optional
+from ..core.converters import checks_itself, converted, count, flag, number, optional
 from . import global_methods, optax_backend, optimistix_backend, scipy_backend
 from .bounded_lbfgs import BoundedLBFGS
 from .in_turn import in_turn
@@ -300,13 +300,6 @@ def _steps_of_each(methods: Sequence[Any], max_steps: Any) -> list[int]:
     if len(each) != len(methods):
         raise ValueError(f"max_steps is one number, or one for each of {len(methods)} methods, got {len(each)}")
     return each
-
-
-def converted(name: str, converter: Callable[[Any], Any], value: Any) -> Any:
-    try:
-        return converter(value)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{name}: {error}") from None
 
 
 def is_whole(value: Any) -> TypeGuard[float]:

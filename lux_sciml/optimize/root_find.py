@@ -12,9 +12,8 @@ import optimistix as optx
 
 from .._tree import describe
 from ..components import ComponentVector, Layout
-from ..core.converters import checks_itself, count, number, optional
+from ..core.converters import checks_itself, converted, count, number, optional
 from .fitted_parameters import kind_of
-from .minimize import converted
 from .named_function import NamedFunction, jacobian, values
 from .problem import Inputs, Problem, not_finite, parts_of_args
 from .programs import Programs
@@ -73,6 +72,7 @@ def root_find(
       (both with JAX's Jacobian), `"krylov"`, `"df-sane"`, `"broyden1"`, `"broyden2"`, `"anderson"`, `"diagbroyden"`,
       `"linearmixing"`.
     * `bounds`: as for `minimize`; for `Newton` and `Chord`, whose steps are projected onto them.
+    * `max_steps`: the maximum number of steps; for `"hybr"`, `"lm"` and `"df-sane"` that of evaluations.
     * `tol`: SciPy's tolerance; optimistix solvers have their own.
     * `options`: SciPy's, or those of the optimistix solver.
 

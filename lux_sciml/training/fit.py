@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .._tree import describe
-from ..core.converters import checks_itself, count, flag
+from ..core.converters import checks_itself, converted, count, flag, optional
 from .batches import source
 from .checkpoints import Checkpoints
 from .logs import as_log
@@ -96,10 +96,9 @@ def fit(
         "steps": steps,
         "validate_every": validate_every,
     }.items():
-        if value is not None:
-            _checked(name, count, value)
+        converted(name, optional(count), value)
     for name, value in {"shuffle": shuffle, "resume": resume, "progress": progress}.items():
-        _checked(name, flag, value)
+        converted(name, flag, value)
     if epochs is not None and steps is not None:
         raise ValueError("give `epochs` or `steps`, not both")
     if metrics is not None and not all(map(callable, metrics.values())):
@@ -130,17 +129,10 @@ def fit(
         metrics=metrics or {},
         early_stopping=early_stopping,
         callbacks=callbacks,
-        callback_every=None if callback_every is None else _checked("callback_every", count, callback_every),
+        callback_every=converted("callback_every", optional(count), callback_every),
         checkpoints=checkpoints,
         resume=resume,
         progress=progress,
         log=as_log(log),
     )
     return run()
-
-
-def _checked(name: str, converter: Callable[[Any], Any], value: Any) -> Any:
-    try:
-        return converter(value)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{name}: {error}") from None
