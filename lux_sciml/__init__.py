@@ -6,7 +6,8 @@ What there is, by subject; `help(lux.NeuralODE)` and so on tell more.
   `Conv`, pooling, norms, `Dropout`, `Embedding`, attention and transformers, recurrence, `FNO`, `DeepONet`, `KANLayer`,
   bases and splines, nets that are convex, monotone or positive definite: see `lux.nn.__all__`.
 * Differential equations: `NeuralODE`, `UDE`, `SecondOrder`, `AugmentedODE`, `HamiltonianODE`, `NeuralDAE`, `NeuralDDE`,
-  `NeuralSDE`, `NeuralCDE`, `ODERNN`, `LatentODE`, `CNF`, `WithCosts`, your own by `Equation`; `raise_if_failed`.
+  `NeuralSDE`, `NeuralCDE`, `ODERNN`, `LatentODE`, `LatentSDE`, `CNF`, `WithCosts`, your own by `Equation`; `Jumps` and
+  `Event`; `raise_if_failed`: see `lux.diffeq.__all__`.
 * Equilibria: `DeepEquilibrium`, `MultiScaleDEQ`, `SteadyState`, with `Anderson` and `Broyden`.
 * The contract: `Layer`, `Container`, `Wrapper`, `compact`, `field`, `setup`, `trainmode`, `testmode`, `summary`,
   `check_finite`, `StatefulLayer`; `lux.testing.check_layer`.

@@ -24,6 +24,7 @@ parameters of equations in a jaxpr                jax 0.10 to 0.12    what a tra
 diffrax's loop and the states that it carries     diffrax 0.7         `diffrax.RecursiveCheckpointAdjoint`
 `diffrax.BacksolveAdjoint._diffeqsolve`           diffrax 0.7         failed backward solves raise
 global names that functions of diffrax look up    diffrax 0.7         its checks stay, as host callbacks
+`scipy_openblas_set_num_threads`, in the wheels   scipy, numpy 2.0    small factorizations wait for each other's threads
 ================================================  ==================  ==================================================
 
 What is missing makes a result slower, or a refusal stricter, never wrong. That can be said only of what is missing, not

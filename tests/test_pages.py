@@ -1,4 +1,4 @@
-"""The code of docs/ and CONTRIBUTING.md runs, in the order it stands there; that of docs/export.md elsewhere."""
+"""The code of docs/ and CONTRIBUTING.md runs, in the order it stands there; of export.md and devices.md elsewhere."""
 
 import ast
 import re

@@ -57,12 +57,15 @@ ROOMS = [
     lux.nn,
     lux.diffeq,
     lux.equilibrium,
+    lux.optimize,
     lux.parameters,
     lux.derivatives,
     lux.inference,
     lux.training,
     lux.adapters,
     lux.export,
+    lux.discovery,
+    lux.distributed,
 ]
 
 

@@ -196,9 +196,8 @@ class Equation(Layer, kw_only=True):
       is the one after that evaluation. With `"discard"` each evaluation has its own, and the running ones stay.
 
     The input is `y0`, or, as the options say, `(y0, ts)`, `(y0, u)` or `(y0, ts, u)`. `ts` may repeat its last time at
-    the end, as padding, or be a `lux.diffeq.Series`. `y0` is an array or a tree of
-    arrays, a ComponentVector too; integers become floats. In half precision it is solved in float32, with the
-    parameters, and the output is rounded.
+    the end, as padding, or be a `lux.diffeq.Series`. `y0` is an array or a tree of arrays, a ComponentVector too;
+    integers become floats. In half precision it is solved in float32, with the parameters, and the output is rounded.
 
     What the children's functions and an event read besides their arguments, such as globals, attributes and elements
     of NumPy arrays, is read as it is at the call. diffrax compiles each solve: where it has changed it compiles anew.

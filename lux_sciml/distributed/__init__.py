@@ -1,11 +1,12 @@
 """Many devices and many processes: where a training state lies, on JAX's own engine.
 
-`shard(state, mesh(), "full")` gives a state that `lux.train_step` and `lux.fit` take as any other; `gather` is the way
-back. `initialize()` joins several processes.
+`shard` gives a state on a `mesh`, `shard(state, mesh(), "full")`, that `lux.train_step` and `lux.fit` take as any
+other, with parameters in parts, `Sharded`; `gather` is the way back. `initialize` joins several processes. `estimate`
+says what a step needs, an `Estimate`.
 
 In this order, each file using those before it: `watch` (of processes that are gone), `processes`, `meshes`,
 `agreement` (of processes), `form` (a vector in parts), `optimizers` (whether they mind), `placement` (what steps and
-runs ask) and `sharding`; and `estimate`, of what a step needs.
+runs ask) and `sharding`; and `estimate`.
 """
 
 from .estimate import Estimate as Estimate, estimate as estimate

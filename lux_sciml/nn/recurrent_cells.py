@@ -251,7 +251,8 @@ class StackedCells(Container, RecurrentCell):
     """Cells one above the other, as one cell: each takes the output of the one below as its input.
 
     Layers that are no cells, `Dropout` say, are applied in between. The carry is the tuple of the cells' carries, from
-    the input upwards. `StackedCells(a, b)`, `StackedCells([a, b])` or `StackedCells(lower=a, upper=b)`.
+    the input upwards. `StackedCells(a, b)`, `StackedCells([a, b])` or `StackedCells(lower=a, upper=b)`. Raises
+    `ValueError` for a carry with another number of parts.
 
     >>> import jax, jax.numpy as jnp, lux_sciml as lux
     >>> cell = lux.StackedCells(lux.LSTMCell(2, 8), lux.Dropout(0.1), lux.LSTMCell(8, 3))

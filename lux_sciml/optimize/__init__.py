@@ -1,12 +1,14 @@
 """Optimization of flat parameters: one call over SciPy, optimistix and optax; least squares.
 
-In this order, each file using those before it: `reads` (what a loss reads besides its arguments), `part` (the
-components that are fitted), `fitted_parameters`, `problem` (a loss and its parameters), `residual_problem` (residuals,
-as a whole or of samples), `programs` (what is traced and compiled of them), `progress`, `chunks` and `convergence` (how
-a run goes and ends), `resume`, `starts` and `in_turn` (more than one run), `named_function`, `objective` and
-`constraints` (of SciPy's methods), the backends and `global_methods`, `minimize`, `least_squares`, `root_find`;
-`optax_transforms` and `samples`. `levenberg_marquardt`, with `damped_systems` and `robust_losses`, `self_scaled` and
-`bounded_lbfgs` are solvers in the sense of optimistix.
+What the root has is in `__all__`. Here only: `per_array`, for optimizers of optax whose rules go by array.
+
+In this order, each file using those before it: the solvers in the sense of optimistix, `levenberg_marquardt`, with
+`damped_systems` and `robust_losses`, `self_scaled` and `bounded_lbfgs`; `chunks` (compiled loops, short enough to be
+interrupted), `part` (the components that are fitted), `fitted_parameters`, `problem` (a loss and its parameters),
+`residual_problem` (residuals, as a whole or of samples), `programs` (what is traced and compiled of them), `progress`
+and `convergence` (how a run goes and ends), `resume`, `starts` and `in_turn` (more than one run), `named_function`,
+`objective` and `constraints` (of SciPy's methods), the backends and `global_methods`, `fit_statistics` (errors of
+parameters), `minimize`, `least_squares`, `root_find`; `optax_transforms` and `samples`.
 """
 
 from .bounded_lbfgs import BoundedLBFGS

@@ -5,9 +5,10 @@ At the root: `TrainState`, `train_step`, `compute_gradients`, `apply_gradients`,
 that is filled, `Padded`, what callbacks are given, a `Report`, what a run raises, `FitError`, and the `LossScale` of
 float16.
 
-In this order, each file using those before it: `state` (what a run carries), `step` (the gradient and the update),
-`batches`, `advance` (the programs of a run), `validation`, `stopping` (early, and the best so far), `checkpoints`,
-`orbax_checkpoints`, `logs`, `interrupts` (Ctrl-C), `result`, `run` (the loop) and fit.
+In this order, each file using those before it: `placement` (on one device or many), `state` (what a run carries),
+`step` (the gradient and the update), `batches`, `advance` (the programs of a run), `validation`, `stopping` (early, and
+the best so far), `checkpoints`, `orbax_checkpoints`, `logs`, `interrupts` (Ctrl-C), `result`, `run` (the loop) and
+`fit`.
 """
 
 from .batches import Padded as Padded

@@ -16,7 +16,8 @@ class Galerkin(Wrapper):
 
     `basis` is any of `lux_sciml`'s bases, such as `lux.LegendreBasis(4)`. The input is the tuple `(t, x)`: for a
     `NeuralODE` with `time_dependent=True`. The parameters are those of `layer`, each with a new first axis of
-    coefficients `c`; the first one starts as the layer's own, the others at zero.
+    coefficients `c`; the first one starts as the layer's own, the others at zero. Raises `ValueError` for an input that
+    is no such tuple.
 
     Massaroli et al., "Dissecting neural ODEs", NeurIPS 2020.
 

@@ -24,7 +24,8 @@ class IrregularSequence(Layer):
     Input `(ts, xs)`, `(times,)` or `(batch, times)` and `(..., times, channels)`; NaN marks what was not observed;
     output `(..., times, 1 + 2 channels)`: the time since the step before, the values, zero where missing, and 1 where
     they were observed, else 0. `lux.Recurrence` of a cell after it makes an encoder for `lux.LatentODE`. Of a
-    `lux.diffeq.Series` the output is a tuple for the recurrence, `(features, None, mask)`.
+    `lux.diffeq.Series` the output is a tuple for the recurrence, `(features, None, mask)`. Raises `ValueError` for an
+    input that is neither.
 
     >>> import jax.numpy as jnp, lux_sciml as lux
     >>> xs = jnp.array([[5.0], [jnp.nan], [7.0]])
