@@ -11,7 +11,7 @@ from jax import lax
 
 from .._tree import still, where
 from .adjoints.differentiable import differentiable_solve
-from .adjoints.gauss import GaussAdjoint
+from .adjoints.gauss import GaussAdjoint, parts_of
 from .adjoints.implicit import ImplicitAdjoint
 from .adjoints.record import any_sample
 from .adjoints.reversible import ReversibleAdjoint
@@ -121,10 +121,6 @@ class _Infused(eqx.Module):
         return jax.tree.map(jnp.add, self.field(t, y, ps), rate)
 
 
-def _is_sum(x: Any) -> bool:
-    return isinstance(x, diffrax.MultiTerm)
-
-
 def _infused(terms: Any) -> Any:
     """The terms, called with `(ps, rate)`, the rate added to the first of them."""
     if isinstance(terms, tuple):
@@ -185,8 +181,7 @@ def solve_in_pieces(
     y0 = jax.tree.map(jnp.asarray, y0)
     events = Conditions(tuple(fields[name] for name in event_names(equation.events)))
     change = change_of(fields.get("jumps"), fields.problem.jumps or {}, ps, y0, ts)
-    parts = jax.tree.leaves(terms, is_leaf=lambda x: isinstance(x, diffrax.AbstractTerm) and not _is_sum(x))
-    noise = not all(isinstance(part, diffrax.ODETerm) for part in parts)
+    noise = not all(isinstance(part, diffrax.ODETerm) for part in parts_of(terms))
     if noise and (change.moving or change.spans is not None):
         raise ValueError(
             f"the jumps of a {type(equation).__name__}, which has noise, are at times that are known and the same in "

@@ -98,7 +98,7 @@ class GaussAdjoint(diffrax.AbstractAdjoint):
 
 
 def _refuse(terms: Any, saveat: Any, event: Any, max_steps: int | None) -> None:
-    if isinstance(terms, tuple) or not all(isinstance(part.term, diffrax.ODETerm) for part in _parts(terms)):
+    if isinstance(terms, tuple) or not all(isinstance(part.term, diffrax.ODETerm) for part in parts_of(terms)):
         raise ValueError("GaussAdjoint takes one ordinary differential equation: let this one have adjoint='auto'")
     if event is not None:
         raise ValueError("GaussAdjoint takes no events: let this equation have adjoint='auto'")
@@ -112,7 +112,7 @@ def _is_part(x: Any) -> bool:
     return isinstance(x, diffrax.AbstractTerm) and not isinstance(x, diffrax.MultiTerm)
 
 
-def _parts(terms: Any) -> list[Any]:
+def parts_of(terms: Any) -> list[Any]:
     """The terms of a sum, as diffrax wraps them for solves backward in time."""
     return jax.tree.leaves(terms, is_leaf=_is_part)
 

@@ -9,6 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from ..._tree import is_none
 from ..solvers.runge_kutta import unrolled
 from ..solvers.wrapped import Wrapped
 from .discrete import DiscreteAdjoint, unfit
@@ -127,9 +128,7 @@ class ReversibleAdjoint(DiscreteAdjoint):
         )
         if refused is not None:
             raise ValueError(f"adjoint='reversible' takes {refused}: let this equation have adjoint='auto'")
-        init_state = eqx.tree_at(
-            lambda state: state.solver_state, init_state, init_state.y, is_leaf=lambda x: x is None
-        )
+        init_state = eqx.tree_at(lambda state: state.solver_state, init_state, init_state.y, is_leaf=is_none)
         return super().loop(
             terms=terms, solver=Reversible(solver, self.coupling), stepsize_controller=stepsize_controller,
             event=event, saveat=saveat, init_state=init_state, max_steps=max_steps, **options,
