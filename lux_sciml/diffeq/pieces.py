@@ -33,7 +33,8 @@ class Change(eqx.Module):
     * `when`: the times with their derivatives, which are `moving` where there may be some; `stop`: without;
     * `jump`, `starts`: the numbers of the jumps, and whether they start there;
     * `effect`: what a jump does, `(i, t, y, ps) -> y`;
-    * `spans`, `rates`: the starts and the ends of infusions, and what each adds to the derivative; or `None`.
+    * `spans`, `rates`: the starts and the ends of infusions, and what each adds to the derivative; or `None`;
+    * `count`: how many jumps there are.
     """
 
     when: jax.Array
@@ -264,14 +265,14 @@ def _solve(
             end, first, happen, start = _first(watch, whole, before, end, args, sign, solve, event)
             if exact:  # only the way from there is left
                 steps = steps + before.steps
-                ys = ys if final else _kept(ys, before.ys, ts, after(ts, begin) & ~after(ts, before.t))
+                ys = ys if final else _kept(ys, before.ys, after(ts, begin) & ~after(ts, before.t))
                 begin, y = before.t, before.y
                 few = _few(solve.keywords["max_steps"])
                 solve = eqx.Partial(solve.func, **{**solve.keywords, "dt0": end - begin, "max_steps": few})
         there = _travel(whole, begin, end, y, args, ts, sign, solve, final)
         y, result, steps = there.y, there.result, steps + there.steps
         if not final:
-            ys = _kept(ys, there.ys, ts, after(ts, begin) & ~after(ts, end))
+            ys = _kept(ys, there.ys, after(ts, begin) & ~after(ts, end))
         if events.events:
             result = where(diffrax.is_okay(before.result), result, before.result)
         jumps = jumps & ~event
@@ -294,7 +295,7 @@ def _solve(
         if change.effect is not None:
             effect = change.effect
             y = lax.cond(happens, lambda y: effect(change.jump[i], t, y, ps), lambda y: y, y)
-        log = ((happens, change.jump[i], t, left, y) if limits else None), None
+        log = ((happens, t, left, y) if limits else None), None
         counts, recent, stuck, ended = state.counts, state.recent, state.stuck, jnp.zeros((), bool)
         if events.events:
             values = events(t, y, ps)
@@ -316,7 +317,7 @@ def _solve(
         changed = happens | event
         if not final:
             right = changed if saves == "right" else event
-            ys = _kept(ys, jax.tree.map(lambda y: y[None], y), ts, (right & (ts == t)) | (ended & after(ts, t)))
+            ys = _kept(ys, jax.tree.map(lambda y: y[None], y), (right & (ts == t)) | (ended & after(ts, t)))
 
         # the next piece
         passed = state.passed + jumps.astype(jnp.int32)
@@ -494,12 +495,12 @@ def _log(number: int, happen: Any, t: Any, states: Any) -> dict[str, Any]:
     return {"times": times, "index": jnp.where(flat[order], index, -1), "left": left, "right": right}
 
 
-def _kept(ys: Any, new: Any, ts: Any, which: Any) -> Any:
+def _kept(ys: Any, new: Any, which: Any) -> Any:
     """The saved values, with new ones at some of the times."""
     return jax.tree.map(lambda ys, new: jnp.where(which.reshape(-1, *(1 for _ in ys.shape[1:])), new, ys), ys, new)
 
 
-def _limits(happens: Any, jump: Any, t: Any, left: Any, right: Any) -> dict[str, Any]:
+def _limits(happens: Any, t: Any, left: Any, right: Any) -> dict[str, Any]:
     """The limits at the jumps, in order; infinite where there are fewer than there may be."""
     order = jnp.argsort(~happens, stable=True)
 
