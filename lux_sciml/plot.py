@@ -84,9 +84,8 @@ def plot(solution: diffrax.Solution, *paths: str, data: Any = None, ax: Any = No
         raise TypeError("the states of this solution have no names: start the solve from a ComponentVector")
     ax = _axes(ax)
     layout, ys = solution.ys.layout, np.asarray(solution.ys.data)
-    indices = np.concatenate([np.ravel(layout.index(path)) for path in paths]) if paths else np.arange(layout.size)
     labels, colors = layout.labels(), {}
-    for i in indices:
+    for i in _indices(layout, paths):
         (line,) = ax.plot(np.asarray(solution.ts), ys[:, i], label=labels[i], **options)
         colors[labels[i]] = line.get_color()
     if data is not None:
@@ -106,7 +105,7 @@ def losses(runs: Any, *names: str, ax: Any = None) -> Any:
 
     `runs` is the result of `lux.fit` or `lux.minimize`, an array of losses, or a sequence of these, the stages of one
     run: they follow one another, and a dashed line marks where each begins. `names` are entries of `fit`'s history to
-    draw, by default `loss` and `validation_loss`.
+    draw, by default `loss` and `validation_loss`. Raises `ValueError` for one that is not there.
 
     >>> [len(line.get_xdata()) for line in losses([np.array([3.0, 2.0]), np.array([1.5, 1.0, 0.5])]).lines]
     [2, 2, 3]
@@ -166,7 +165,7 @@ def phase_portrait(
     `field` is the right side: a function `u -> du/dt` of one state `(2,)`, such as a learned
     `lambda u: model(u, ps, st)[0]`; it is called under `jax.vmap`. `bounds` are `((x0, x1), (y0, y1))`, `points` how
     many of the grid are on a side; `trajectories` are arrays `(n, 2)`, or ComponentVectors of them, whose names are
-    those of the axes. `options` go to matplotlib's `Axes.streamplot`.
+    those of the axes. `options` go to matplotlib's `Axes.streamplot`. Raises `ValueError` for a field of another size.
 
     >>> ax = phase_portrait(lambda u: jnp.stack([u[1], -u[0]]), ((-1, 1), (-1, 1)), np.ones((3, 2)))
     >>> len(ax.lines)
@@ -230,7 +229,8 @@ def named(values: Any, *paths: str, ax: Any = None, **options: Any) -> Any:
     """Draw a ComponentVector as bars, or a ComponentMatrix as a heat map, with the names of the elements.
 
     `paths` choose components, of a matrix in rows and columns alike. `options` go to matplotlib's `Axes.barh` or
-    `Axes.imshow`; the colors of a matrix are centered at zero. Raises `TypeError` for what has no names.
+    `Axes.imshow`; the colors of a matrix are centered at zero. Raises `TypeError` for what has no names, `ValueError`
+    for a batch of vectors.
 
     >>> import lux_sciml as lux
     >>> ax = named(lux.ComponentVector(a=1.0, b=[2.0, 3.0]))
