@@ -64,7 +64,8 @@ def fixed_point_correction(n: int, kind: str = "exponential", gamma: float = 0.8
     r"""Weights `(n,)` of the losses of `n` states on the way to an equilibrium, the last one weighing 1.
 
     `"exponential"`: :math:`\gamma^{n-1-k}`; `"linear"`: :math:`1 - 0.9 (n - 1 - k) / n`; `"constant"`: 1.
-    Bai, Geng, Savani and Kolter, "Deep equilibrium optical flow estimation", CVPR 2022.
+    Bai, Geng, Savani and Kolter, "Deep equilibrium optical flow estimation", CVPR 2022. Raises `ValueError` for another
+    kind.
 
     >>> fixed_point_correction(4)
     array([0.512, 0.64 , 0.8  , 1.   ])

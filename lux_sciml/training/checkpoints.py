@@ -29,7 +29,8 @@ class Checkpoints:
 
     Files are written whole or not at all: a process that is killed leaves the ones before. While `lux.fit` runs, or
     inside of `with checkpoints.writing():`, a lock keeps other processes from writing into the folder; it goes with the
-    process. `checkpoints.load(like=state)` reads the newest file that can be read.
+    process. `checkpoints.load(like=state)` reads the newest file that can be read. Raises `RuntimeError` where another
+    run writes to the folder, `FileNotFoundError` where there is nothing to load.
 
     >>> import tempfile, lux_sciml as lux
     >>> checkpoints = Checkpoints(tempfile.mkdtemp(), keep_last=2)

@@ -21,7 +21,7 @@ class EarlyStopping:
     * `min_delta`: what counts as an improvement is better by more than this;
     * `higher`: whether higher values are better, as for an accuracy.
 
-    Members of an ensemble stop one by one.
+    Members of an ensemble stop one by one. Raises `ValueError` for a patience below 1 and a negative `min_delta`.
 
     >>> EarlyStopping(patience=5, monitor="validation_accuracy", higher=True).patience
     5
