@@ -24,6 +24,7 @@ def spirals(count, most, seed):
     return lux.diffeq.pad(out, length=most)
 
 
+@pytest.mark.exhaustive
 def test_a_neural_ode_learns_spirals_sampled_at_unequal_times():
     """A few steps, on a third of the values missing; on new spirals, at new times, it is as good."""
     node = lux.NeuralODE(lux.Chain(lux.Dense(2, 8, jnp.tanh), lux.Dense(8, 2)), batching="vmap", output="ys",

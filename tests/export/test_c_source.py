@@ -261,6 +261,7 @@ end program main
 """
 
 
+@pytest.mark.exhaustive
 def test_inside_integrators_in_c_cpp_and_fortran(tmp_path):
     model = lux.Chain(lux.Dense(3, 8, jnp.tanh), lux.Dense(8, 3))
     ps, st, f = set_up(model)

@@ -32,6 +32,7 @@ def test_spectral_convolution_multiplies_each_frequency(key):
     assert np.allclose(layer(signal[:, None], ps, st)[0][:, 0], expected, atol=1e-13)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("dimensions", [1, 2, 3])
 def test_operators_do_not_depend_on_the_resolution(key, dimensions):
     layer = lux.SpectralConv(1, 2, (3,) * dimensions)

@@ -384,6 +384,7 @@ def test_summary_and_layers_around_cells(key):
     assert "float64[3,2]" in lux.summary(lux.Recurrence(STACK), X)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("checkpoint", [False, True])
 def test_the_cost_of_the_gradient_is_linear_in_length(key, checkpoint):
     run = lux.Recurrence(lux.GRUCell(2, 3), checkpoint=checkpoint)

@@ -217,6 +217,7 @@ def test_wrong_options_are_refused_where_they_are_given(make, says):
         make()
 
 
+@pytest.mark.exhaustive
 def test_options_have_one_form():
     for widths in (8, [8], np.array([8]), np.int64(8), (np.int32(8),)):
         assert lux.MLP(np.int64(2), widths, 1) == lux.MLP(2, (8,), 1)

@@ -325,6 +325,7 @@ def test_no_method_is_believed_where_the_loss_goes_on_to_fall(loss, x, method):
     assert "is not small: start again" in result.message or "lowers the loss by" in result.message
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("method", ["Nelder-Mead", "Powell", "COBYLA", "COBYQA"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 def test_methods_of_values_are_believed_at_a_minimum(method, dtype):

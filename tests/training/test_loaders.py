@@ -46,6 +46,7 @@ def objective(model, ps, st, batch):
     return jnp.mean((y - 1) ** 2), st, {"first": batch[0]}
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("make", [torch_loader, grain_dataset, grain_loader])
 def test_loaders_and_their_place_in_a_run(make, tmp_path):
     def run(folder, at=()):
