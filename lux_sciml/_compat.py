@@ -560,10 +560,9 @@ def _followed(jaxpr: Any, holds: dict[Any, np.ndarray], used: np.ndarray) -> lis
     return [None if hasattr(x, "val") else holds.get(x) for x in jaxpr.outvars]
 
 
-def slow_in_loops(closed: Any) -> bool:
-    """Whether a program has convolutions and is for the CPU, where XLA takes 50 times as long for them inside loops."""
-    on_cpu = jax.default_backend() == "cpu"
-    return on_cpu and any(eqn.primitive.name == "conv_general_dilated" for eqn in equations(closed))
+def has_convolutions(closed: Any) -> bool:
+    """Whether a program has convolutions, for which XLA takes 50 times as long inside of loops on the CPU."""
+    return any(eqn.primitive.name == "conv_general_dilated" for eqn in equations(closed))
 
 
 def program_key(closed: ClosedJaxpr) -> Hashable:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .._compat import slow_in_loops
+from .._compat import has_convolutions
 from .._tree import where
 from ..core import testmode
 from ..core.reads import reads
@@ -61,9 +61,10 @@ class Programs:
     def belongs_in_a_loop(self, *arguments: Any) -> bool:
         """Whether many steps with such a state, activity and batch should be one program."""
         leaves, structure = jax.tree.flatten(arguments)
-        kind = (structure, tuple(map(jax.typeof, leaves)))
+        on_cpu = any(device.platform == "cpu" for x in leaves if isinstance(x, jax.Array) for device in x.devices())
+        kind = (on_cpu, structure, tuple(map(jax.typeof, leaves)))
         if kind not in self._looped:
-            self._looped[kind] = not slow_in_loops(jax.make_jaxpr(self._step)(*arguments))
+            self._looped[kind] = not (on_cpu and has_convolutions(jax.make_jaxpr(self._step)(*arguments)))
         return self._looped[kind]
 
 

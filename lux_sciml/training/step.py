@@ -1,5 +1,6 @@
 """A training step: the gradient of an objective on a batch, and the update, as one program."""
 
+import functools
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -7,7 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .._compat import run_jaxpr, slow_in_loops, untouched
+from .._compat import has_convolutions, run_jaxpr, untouched
+from .._platform import by_platform
 from .._tree import all_finite, describe, is_inexact, single, where
 from ..components import ComponentVector
 from ..core.converters import checks_itself, count, flag
@@ -190,9 +192,12 @@ def _gradients(objective: Objective, state: TrainState, batch: Any, accumulate: 
             gradients, (value, st, stats) = gradient(trained, st, part)
             return (jax.tree.map(jnp.add, total, gradients), st), (value, stats)
 
-        zeros = jax.tree.map(jnp.zeros_like, trained)
-        slow = slow_in_loops(jax.make_jaxpr(evaluate)(trained, st, example))
-        (total, st), (values, all_stats) = jax.lax.scan(add, (zeros, st), parts, unroll=accumulate if slow else 1)
+        start, loop = (jax.tree.map(jnp.zeros_like, trained), st), functools.partial(jax.lax.scan, add)
+        if has_convolutions(jax.make_jaxpr(evaluate)(trained, st, example)):
+            unrolled = functools.partial(loop, unroll=accumulate)
+            (total, st), (values, all_stats) = by_platform(start, parts, cpu=unrolled, default=loop)
+        else:
+            (total, st), (values, all_stats) = loop(start, parts)
         gradients = jax.tree.map(lambda x: x / accumulate, total)
         return gradients, st, jnp.mean(values), jax.tree.map(_mean, all_stats)
 
