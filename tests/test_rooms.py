@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import inspect
 import itertools
 import subprocess
 import sys
@@ -74,6 +75,14 @@ def test_names_of_the_root():
         lux.minimise  # noqa: B018
     assert lux.__version__.count(".") == 2
     assert callable(lux.plot.plot) and callable(lux.testing.check_layer)
+
+
+def test_every_public_name_has_an_example():
+    rooms = [lux, *(getattr(lux, name) for name in lux.__all__ if inspect.ismodule(getattr(lux, name)))]
+    there = {f"{room.__name__}.{name}": getattr(room, name) for room in rooms for name in getattr(room, "__all__", ())}
+    ours = {name: x for name, x in there.items() if getattr(x, "__module__", "").startswith("lux_sciml")}
+    assert len(ours) > 300
+    assert [name for name, x in ours.items() if ">>>" not in (x.__doc__ or "")] == []
 
 
 @pytest.mark.parametrize("module", ["scipy.optimize", "tqdm", "matplotlib", "pytest", "hypothesis"])

@@ -114,6 +114,11 @@ def to_haiku(layer: HaikuLayer, ps: Parameters, st: State) -> tuple[dict[str, An
     """Haiku's parameters and state, of a layer that `from_haiku` made: `apply(params, state, key, x)` takes them.
 
     Raises `TypeError` for a layer that it did not make, `ValueError` for parameters that are not the layer's.
+
+    >>> import jax, jax.numpy as jnp, lux_sciml as lux
+    >>> import haiku as hk  # doctest: +SKIP
+    >>> layer = lux.adapters.from_haiku(lambda x: hk.Linear(3)(x), jnp.ones(2))  # doctest: +SKIP
+    >>> params, state = lux.adapters.to_haiku(layer, *lux.setup(jax.random.key(0), layer))  # doctest: +SKIP
     """
     if not isinstance(layer, HaikuLayer):
         raise TypeError(f"to_haiku takes a layer that from_haiku made, got a {type(layer).__name__}")

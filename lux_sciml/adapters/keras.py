@@ -111,6 +111,12 @@ def to_keras(layer: KerasLayer, ps: Parameters, st: State) -> Any:
     """The model that `from_keras` made a layer of, with these parameters and this state: its variables are assigned.
 
     Raises `TypeError` for a layer that it did not make, `ValueError` for parameters that are not the layer's.
+
+    >>> import jax, lux_sciml as lux
+    >>> import keras  # doctest: +SKIP
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])  # doctest: +SKIP
+    >>> layer = lux.adapters.from_keras(model)  # doctest: +SKIP
+    >>> model = lux.adapters.to_keras(layer, *lux.setup(jax.random.key(0), layer))  # doctest: +SKIP
     """
     if not isinstance(layer, KerasLayer):
         raise TypeError(f"to_keras takes a layer that from_keras made, got a {type(layer).__name__}")

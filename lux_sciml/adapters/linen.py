@@ -135,6 +135,11 @@ def to_linen(layer: LinenLayer, ps: Parameters, st: State) -> tuple[Any, dict[st
     """The module and its variables: `module.apply(variables, x)`, of a layer that `from_linen` made.
 
     Raises `TypeError` for a layer that it did not make, `ValueError` for parameters that are not the layer's.
+
+    >>> import jax, jax.numpy as jnp, lux_sciml as lux
+    >>> from flax import linen as nn  # doctest: +SKIP
+    >>> layer = lux.adapters.from_linen(nn.Dense(3), jnp.ones(2))  # doctest: +SKIP
+    >>> module, variables = lux.adapters.to_linen(layer, *lux.setup(jax.random.key(0), layer))  # doctest: +SKIP
     """
     if not isinstance(layer, LinenLayer):
         raise TypeError(f"to_linen takes a layer that from_linen made, got a {type(layer).__name__}")

@@ -127,6 +127,11 @@ def to_nnx(layer: NNXLayer, ps: Parameters, st: State) -> Any:
     """The module that `from_nnx` made a layer of, with these parameters and this state.
 
     Raises `TypeError` for a layer that it did not make, `ValueError` for parameters that are not the layer's.
+
+    >>> import jax, lux_sciml as lux
+    >>> from flax import nnx  # doctest: +SKIP
+    >>> layer = lux.adapters.from_nnx(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))  # doctest: +SKIP
+    >>> module = lux.adapters.to_nnx(layer, *lux.setup(jax.random.key(0), layer))  # doctest: +SKIP
     """
     if not isinstance(layer, NNXLayer):
         raise TypeError(f"to_nnx takes a layer that from_nnx made, got a {type(layer).__name__}")

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Hashable, Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -73,6 +73,11 @@ class ComponentVector(NamedArray):
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"a ComponentVector is immutable: use cv.replace({name}=...) or cv.at[{name!r}].set(...)")
+
+    if not TYPE_CHECKING:  # which refuses it by itself where there is none
+
+        def __setitem__(self, name: Any, value: Any) -> None:
+            raise TypeError("a ComponentVector is immutable: cv.at[name].set(...), cv.replace(name=...) return another")
 
     @classmethod
     def from_tree(

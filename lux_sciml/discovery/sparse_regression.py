@@ -30,6 +30,11 @@ class SparseFit:
     * `error`: for each output the root mean square of the error over that of the values;
     * `path`: for each output the models on the way, a `Step` of terms and error each: with `"greedy"` the best found of
       1, 2, ... terms, with `"stlsq"` after each threshold.
+
+    >>> x = jnp.linspace(-1.0, 1.0, 20)[:, None]
+    >>> fit = sparse_regression(x, 2 * x**3 - x, polynomials(("x",), 4), outputs=("dx",))
+    >>> dict(fit.layer.outputs), fit.params.dx["x^3"].round(3), fit.error["dx"] < 1e-5
+    ({'dx': ('x', 'x^3')}, Array(2., dtype=float32), True)
     """
 
     layer: SparseTerms

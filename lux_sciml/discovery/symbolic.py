@@ -31,8 +31,12 @@ def symbolic(layer: Callable[..., Any], ps: Any = None, st: Any = None, variable
     and for two variables of one name, `TypeError` for variables that are no names, `ImportError` without SymPy:
     `pip install lux-sciml[symbolic]`. A net of one unit:
 
-        net = lux.Chain(lux.Dense(2, 1, jnp.tanh), lux.Dense(1, 1, use_bias=False))
-        symbolic(net, ps, st, ("x", "y"))  # (3.0*tanh(2.0*x - y + 0.5),)
+    >>> import lux_sciml as lux
+    >>> net = lux.Chain(lux.Dense(2, 1, jnp.tanh), lux.Dense(1, 1, use_bias=False))
+    >>> ps, st = lux.setup(jax.random.key(0), net)
+    >>> ps = ps.replace(layer_0={"weight": [[2.0], [-1.0]], "bias": [0.5]}, layer_1={"weight": [[3.0]]})
+    >>> symbolic(net, ps, st, ("x", "y"))  # doctest: +SKIP
+    (3*tanh(2*x - y + 0.5),)
     """
     from ..export.lowering import lower  # a long room, imported when it is asked for
 

@@ -6,7 +6,11 @@ from ..core.converters import checks_itself, count, flag, natural
 
 
 class Estimate(NamedTuple):
-    """Bytes of one device: see `estimate`."""
+    """Bytes of one device: see `estimate`.
+
+    >>> estimate(1000, 4).moved
+    6000
+    """
 
     state: int
     work: int

@@ -19,7 +19,15 @@ PAD = "pad_"
 
 
 class Sharded(NamedTuple):
-    """Parameters in parts: `rows`, the matrices of stacks with flat rows by their paths, and the `rest` as a vector."""
+    """Parameters in parts: `rows`, the matrices of stacks with flat rows by their paths, and the `rest` as a vector.
+
+    >>> import optax, lux_sciml as lux
+    >>> net = lux.Chain(lux.Dense(2, 8), lux.Stack(lux.Dense(8, 8), 4, flat_rows=True))
+    >>> state = lux.TrainState.create(net, optax.sgd(0.1), key=jax.random.key(0))
+    >>> ps = lux.distributed.shard(state, lux.distributed.mesh(), "full").ps
+    >>> ps.rest.layer_0.weight.shape, [len(rows) for rows in ps.rows.values()]
+    ((2, 8), [4])
+    """
 
     rest: ComponentVector
     rows: dict[str, Any]

@@ -39,6 +39,10 @@ class PlainFunction:
     * `layout`: that of the parameters, where they have one;
     * `params`: `"constant"`, or `"input"` where their vector is the first input, called `params`;
     * `values`: the parameters as they are now, their flat vector if they are an input.
+
+    >>> function = plain_function(lambda x: x**2, x=jnp.ones((1, 2)))
+    >>> function.call(jnp.array([[1.0, 3.0]])), function.params
+    ((Array([[1., 9.]], dtype=float32),), 'constant')
     """
 
     name: str

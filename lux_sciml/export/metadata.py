@@ -29,6 +29,12 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     The document is the first one in the file's bytes that begins with `{"lux_sciml_export":`. Raises `ValueError` where
     there is none, or a half of one, and `OSError` where there is no file.
+
+    >>> import os, tempfile, jax.numpy as jnp, lux_sciml as lux
+    >>> path = os.path.join(tempfile.mkdtemp(), "squares.stablehlo")
+    >>> lux.export.stablehlo(path, lambda x: x**2, x=jnp.ones((1, 2)))
+    >>> read_metadata(path)["format"]
+    'StableHLO'
     """
     file = Path(path)
     if file.is_dir():

@@ -47,6 +47,11 @@ def onnx(
     Raises what `plain_function` raises; `TypeError` for half precision and complex numbers; `ValueError` for what ONNX
     has no form for: an operation, named, another solve, the reverse mode of a solve. Nothing is written then.
     `ImportError` without the package onnx, which comes with `pip install lux-sciml[export]`.
+
+    >>> import jax, jax.numpy as jnp, lux_sciml as lux
+    >>> net = lux.Dense(2, 3, jnp.tanh)
+    >>> ps, st = lux.setup(jax.random.key(0), net)
+    >>> onnx("net.onnx", net, ps, lux.testmode(st), jnp.ones((1, 2)))  # doctest: +SKIP
     """
     with plain_solves():
         function = plain_function(model, ps, st, x, batch_axis=batch_axis, params=params, names=names, portable=True)

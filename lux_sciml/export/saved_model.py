@@ -58,6 +58,11 @@ def saved_model(
     factorizations than that of linear systems on a CPU, for these with `gradient`, and for open sizes where TensorFlow
     is too old for this JAX; `ImportError` without TensorFlow, which comes with `pip install lux-sciml[export]`;
     `FileExistsError` where there is a file in the place of the folder.
+
+    >>> import jax, jax.numpy as jnp, lux_sciml as lux
+    >>> net = lux.Dense(2, 3, jnp.tanh)
+    >>> ps, st = lux.setup(jax.random.key(0), net)
+    >>> saved_model("net", net, ps, lux.testmode(st), jnp.ones((1, 2)))  # doctest: +SKIP
     """
     if not isinstance(version, int) or isinstance(version, bool) or version < 0:
         raise ValueError(f"a version of a SavedModel is a number of at least 0, got {version!r}")

@@ -84,6 +84,13 @@ class ExportedFunction:
 
     Calls raise `TypeError` for inputs that are missing, unknown or of another type, and `ValueError` for shapes outside
     of those that it was exported for, for parameters of another layout, and under `jax.grad` without `derivatives`.
+
+    >>> import os, tempfile
+    >>> path = os.path.join(tempfile.mkdtemp(), "squares.stablehlo")
+    >>> stablehlo(path, lambda x: x**2, x=jnp.ones((1, 2)))
+    >>> function = load(path)
+    >>> function(x=jnp.array([[1.0, 3.0]])), function.metadata["format"]
+    (Array([[1., 9.]], dtype=float32), 'StableHLO')
     """
 
     def __init__(self, exported: jax.export.Exported, metadata: dict[str, Any]):
@@ -151,6 +158,12 @@ def load(path: str | os.PathLike[str]) -> ExportedFunction:
 
     Only load files that you trust: a program may call what jaxlib has to be called. Raises `ValueError` for other
     files, broken ones among them, and for one in double precision where JAX has no 64-bit types.
+
+    >>> import os, tempfile
+    >>> path = os.path.join(tempfile.mkdtemp(), "squares.stablehlo")
+    >>> stablehlo(path, lambda x: x**2, x=jnp.ones((1, 2)))
+    >>> load(path)(jnp.array([[1.0, 3.0]]))
+    Array([[1., 9.]], dtype=float32)
     """
     metadata = read_metadata(path)
     if metadata.get("format") != "StableHLO":

@@ -45,6 +45,11 @@ def tflite(
     boolean; `ValueError` for what LiteRT has no operation for, above all other solves and the reverse mode of a solve,
     and for open sizes where TensorFlow is too old for this JAX: nothing is written then. `ImportError` without
     TensorFlow, which comes with `pip install lux-sciml[export]`.
+
+    >>> import jax, jax.numpy as jnp, lux_sciml as lux
+    >>> net = lux.Dense(2, 3, jnp.tanh)
+    >>> ps, st = lux.setup(jax.random.key(0), net)
+    >>> tflite("net.tflite", net, ps, lux.testmode(st), jnp.ones((1, 2)))  # doctest: +SKIP
     """
     with plain_solves():
         function = plain_function(model, ps, st, x, batch_axis=batch_axis, params=params, names=names, portable=True)

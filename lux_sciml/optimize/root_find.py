@@ -34,6 +34,10 @@ class RootResult(Generic[P]):
       largest one at the start or to one;
     * `message`: why the run ended, and which equation is the farthest from zero where it failed;
     * `steps`: iterations of the method, for SciPy evaluations where it does not tell.
+
+    >>> result = root_find(lambda p: p.x**2 - 4.0, ComponentVector(x=3.0), method="hybr")
+    >>> result.params, result.success
+    (ComponentVector(x=2), True)
     """
 
     params: P

@@ -23,6 +23,14 @@ class FitResult:
     * `success`: whether the run ended as it was asked to;
     * `message`: why it ended, and how many steps were left out;
     * `steps`: how many steps the state has made, those before a resume included.
+
+    >>> import jax.numpy as jnp, optax, lux_sciml as lux
+    >>> state = TrainState.create(lux.Scale((2,)), optax.sgd(0.5), params=lux.ComponentVector(scale=[1, 2]))
+    >>> def objective(model, ps, st, x):
+    ...     return jnp.mean(x) * jnp.sum(ps.scale**2)
+    >>> result = lux.fit(objective, state, jnp.ones(8), batch_size=8, steps=3)
+    >>> result.steps, result.history["loss"], result.state.ps, result.best is None
+    (3, array([5., 0., 0.], dtype=float32), ComponentVector(scale=[0, 0]), True)
     """
 
     state: TrainState

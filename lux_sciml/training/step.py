@@ -105,6 +105,12 @@ def apply_gradients(state: TrainState, gradients: Any, **extra: Any) -> TrainSta
 
     `extra` goes to the optimizer's update, as `value=` for `optax.contrib.reduce_on_plateau`. Nothing is looked at: for
     what is not finite see `train_step`. Raises `ValueError` for gradients of another kind than what is trained.
+
+    >>> import optax, lux_sciml as lux
+    >>> state = TrainState.create(lux.Scale((2,)), optax.sgd(0.5), params=lux.ComponentVector(scale=[1, 2]))
+    >>> after = apply_gradients(state, lux.ComponentVector(scale=[1, 1]))
+    >>> after.ps, after.step
+    (ComponentVector(scale=[0.5, 1.5]), Array(1, dtype=int32))
     """
     _require_state(state)
     ps = None if state.part is None else state.placement.whole(state.ps)

@@ -173,6 +173,8 @@ def test_replace(cv):
         cv.replace(a=1j)
     with pytest.raises(ValueError, match="the layouts differ: `d` is missing"):
         cv.replace(c=ComponentVector(e=1))
+    with pytest.raises(TypeError, match=r"is immutable: cv.at\[name\].set\(...\)"):
+        cv["a"] = 5.0
     with pytest.raises(AttributeError, match=r"use cv.replace\(a=...\) or cv.at\['a'\].set"):
         cv.a = 3
 
