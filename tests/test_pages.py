@@ -82,6 +82,11 @@ def test_start():
     page = run("start.md")
     assert page["result"].value < 1e-3
     assert jnp.abs(page["learned"][:, 0] + jnp.sin(page["angles"][:, 0])).max() < 0.1
+    lower, upper = page["lower"].physics, page["upper"].physics
+    assert lower.gravity < 1.0 < upper.gravity and lower.damping < 0.0 < upper.damping
+    with jax.numpy_dtype_promotion("standard"):
+        exact, _ = page["truth"].replace(ts=page["later"])(page["u0"], {}, {})
+        assert jnp.all((page["low"] < exact) & (exact < page["high"])) and (page["high"] - page["low"]).max() < 0.3
 
 
 def test_state(capsys):

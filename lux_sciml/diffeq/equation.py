@@ -189,7 +189,8 @@ class Equation(Layer, kw_only=True):
       parameters are `ps["events_0"]` and so on.
     * `output`: `"solution"` is the `diffrax.Solution`, `"ys"` its saved values, `"final"` the last state.
     * `batching`: with `"joint"` a batch is one large equation with common steps; with `"vmap"` every sample along
-      the first axis has steps, times and a result of its own.
+      the first axis has steps, times and a result of its own. With an implicit solver take `"vmap"`: the Jacobian of
+      a joint batch is one of all samples together.
     * `on_state_update`: `"raise"`, or `"discard"`: one frozen state for the whole solve, with its random keys renewed
       in the state that is returned; or `"first"`: batch normalizations in training use the statistics of the first
       evaluation, that of the initial values, for the whole solve, with their gradients, and the state that is returned

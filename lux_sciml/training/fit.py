@@ -33,7 +33,7 @@ def fit(
     validate_every: int | None = None,
     metrics: Mapping[str, Callable[..., Any]] | None = None,
     early_stopping: EarlyStopping | None = None,
-    callbacks: Callable[[Report], Any] | Sequence[Callable[[Report], Any]] = (),
+    callbacks: Callable[[Report], Any] | Sequence[Callable[[Report], Any]] | None = None,
     callback_every: int | None = None,
     checkpoints: Checkpoints | str | os.PathLike[str] | None = None,
     resume: bool = False,
@@ -113,7 +113,7 @@ def fit(
         raise TypeError(f"checkpoints are lux.training.Checkpoints, or the path of a folder, got {checkpoints!r}")
     if resume and checkpoints is None:
         raise ValueError("resume=True goes on from checkpoints: give `checkpoints=`")
-    callbacks = [callbacks] if callable(callbacks) else list(callbacks)
+    callbacks = [callbacks] if callable(callbacks) else list(callbacks or ())
     if not all(map(callable, callbacks)):
         raise TypeError("callbacks are functions of a Report")
     run = Run(

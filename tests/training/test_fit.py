@@ -246,6 +246,7 @@ def test_what_data_and_callbacks_raise_leaves_the_state():
     assert error.value.result.steps == 4
     stopped = fit(batch_size=4, steps=10, callbacks=lambda report: report.epoch == 1, callback_every=1)
     assert stopped.success and stopped.message == "stopped by a callback after 5 steps"
+    assert fit(batch_size=4, steps=1, callbacks=None).steps == 1
 
 
 def test_ctrl_c_ends_between_steps_and_at_once_in_code_of_others(capsys):
