@@ -17,8 +17,8 @@ class Constant:
     """A read-only constant in a layer's field, compared and hashed by content.
 
     `value` is an array, or any pytree that holds arrays: adjacency and finite-element matrices, save times, option
-    objects of other libraries. Arrays are copied to NumPy, and so become constants of the compiled program. With
-    `dtype`, an array of this type is made of the value.
+    objects of other libraries. Arrays, those of pandas and PyTorch too, are copied to NumPy, and so become constants of
+    the compiled program. With `dtype`, an array of this type is made of the value.
 
     Raises `TypeError` for traced arrays: what is computed, differentiated or changed from call to call belongs in the
     layer's input.
@@ -35,7 +35,7 @@ class Constant:
     def __init__(self, value: Any, dtype: Any = None):
         if isinstance(value, Constant):
             value = value.value
-        if type(value) in (list, tuple) or dtype is not None:
+        if type(value) in (list, tuple) or dtype is not None or _is_array_of_another_library(value):
             value = np.asarray(value, dtype)
         value = dict_map(_read_only, value)
         key = exact_key(value)
@@ -84,6 +84,11 @@ class Constant:
 
     def __repr__(self) -> str:
         return self._as_text(exact=True)
+
+
+def _is_array_of_another_library(x: Any) -> bool:
+    known = isinstance(x, jax.Array | np.ndarray | np.generic)
+    return hasattr(x, "__array__") and not known and jax.tree_util.all_leaves([x])
 
 
 def _read_only(x: Any) -> Any:

@@ -68,3 +68,10 @@ def test_frozen_dicts():
         frozen["a"] = 1
     with pytest.raises(AttributeError, match="immutable"):
         frozen.a = 1
+
+
+def test_arrays_of_other_libraries_are_numpys():
+    pandas = pytest.importorskip("pandas")
+    times = pandas.Series([0.0, 0.5, 1.0], name="time")
+    assert lux.Constant(times) == lux.Constant([0.0, 0.5, 1.0])
+    assert lux.NeuralODE(lux.Dense(2, 2), times) == lux.NeuralODE(lux.Dense(2, 2), [0.0, 0.5, 1.0])
