@@ -6,7 +6,7 @@ A page marks where a table stands by the script and the name that it has there. 
 
     <!-- end -->
 
-`<!-- table machines -->` is a table of all results, of what they were measured on; `<!-- picture growth: words -->`
+`<!-- table machines -->` says when and on what all results were measured; `<!-- picture growth: words -->`
 shows the picture of that name, which is drawn anew where its figures are there. Marks without results keep what they
 have.
 """
@@ -58,14 +58,28 @@ def table(result: dict[str, Any], name: str) -> str:
 
 
 def machines(found: dict[str, dict[str, Any]]) -> str:
-    """When and on what each script ran, and with which libraries."""
-    rows = []
+    """When each script ran, by machines and Pythons, with the libraries that they use."""
+    groups: dict[str, dict[str, dict[str, Any]]] = {}
     for script, result in found.items():
         machine, versions = result["machine"], dict(result["versions"])
         on = f"{machine['cores']} cores, {machine['processor']}, {machine['system']}, Python {versions.pop('python')}"
-        used = ", ".join(map(" ".join, versions.items()))
-        rows.append((script, result["date"], on, machine["load"], result["seconds"], used))
-    return timing.markdown(("script", "date", "machine", "load at its start", "seconds", "with"), rows)
+        groups.setdefault(on, {})[script] = {**result, "versions": versions}
+    return "\n\n".join(machine_table(on, ran) for on, ran in groups.items())
+
+
+def machine_table(on: str, ran: dict[str, dict[str, Any]]) -> str:
+    """The libraries in a sentence; those of which scripts used different versions are in the table."""
+    used: dict[str, set[str]] = {}
+    for result in ran.values():
+        for library, version in result["versions"].items():
+            used.setdefault(library, set()).add(version)
+    one = ", ".join(f"{library} {min(versions)}" for library, versions in used.items() if len(versions) == 1)
+    columns, rows = ["script", "date", "load at its start", "seconds"], []
+    differ = [library for library, versions in used.items() if len(versions) > 1]
+    for script, result in ran.items():
+        own = ", ".join(f"{library} {result['versions'][library]}" for library in differ if library in result["versions"])
+        rows.append((script, result["date"], result["machine"]["load"], result["seconds"], *([own] if differ else [])))
+    return f"{on}; {one}.\n\n" + timing.markdown((*columns, *(["with"] if differ else [])), rows)
 
 
 def write() -> None:

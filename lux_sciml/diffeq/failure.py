@@ -45,7 +45,7 @@ _TRY = {
     ),
     "dt_min_reached": (
         "steps too small for the precision of the time were needed",
-        "a look at where the solution grows without bound or the vector field jumps or is NaN; if it is stiff, an "
+        "a look at where the solution grows without bound or the vector field jumps; if it is stiff, an "
         "implicit solver such as solver=diffrax.Kvaerno5(), with looser tolerances or in float64",
     ),
     "nonfinite": (
@@ -122,8 +122,9 @@ class Guarded(diffrax.AbstractAdaptiveStepSizeController):
     """Any adaptive controller, ended with a result code where going on is of no use.
 
     Without it a NaN in the initial value or in the vector field burns all of `max_steps`. The solve ends with
-    `RESULTS.nonfinite` where the initial value or a step size is not finite, and with `RESULTS.dt_min_reached` where a
-    step is rejected and the next one would be less than eight units in the last place of the time at which it starts.
+    `RESULTS.nonfinite` where the initial value or a step size is not finite, and where a step is rejected and the next
+    one would be less than eight units in the last place of the time at which it starts: with `RESULTS.nonfinite` where
+    the step met a NaN or an infinity, with `RESULTS.dt_min_reached` otherwise.
     A first step that is smaller than that is lengthened, so that time moves on also where it is large.
     """
 
@@ -165,6 +166,7 @@ class Guarded(diffrax.AbstractAdaptiveStepSizeController):
         broken = ~started | ~jnp.isfinite(next_t1)
         stuck = jnp.logical_not(keep) & (next_t1 - next_t0 < smallest)
         result = unless(broken, diffrax.RESULTS.nonfinite, result)
+        result = unless(stuck & ~all_finite(y1_candidate), diffrax.RESULTS.nonfinite, result)
         result = unless(stuck, diffrax.RESULTS.dt_min_reached, result)
         # other samples of a batch may go on, and with them steps of this one, whose derivatives shall be finite
         next_t1 = jnp.where(broken, t1, jnp.maximum(next_t1, next_t0 + smallest / 8))

@@ -55,6 +55,18 @@ def test_a_solve_that_is_stuck_ends_soon(dtype, ts, field):
     assert result != diffrax.RESULTS.successful and np.isnan(y).all() and steps < 60
 
 
+@pytest.mark.parametrize("options", [{}, {"dt0": 0.1}, {"solver": diffrax.Kvaerno5(), "dt0": 0.1}])
+def test_a_field_that_is_nan_is_told_from_steps_that_are_too_small(options):
+    for first in (0.0, 0.5):  # from the start, and on the way
+        def f(x, first=first):
+            return jnp.where(x[0] >= first, jnp.nan, 1.0) * x[1]
+
+        y, _, result = final(f, [0.0, 1.0], jnp.ones(1), time_dependent=True, **options)
+        assert result == diffrax.RESULTS.nonfinite and np.isnan(y).all()
+    _, _, result = final(lambda y: y**2, [0.0, 2.0], jnp.ones(1), **options)
+    assert result == diffrax.RESULTS.dt_min_reached
+
+
 def test_a_start_that_is_not_finite_ends_at_once():
     for options in ({"dt0": 0.1}, {"solver": diffrax.Kvaerno5()}):
         y, steps, result = final(lambda y: -y, [0.0, 1.0], jnp.array([1.0, np.nan]), **options)
