@@ -77,7 +77,8 @@ def machine_table(on: str, ran: dict[str, dict[str, Any]]) -> str:
     columns, rows = ["script", "date", "load at its start", "seconds"], []
     differ = [library for library, versions in used.items() if len(versions) > 1]
     for script, result in ran.items():
-        own = ", ".join(f"{library} {result['versions'][library]}" for library in differ if library in result["versions"])
+        versions = result["versions"]
+        own = ", ".join(f"{library} {versions[library]}" for library in differ if library in versions)
         rows.append((script, result["date"], result["machine"]["load"], result["seconds"], *([own] if differ else [])))
     return f"{on}; {one}.\n\n" + timing.markdown((*columns, *(["with"] if differ else [])), rows)
 
