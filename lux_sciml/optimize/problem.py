@@ -159,17 +159,20 @@ def called(name: str, function: Callable, names: Sequence[str], *arguments: Any)
 def not_finite(**inputs: Any) -> str:
     """Where the inputs of a loss have elements that are not finite, as the end of a sentence."""
     found = []
-    named = jax.tree.map(
-        lambda x: x.tree() if isinstance(x, ComponentVector) else x,
-        inputs,
-        is_leaf=lambda x: isinstance(x, ComponentVector),
-    )
+    named = jax.tree.map(_by_name, inputs, is_leaf=lambda x: isinstance(x, ComponentVector))
     for (name, *path), x in jax.tree_util.tree_leaves_with_path(named):
         if isinstance(x, float | complex) or is_inexact(x):
             wrong = int(jnp.sum(~jnp.isfinite(x)))
             where = f"{name.key}{jax.tree_util.keystr(tuple(path))}"
             found += [f"`{where}` holds {wrong} of {jnp.size(x)} elements that are NaN or inf"] if wrong else []
     return f" ({'; '.join(found)})" if found else ""
+
+
+def _by_name(x: Any) -> Any:
+    """The tree of a ComponentVector, of a batch with all of its vectors in each array; what is none as it is."""
+    if not isinstance(x, ComponentVector):
+        return x
+    return x.tree() if x.ndim == 1 else jax.vmap(x.layout.unravel)(x.data.reshape(-1, x.shape[-1]))
 
 
 def in_training(tree: Any) -> bool:

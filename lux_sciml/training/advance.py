@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from .._compat import has_convolutions
 from .._tree import where
 from ..core import testmode
-from ..core.reads import reads
+from ..core.reads import reading, reads
 from .batches import Padded
 from .step import Stats, objective_of, one_step
 
@@ -21,17 +21,21 @@ class Programs:
     """The programs of one objective, for a state or for an ensemble of states along a first axis.
 
     Members of an ensemble for which `active` is false stay as they are. `Programs.of` takes those of an earlier run,
-    compiled as they are, where all that the objective and the metrics read is known and as it was.
+    compiled as they are, where all that the objective and the metrics read is known and as it was, and so is what is
+    known of the functions `beside` them, in the model and the optimizer.
     """
 
     @classmethod
-    def of(cls, objective: Any, metrics: Mapping[str, Callable[..., Any]], *options: Any) -> "Programs":
+    def of(
+        cls, objective: Any, metrics: Mapping[str, Callable[..., Any]], beside: tuple[Any, ...], *options: Any
+    ) -> "Programs":
         found = reads(objective, dict(metrics))
         if not found.known:
             return cls(objective, metrics, *options)
+        key = (found, reading(beside), options)
         with _lock:
-            programs = _kept.pop((found, options), None) or cls(objective, metrics, *options)
-            _kept[found, options] = programs
+            programs = _kept.pop(key, None) or cls(objective, metrics, *options)
+            _kept[key] = programs
             while len(_kept) > KEPT:
                 _kept.popitem(last=False)
         return programs
@@ -80,6 +84,8 @@ def _evaluate(objective: Any, metrics: Mapping[str, Callable[..., Any]], state: 
     with place.tracing():
         here = state.replace(ps=place.whole(state.learned), st=testmode(state.st))
         model, ps, st, batch, (loss, _, stats) = objective_of(objective, here, batch)
+        if "step" in stats:
+            raise ValueError("the history has a `validation_step` already: give the stats `step` another name")
         found = {"loss": loss, **stats, **{name: jnp.asarray(f(model, ps, st, batch)) for name, f in metrics.items()}}
     return place.kept(state, found)[1]
 

@@ -1,5 +1,6 @@
 """Batches: arrays in a shuffled order, and what yields batches by itself, each from any place on."""
 
+import contextlib
 import importlib
 import json
 from collections.abc import Iterator
@@ -98,7 +99,9 @@ class Stream:
     def __init__(self, data: Any, last: str, key: jax.Array):
         self.source, self.last, self.key = data, last, key
         self.once = iter(data) is data and not hasattr(data, "get_state")
-        self.per_epoch = len(data) if hasattr(data, "__len__") else None
+        self.per_epoch: int | None = None
+        with contextlib.suppress(TypeError, NotImplementedError):  # a loader of unknown length may have a `__len__` too
+            self.per_epoch = len(data)
         self.epoch, self.position, self.size = 0, 0, 0
         self._iterator: Iterator[Any] | None = None
         self._before: Any = None  # the iterator's state before the batch that comes next
@@ -161,7 +164,7 @@ def source(data: Any, batch_size: Any, shuffle: bool, last: str, key: jax.Array)
     """The batches of what a user has. Raises `TypeError` for what is neither arrays nor yields batches."""
     if last not in LAST:
         raise ValueError(f"last is 'drop' or 'pad', got {last!r}")
-    key = one_key(key)
+    key, data = one_key(key), as_arrays(data)
     if is_arrays(data):
         return Arrays(data, batch_size, shuffle, last, key)
     nothing_else = hasattr(data, "__next__") or (hasattr(data, "__iter__") and jax.tree_util.all_leaves([data]))
@@ -173,6 +176,14 @@ def source(data: Any, batch_size: Any, shuffle: bool, last: str, key: jax.Array)
         "data are arrays with samples along their first axis, a tree of them such as (x, y), or yield batches, as a "
         f"PyTorch DataLoader, a Grain dataset or a generator do; got {describe(data)}"
     )
+
+
+def as_arrays(data: Any) -> Any:
+    """What other libraries have for arrays, tensors of PyTorch's and tables of pandas, as NumPy's."""
+    if hasattr(data, "__next__"):
+        return data
+    known = np.ndarray | jax.Array
+    return jax.tree.map(lambda x: np.asarray(x) if hasattr(x, "__array__") and not isinstance(x, known) else x, data)
 
 
 def is_arrays(data: Any) -> bool:

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import math
 import os
 import re
 import warnings
@@ -140,7 +141,7 @@ class Checkpoints:
             for step in steps:
                 with contextlib.suppress(ValueError, KeyError):  # of a file that was damaged it is not known
                     known[step] = self._metric(self.path(step))
-            known = {step: metric for step, metric in known.items() if metric is not None}
+            known = {step: metric for step, metric in known.items() if metric is not None and not math.isnan(metric)}
             kept |= set(sorted(known, key=known.__getitem__)[: self.keep_best])
         for step in set(steps) - kept:
             self._remove(self.path(step))

@@ -69,10 +69,10 @@ def fit(
     * `progress`: show a progress bar in a terminal or notebook, and elsewhere, as in a log, a line every ten seconds.
     * `log`: the path of a `.csv` file, or a folder for TensorBoard, or an object like `lux.training.CSVLog`.
 
-    What the objective and the metrics read besides their arguments is read anew by each call; where it is known and as
-    it was, nothing compiles again. Ctrl-C ends a run after the steps under way, with the result so far; again, at once.
-    What data, callbacks, the validation or the disk raise comes as a `FitError`, whose `result` has the state so far.
-    In both cases a checkpoint is written, where the disk takes it.
+    What the objective, the metrics, the model and the optimizer read besides their arguments is read anew by each call;
+    where it is known and as it was, nothing compiles again. Ctrl-C ends a run after the steps under way, with the
+    result so far; again, at once. What data, callbacks, the validation or the disk raise comes as a `FitError`, whose
+    `result` has the state so far. In both cases a checkpoint is written, where the disk takes it.
 
     Raises `TypeError` and `ValueError` for arguments that are wrong or contradict each other, `RuntimeError` where
     another run writes to the checkpoints.
@@ -105,8 +105,15 @@ def fit(
         raise TypeError(f"metrics are functions of (model, ps, st, batch) by name, got {describe(metrics)}")
     if metrics is not None and validation is None:
         raise ValueError("metrics are of the validation: give `validation=`")
+    if taken := {"loss", "step"} & (metrics or {}).keys():
+        raise ValueError(f"the history has a `validation_{min(taken)}` already: give the metric another name")
     if early_stopping is not None and (validation is None or not isinstance(early_stopping, EarlyStopping)):
         raise ValueError("early stopping is an EarlyStopping, and watches the validation: give `validation=`")
+    if early_stopping is not None and not early_stopping.monitor.startswith("validation_"):
+        raise ValueError(
+            "early stopping watches a value of the validation, such as 'validation_loss', got "
+            f"{early_stopping.monitor!r}"
+        )
     if isinstance(checkpoints, str | os.PathLike):
         checkpoints = Checkpoints(checkpoints)
     if checkpoints is not None and not callable(getattr(checkpoints, "writing", None)):

@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..components.replacing import replacing
 
 
@@ -140,7 +142,8 @@ def _number(field: int, n: int) -> bytes:
 
 
 def _float(field: int, x: float) -> bytes:
-    return _varint(field << 3 | 5) + struct.pack("<f", x)
+    with np.errstate(over="ignore"):  # as infinity
+        return _varint(field << 3 | 5) + np.asarray(x, "<f4").tobytes()
 
 
 def _field(field: int, content: bytes) -> bytes:

@@ -65,7 +65,8 @@ class Run:
             self.log, self.progress = None, False
         self.ensemble, padded = bool(members), self.batches.last == "pad"
         options = (self.accumulate, self.nonfinite, self.ensemble, padded)
-        self.programs = Programs.of(self.objective, self.metrics, *options)
+        beside = (self.state.model, self.state.optimizer)
+        self.programs = Programs.of(self.objective, self.metrics, beside, *options)
         if self.validation is not None:
             size = getattr(self.batches, "batch_size", None)
             self.validation = Validation(self.validation, size, padded, self.programs.evaluate, self.place)
@@ -182,7 +183,7 @@ class Run:
         if isinstance(self.batches, Stream) and self.epochs is not None and self.batches.epoch >= self.epochs:
             return True, f"all {made} steps made"
         if isinstance(self.batches, Stream) and self.batches.once and self.batches.epoch:
-            return self.steps is None, f"the data ended after {made} steps"
+            return self.steps is None and self.epochs is None, f"the data ended after {made} steps"
         return None
 
     def _boundaries(self) -> list[int]:
@@ -328,10 +329,11 @@ class Run:
         return batches.epoch if isinstance(batches, Stream) else (self.step - self.first) // batches.per_epoch
 
     def _validate(self) -> None:
-        with _blamed("validation"), self.interrupts.at_once():
-            values = self.validation(self.state)
+        with _blamed("validation"):
+            with self.interrupts.at_once():
+                values = self.validation(self.state)
+            self.watch.see(self.state, values, self.step - self.first)
         self.due = False
-        self.watch.see(self.state, values, self.step - self.first)
         for name, x in {"validation_step": np.asarray(self.step - self.first), **values}.items():
             self.validated.setdefault(name, []).append(x)
 
@@ -404,8 +406,7 @@ class Run:
         fresh = self.validated and self.validated["validation_step"][-1] == self.step - self.first
         with _blamed("validation"):
             values = {name: x[-1] for name, x in self.validated.items()} if fresh else self.validation(self.state)
-        sign = -1.0 if self.watch.rule.higher else 1.0
-        return float(np.min(sign * values[self.watch.rule.monitor]))
+            return self.watch.cost(values)
 
     def _kind_of_data(self) -> dict[str, Any]:
         if isinstance(self.batches, Stream):

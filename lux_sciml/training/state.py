@@ -234,4 +234,4 @@ def _in_place_of(old: Any, value: Any, name: str) -> jax.Array:
     new = jnp.asarray(value)
     if new.shape not in ((), old.shape) or not (is_inexact(old) or new.dtype == old.dtype):
         raise ValueError(f"`{name}` is {describe(old)}, got {describe(new)}")
-    return jnp.broadcast_to(new, old.shape).astype(old.dtype)
+    return jnp.array(jnp.broadcast_to(new, old.shape), old.dtype, copy=True)  # which a step may donate

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 
 from .._compat import has_convolutions, run_jaxpr, untouched
 from .._platform import by_platform
-from .._tree import all_finite, describe, is_inexact, single, where
+from .._tree import all_finite, describe, is_inexact, is_random_key, single, where
 from ..components import ComponentVector
 from ..core.converters import checks_itself, count, flag
 from ..optimize.problem import called, in_training, one_number, require_same_kind
-from .placement import require_parts
+from .placement import cut, require_parts
 from .state import LossScale, TrainState
 
 Objective = Callable[..., Any]
@@ -38,7 +38,8 @@ def train_step(
       have this axis too. For small models, whose steps are shorter than the call of a program; not for convolutions on
       the CPU, which XLA computes 50 times slower inside of loops.
     * `accumulate`: the batch is cut along its first axis into this many equal parts, one after the other, and their
-      gradients are averaged: the memory of a small batch with the gradient of a large one.
+      gradients are averaged, and so are the loss and the stats: the memory of a small batch with the gradient of a
+      large one.
     * `nonfinite`: where the loss or its gradient is not finite, `"skip"` leaves parameters, state and the optimizer's
       memory as they are; `"back_off"` does so and halves `update_scale`; `"stop"` does so and makes no further step;
       `"keep"` does not look. `state.skipped` counts them.
@@ -196,15 +197,15 @@ def _gradients(objective: Objective, state: TrainState, batch: Any, accumulate: 
         def add(carry: Any, part: Any) -> tuple[Any, Any]:
             total, st = carry
             gradients, (value, st, stats) = gradient(trained, st, part)
-            return (jax.tree.map(jnp.add, total, gradients), st), (value, stats)
+            return (jax.tree.map(jnp.add, total, single(gradients)), st), (value, stats)
 
-        start, loop = (jax.tree.map(jnp.zeros_like, trained), st), functools.partial(jax.lax.scan, add)
+        start, loop = (jax.tree.map(jnp.zeros_like, single(trained)), st), functools.partial(jax.lax.scan, add)
         if has_convolutions(jax.make_jaxpr(evaluate)(trained, st, example)):
             unrolled = functools.partial(loop, unroll=accumulate)
             (total, st), (values, all_stats) = by_platform(start, parts, cpu=unrolled, default=loop)
         else:
             (total, st), (values, all_stats) = loop(start, parts)
-        gradients = jax.tree.map(lambda x: x / accumulate, total)
+        gradients = jax.tree.map(lambda x, p: (x / accumulate).astype(p.dtype), total, trained)
         return gradients, st, jnp.mean(values), jax.tree.map(_mean, all_stats)
 
     if accumulate == 1:
@@ -214,9 +215,20 @@ def _gradients(objective: Objective, state: TrainState, batch: Any, accumulate: 
     gradients = place.scattered(gradients)
     if state.loss_scale is not None:
         gradients = jax.tree.map(lambda x: x / jnp.asarray(scale, x.dtype), gradients)
-    return _Gradients(
-        ps, gradients, value, st, stats, lambda trained: evaluate(place.whole(trained), state.st, example)[0]
-    )
+
+    def value_fn(trained: Any) -> jax.Array:
+        """The loss on all of the batch, for line searches."""
+        trained = place.whole(trained)
+        if accumulate == 1:
+            return evaluate(trained, state.st, batch)[0]
+
+        def next_part(st: Any, part: Any) -> tuple[Any, jax.Array]:
+            value, st, _ = evaluate(trained, st, part)
+            return st, value
+
+        return jnp.mean(jax.lax.scan(next_part, state.st, cut(batch, accumulate * place.lanes))[1])
+
+    return _Gradients(ps, gradients, value, st, stats, value_fn)
 
 
 def _traced(objective: Objective, state: TrainState, ps: Any, trained: Any, batch: Any) -> Callable[..., Any]:
@@ -337,7 +349,7 @@ def _cast(tree: Any, dtype: Any) -> Any:
 
 
 def _mean(x: jax.Array) -> jax.Array:
-    return jnp.mean(x, axis=0) if is_inexact(x) else x[-1]
+    return x[-1] if is_random_key(x) else jnp.mean(x, axis=0)
 
 
 def _require_state(state: Any) -> None:

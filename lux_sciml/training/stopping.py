@@ -59,13 +59,11 @@ class Watch:
 
     def see(self, state: Any, values: dict[str, np.ndarray], step: int) -> None:
         """Note a validation of a state."""
-        if self.rule.monitor not in values:
-            raise ValueError(f"early stopping watches `{self.rule.monitor}`; there is {', '.join(map(repr, values))}")
-        value = np.asarray(values[self.rule.monitor], np.float64)
-        sign = -1.0 if self.rule.higher else 1.0
-        old = np.full(value.shape, np.inf) if self.best is None else sign * self.best.value
-        better = (sign * value < old) & self.active
-        improved = (sign * value < old - self.rule.min_delta) & self.active
+        value = self._watched(values)
+        new = self._cost(value)
+        old = np.full(value.shape, np.inf) if self.best is None else self._cost(self.best.value)
+        better = (new < old) & self.active
+        improved = (new < old - self.rule.min_delta) & self.active
         here = jax.tree.map(jnp.copy, (state.learned, state.st))
         if self.best is None:
             self.best = Best(*here, value=value, step=np.full(value.shape, step))
@@ -76,6 +74,19 @@ class Watch:
         self.waited = np.where(improved, 0, self.waited + 1)
         if self.stops:
             self.active = self.active & (self.waited < self.rule.patience)
+
+    def cost(self, values: dict[str, np.ndarray]) -> float:
+        """Of a validation, of an ensemble that of the best member; lower is better."""
+        return float(np.min(self._cost(self._watched(values))))
+
+    def _watched(self, values: dict[str, np.ndarray]) -> np.ndarray:
+        if self.rule.monitor not in values:
+            raise ValueError(f"early stopping watches `{self.rule.monitor}`; there is {', '.join(map(repr, values))}")
+        return np.asarray(values[self.rule.monitor], np.float64)
+
+    def _cost(self, value: np.ndarray) -> np.ndarray:
+        """What is watched, the lower the better, and what is NaN the worst."""
+        return np.where(np.isnan(value), np.inf, -value if self.rule.higher else value)
 
     def place(self) -> dict[str, Any]:
         """What has been seen, as a tree for a file."""

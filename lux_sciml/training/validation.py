@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from .._tree import describe
-from .batches import Padded, is_arrays, samples
+from .batches import Padded, as_arrays, is_arrays, samples
 from .placement import Placement
 
 
@@ -15,6 +15,7 @@ class Validation:
     """The means over all samples of what `evaluate(state, batch)` returns, a dict of numbers."""
 
     def __init__(self, data: Any, batch_size: int | None, padded: bool, evaluate: Callable[..., Any], place: Placement):
+        data = as_arrays(data)
         self.data, self.padded, self.evaluate, self.place = data, padded, evaluate, place
         self.arrays = is_arrays(data)
         if self.arrays:

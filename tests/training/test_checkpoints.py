@@ -251,3 +251,10 @@ def test_kill_9_at_random_moments(tmp_path):
     assert kill_and_resume(tmp_path, 2, 1)
     names = sorted(os.listdir(tmp_path))
     assert names == [".lock", "step_000000000980.safetensors", "step_000000001000.safetensors"]
+
+
+def test_a_metric_that_is_not_a_number_is_no_best(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep_last=1, keep_best=1)
+    for step, metric in enumerate([float("nan"), 1.0, 2.0, 3.0]):
+        checkpoints.save(step, {"n": step}, metric)
+    assert checkpoints.steps() == [1, 3]

@@ -15,6 +15,7 @@ from runs import X, Y, numbers
 
 import lux_sciml as lux
 from lux_sciml.training import CSVLog, EarlyStopping, FitError, TensorBoardLog, batches as data_of
+from lux_sciml.training.stopping import Watch
 
 MODEL = lux.Chain(lux.Dense(2, 4, jnp.tanh), lux.Dense(4, 1))
 
@@ -125,6 +126,8 @@ def test_kinds_of_data_give_the_same_run(monkeypatch):
     iterable = fit(Batches(), epochs=2, objective=objective)
     once = fit((batch for _ in range(2) for batch in Batches()), objective=objective)
     assert once.success and once.message == "the data ended after 10 steps"
+    short = fit(iter(Batches()), epochs=2, objective=objective)
+    assert not short.success and short.message == "the data ended after 5 steps"
     for other in (on_host, iterable, once):
         np.testing.assert_allclose(other.history["loss"], arrays.history["loss"], rtol=1e-5)
         assert other.steps == 10
@@ -190,6 +193,16 @@ def test_members_of_an_ensemble_stop_one_by_one():
     np.testing.assert_allclose(result.history["loss"][:, 0], alone.history["loss"], rtol=1e-4)
     np.testing.assert_allclose(result.state.ps.data[0], alone.state.ps, rtol=1e-3, atol=1e-5)
     np.testing.assert_array_equal(result.best.ps.data[1], states.ps.data[1])
+
+
+def test_members_that_are_not_finite_are_told():
+    states = jax.vmap(lambda key: lux.TrainState.create(MODEL, optax.sgd(0.1), key=key))(
+        jax.random.split(jax.random.key(0), 2)
+    )
+    states = states.replace(ps=states.ps * jnp.nan)
+    result = fit(state=states, batch_size=4, epochs=9, nonfinite="stop")
+    assert not result.success and result.state.step.tolist() == [1, 1]
+    assert "`ps['layer_0']['weight']` holds 16 of 16 elements that are NaN" in result.message
 
 
 @pytest.mark.parametrize("nonfinite", ["skip", "back_off", "stop"])
@@ -297,6 +310,7 @@ def test_logs(tmp_path):
     log = TensorBoardLog(tmp_path / "board")
     log.start(0)
     log.write(300, 1, {"loss": 0.5})
+    log.write(301, 1, {"loss": 1e300})  # infinite in its single precision
     log.close()
     (path,) = (tmp_path / "board").iterdir()
     content = path.read_bytes()
@@ -319,6 +333,8 @@ def test_logs(tmp_path):
         (dict(epochs=1, data=Batches(), batch_size=3), ValueError, "leave `batch_size` out"),
         (dict(epochs=1, last="keep"), ValueError, "last is 'drop' or 'pad'"),
         (dict(epochs=1, metrics={}), ValueError, "give `validation=`"),
+        (dict(epochs=1, metrics={"loss": abs}, validation=(X, Y)), ValueError, "has a `validation_loss` already"),
+        (dict(epochs=1, validation=(X, Y), early_stopping=EarlyStopping(2, "accuracy")), ValueError, "got 'accuracy'"),
         (dict(epochs=1, early_stopping=EarlyStopping()), ValueError, "watches the validation"),
         (dict(epochs=1, validation=iter(Batches())), TypeError, "yields the same batches each time"),
         (dict(epochs=1, resume=True), ValueError, "give `checkpoints=`"),
@@ -335,3 +351,42 @@ def test_logs(tmp_path):
 def test_wrong_arguments(options, error, sentence):
     with pytest.raises(error, match=sentence):
         fit(**options)
+
+
+def test_what_is_not_a_number_is_never_the_best():
+    for values, higher, best, step in (
+        ([np.nan, 3.0, np.nan, 2.0], False, 2.0, 3),
+        ([np.nan, 3.0, np.nan, 2.0], True, 3.0, 1),
+        ([[np.nan, 1.0], [2.0, np.nan]], False, [2.0, 1.0], [1, 0]),
+    ):
+        watch = Watch(EarlyStopping(2, higher=higher), np.shape(values)[1:])
+        state = start() if np.ndim(values) == 1 else jax.tree.map(lambda x: jnp.stack([x, x]), start())
+        for i, value in enumerate(values):
+            watch.see(state, {"validation_loss": np.asarray(value)}, i)
+        assert np.array_equal(watch.best.value, best) and np.array_equal(watch.best.step, step)
+        assert watch.cost({"validation_loss": np.array([np.nan, 5.0])}) == (-5.0 if higher else 5.0)
+
+
+def test_what_the_model_reads_is_read_anew():
+    scale = np.ones(1, np.float32)
+    model = lux.Chain(lambda x: x * scale[0], lux.Dense(2, 1))
+    state = lux.TrainState.create(model, optax.sgd(0.1), key=jax.random.key(0))
+
+    def first_loss():
+        return fit(state=state, objective=objective, steps=1).history["loss"][0]
+
+    first_loss()
+    scale[0] = 3.0
+    np.testing.assert_allclose(first_loss(), objective(model, state.ps, state.st, (X, Y))[0], rtol=1e-6)
+
+
+def test_names_that_are_taken_or_not_there_are_told_and_cost_no_state():
+    named = lambda *given: (*objective(*given)[:2], {"step": 1.0})  # noqa: E731
+    rule = EarlyStopping(monitor="validation_acuracy")
+    for options, sentence in (
+        (dict(early_stopping=rule), "the validation raised ValueError: early stopping watches `validation_acuracy`; t"),
+        (dict(objective=named), "the history has a `validation_step` already: give the stats `step` another name"),
+    ):
+        with pytest.raises(FitError, match=sentence) as error:
+            fit(batch_size=4, epochs=3, validation=(X, Y), **options)
+        assert error.value.result.state.step == 5

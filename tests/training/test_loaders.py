@@ -68,3 +68,39 @@ def test_loaders_and_their_place_in_a_run(make, tmp_path):
         assert np.array_equal(end.history["first"], whole.history["first"])
         if make is torch_loader:
             assert len({tuple(x) for x in whole.history["first"].tolist()}) > 5, "each epoch has an order of its own"
+
+
+class OfUnknownLength:
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __iter__(self):
+        return iter(self.batches)
+
+    def __len__(self):  # as PyTorch's DataLoader of an IterableDataset
+        raise TypeError("object of type 'IterableDataset' has no len()")
+
+
+class Tensor:
+    """As PyTorch's: it can be iterated, row by row, and is an array."""
+
+    def __init__(self, x):
+        self.x = x
+
+    def __iter__(self):
+        return iter(self.x)
+
+    def __array__(self, *args, **kwargs):
+        return self.x
+
+
+def test_loaders_of_unknown_length_and_tensors_of_other_libraries():
+    with jax.enable_x64(False):
+        state = lux.TrainState.create(MODEL, optax.adam(0.05), key=jax.random.key(3))
+        loader = OfUnknownLength([X[:4], X[4:8]])
+        assert lux.fit(objective, state, loader, epochs=3).steps == 6
+        options = dict(batch_size=11, epochs=2, shuffle=False)
+        ours = lux.fit(objective, state, X, validation=X, **options)
+        theirs = lux.fit(objective, state, Tensor(X), validation=Tensor(X), **options)
+        for name in ("loss", "validation_loss"):
+            assert np.array_equal(ours.history[name], theirs.history[name])

@@ -215,3 +215,44 @@ def test_states_that_do_not_advance_and_other_arguments():
     ):
         with pytest.raises((TypeError, ValueError, KeyError), match=sentence):
             call()
+
+
+def test_with_accumulate_line_searches_and_stats_see_all_of_the_batch():
+    def counted(model, ps, st, batch):
+        loss, st, _ = objective(model, ps, st, batch)
+        return loss, st, {"positive": jnp.sum(batch[0] > 0), "any": jnp.any(batch[0] > 0.9)}
+
+    with jax.enable_x64(False):
+        ends = []
+        for accumulate in (1, 4):
+            state = start(optax.lbfgs())
+            step = lux.train_step(counted, accumulate=accumulate)
+            for _ in range(5):
+                state, stats = step(state, BATCH)
+            ends.append(state.ps)
+            assert float(stats["positive"]) * accumulate == np.sum(X > 0)
+            assert float(stats["any"]) == (1 if accumulate == 1 else np.mean((X.reshape(4, -1) > 0.9).any(1)))
+        np.testing.assert_allclose(*ends, rtol=1e-3)
+
+
+def test_gradients_in_half_precision_add_up_in_single():
+    x = np.concatenate([np.full((1, 2), 256.0), np.full((255, 2), 0.5)]).astype(np.float32)
+
+    def mean(model, ps, st, x):
+        return jnp.sum(ps.scale * jnp.mean(x, 0).astype(ps.dtype)).astype(np.float32)
+
+    with jax.enable_x64(False):
+        ps = lux.ComponentVector(scale=np.zeros(2)).astype(jnp.bfloat16)
+        state = lux.TrainState.create(lux.Scale((2,)), optax.sgd(1.0), params=ps)
+        state, _ = lux.train_step(mean, accumulate=256)(state, x)
+        np.testing.assert_allclose(-state.ps.data.astype(np.float32), np.mean(x, 0), rtol=0.01)
+
+
+def test_what_is_adjusted_is_a_copy():
+    with jax.enable_x64(False):
+        rate = jnp.float32(0.5) * 1
+        inject = optax.inject_hyperparams(optax.sgd)
+        optimizer = optax.chain(inject(learning_rate=1.0), inject(learning_rate=1.0))
+        state, _ = lux.train_step(objective)(start(optimizer).adjust(learning_rate=rate), BATCH)
+        assert rate == 0.5
+        np.testing.assert_allclose([s.hyperparams["learning_rate"] for s in state.opt_state], 0.5)
