@@ -10,6 +10,7 @@ import optimistix as optx
 from jax.flatten_util import ravel_pytree
 
 from .._tree import all_finite, where, zeros_of
+from ..components import ComponentVector
 
 DECREASE = 1e-4  # of Armijo's condition
 MOST_TRIALS = 30  # in a line search
@@ -145,6 +146,8 @@ def _box(options: dict[str, Any], y: Any, x: jax.Array) -> tuple[jax.Array, jax.
         bound = options.get(name)
         if bound is None:
             return jnp.full(x.shape, free, x.dtype)
+        if isinstance(bound, ComponentVector) and isinstance(y, ComponentVector):
+            y.layout.require_same(bound.layout)
         if jax.tree.structure(bound) == jax.tree.structure(y):
             bound = jax.tree.map(lambda b, leaf: jnp.broadcast_to(jnp.asarray(b, leaf.dtype), leaf.shape), bound, y)
             return ravel_pytree(bound)[0]

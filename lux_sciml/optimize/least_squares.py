@@ -130,7 +130,7 @@ class Fitted:
         return self.problem.join(self.problem.unravel(flat), self.data)
 
     def residuals(self) -> Any:
-        return self.problem.returned(self.problem.unravel(self.flat), self.data)
+        return self.programs.problem.returned(self.problem.unravel(self.flat), self.data)  # as they were in the fit
 
     @functools.cached_property
     def jacobian(self) -> np.ndarray:
@@ -207,7 +207,7 @@ def least_squares(
     Further arguments:
 
     * `weights` multiply the residuals: one over the error of a measurement. A number, or one for each sample
-      `(count,)`, or of the shape of all residuals; with groups a dict, or one number. What has weight zero is no
+      `(count,)`, or like all residuals; with groups a dict, or one number. What has weight zero is no
       measurement: it may be NaN, as in the padding of a `lux.diffeq.Series`, and is no degree of freedom.
     * `bounds`: for `"lm"`, where steps are projected onto them, `"trf"` and `"dogbox"`.
     * `loss`: `"linear"`, or one that counts outliers less, `"huber"`, `"soft_l1"`, `"cauchy"` or `"arctan"`, for
@@ -360,7 +360,7 @@ def _fit(
 ) -> LeastSquaresResult:
     params, data = problem.take(ps), data._replace(fixed=None if problem.part is None else ps)
     problem, programs, sizes = _traced(problem, params, data, backend)
-    data = data._replace(weights=programs.problem.weights(weights, sizes))
+    data = programs.problem.weighted(weights, params, data)
     size = sum(count * k for count, k in sizes.values())
     given = backend.given
     if backend.module is levenberg_marquardt_backend:

@@ -181,12 +181,15 @@ class LevenbergMarquardt(optx.AbstractLeastSquaresSolver[Any, Any, Any, State]):
             _, plain = jax.linearize(lambda x: residuals.values(x)[0], x)
             pull_plain = jax.linear_transpose(plain, x)
             gradient = pull_plain(point.rows * point.residual)[0]
+            finite &= jnp.all(jnp.isfinite(gradient))
             free = _free(x, gradient, box)
             mask = (lambda v: v) if free is None else (lambda v: v * free)
             push = lambda v: point.rows * plain(mask(v))  # noqa: E731
             pull = lambda w: mask(pull_plain(point.rows * w)[0])  # noqa: E731
             d, solve = system_of_products(push, pull, point.residual, damping, 1e-3, most_iterations(n))
 
+        if box is not None:
+            d = jnp.clip(x + d, *box) - x
         ahead = d
         if self.geodesic is not None:
             along = lambda x: jax.jvp(lambda x: residuals.values(x)[0], (x,), (d,))[1]  # noqa: E731
@@ -199,13 +202,15 @@ class LevenbergMarquardt(optx.AbstractLeastSquaresSolver[Any, Any, Any, State]):
             shorter = jnp.where(length > longest, longest / length, 1)
             acceleration = jnp.where(jnp.isfinite(length), shorter * acceleration, 0)
             ahead = d + acceleration / 2
+        trial = x + ahead
         if box is not None:
-            ahead, d = jnp.clip(x + ahead, *box) - x, jnp.clip(x + d, *box) - x
+            trial = jnp.clip(trial, *box)
+            ahead = trial - x
         predicted = -(gradient @ d) - jnp.sum(push(d) ** 2) / 2
         short = self.norm(jnp.abs(ahead) / (self.atol + self.rtol * jnp.abs(x))) < 1
         still = finite & first & (point.value == 0)
-        converged = flat | (accepted & level) | short | still | (first & ~finite)
-        return x, State(x + ahead, point, squares, damping, growth, predicted, finite, converged)
+        converged = flat | (accepted & level) | short | still | ((first | accepted) & ~finite)
+        return x, State(trial, point, squares, damping, growth, predicted, finite, converged)
 
     def _evaluate(self, residuals: Residuals, x: jax.Array, solver: str) -> Evaluated:
         if is_dense(solver):

@@ -152,8 +152,9 @@ def minimize(
     * `max_seconds`: end after this time, compiling included; see `success` of `MinimizeResult`.
     * `patience`: end where so many steps have not lowered the loss below the lowest before.
     * `starts`: start from several points, and return the best; `result.runs` are all. A number n means `ps` and n - 1
-      Sobol points within the bounds; a list of parameters or a batch of vectors `(k, n)` comes after `ps`. Optax and
-      optimistix run them at once, by `jax.vmap`, SciPy one after the other.
+      Sobol points within the bounds; a list of parameters or a batch of vectors `(k, n)` comes after `ps`; with
+      `trainable`, the other components are those of `ps`. Optax and optimistix run them at once, by `jax.vmap`, SciPy
+      one after the other.
     * `resume`: a result, to go on from exactly where it ended, with `max_steps` more: the optimizer's memory and the
       state of the layers are the result's, and 100 steps and 100 more are the same, bit for bit, as 200. For the same
       method of optax or optimistix, loss and data; SciPy keeps its memory to itself.
@@ -224,24 +225,26 @@ def minimize(
             args=args, bounds=bounds, constraints=constraints, tol=tol, patience=patience, callback_every=callback_every
         )
         given |= dict(progress=progress, has_aux=has_aux, keep_best=keep_best, trainable=trainable)
-        box = Problem.of(loss, ps, args, state, has_aux, trainable)[0].bounds(bounds)
-        for each in method:
-            _backend(each, box, constraints, tol, patience, keep_best, {})  # raises before the first one runs
+        problem, inputs = Problem.of(loss, ps, args, state, has_aux, trainable)
+        box, params = problem.bounds(bounds), problem.take(ps)
+        for each in method:  # what is wrong is told before the first one runs
+            backend, static, _ = _backend(each, box, constraints, tol, patience, keep_best, {})
+            if problem.has_state and backend is not optax_backend:
+                _refuse_updates(Programs(problem, params, inputs, *static), params, inputs, _name(each))
         fit = functools.partial(minimize, loss, **given)
         return in_turn(fit, method, steps, ps, state=state, callback=callback, max_seconds=max_seconds)
-    total: int = converted("max_steps", count, int(max_steps) if is_whole(max_steps) else max_steps)
+    total = _count_of_steps(max_steps)
     problem, inputs = Problem.of(loss, ps, args, state, has_aux, trainable)
     box = problem.bounds(bounds)
     backend, static, given = _backend(method, box, constraints, tol, patience, keep_best, options or {})
-    name = method if isinstance(method, str) else type(method).__name__
-    memory = None if resume is None else memory_of(resume, FAMILIES.get(backend, "SciPy"), name)
+    memory = None if resume is None else memory_of(resume, FAMILIES.get(backend, "SciPy"), _name(method))
     points = [ps] if starts is None else starting_points(starts, ps, problem, box)
     if memory is not None:
         _require_alone(starts=starts)
     params = [problem.take(point) for point in points]
     programs = Programs(problem, params[0], inputs, *static)
     if problem.has_state and backend is not optax_backend:
-        _refuse_updates(programs, params[0], inputs, name)
+        _refuse_updates(programs, params[0], inputs, _name(method))
     evaluate = programs(_evaluate, params[0], inputs) if has_aux else None
 
     def record_of(first: Any, told: bool) -> Progress:
@@ -261,7 +264,7 @@ def minimize(
             steps=record.steps,
             evaluations=record.evaluations,
             history=np.asarray(record.history, np.float64),
-            aux=evaluate and evaluate(problem.take(found), inputs._replace(state=record.state)).aux,
+            aux=evaluate and evaluate(problem.take(found), inputs._replace(state=record.before)).aux,
             state=record.state,
             stopped=record.stopped,
             memory=record.memory,
@@ -299,7 +302,15 @@ def _steps_of_each(methods: Sequence[Any], max_steps: Any) -> list[int]:
     each = list(max_steps) if isinstance(max_steps, list | tuple) else [max_steps] * len(methods)
     if len(each) != len(methods):
         raise ValueError(f"max_steps is one number, or one for each of {len(methods)} methods, got {len(each)}")
-    return each
+    return [_count_of_steps(n) for n in each]
+
+
+def _count_of_steps(n: Any) -> int:
+    return converted("max_steps", count, int(n) if is_whole(n) else n)
+
+
+def _name(method: Any) -> str:
+    return method if isinstance(method, str) else type(method).__name__
 
 
 def is_whole(value: Any) -> TypeGuard[float]:

@@ -40,6 +40,7 @@ class _Carry(NamedTuple):
     best: Any
     best_value: jax.Array
     best_state: Any
+    best_before: Any  # the state that the loss was given there
     lowest: jax.Array  # value so far
     since: jax.Array  # evaluations since then
 
@@ -158,7 +159,7 @@ def _verdict(
 
 def _keep(progress: Progress, problem: Problem, inputs: Inputs, carry: _Carry) -> None:
     progress.params = lambda: problem.join(carry.best, inputs)
-    progress.value, progress.state = float(carry.best_value), carry.best_state
+    progress.value, progress.state, progress.before = float(carry.best_value), carry.best_state, carry.best_before
     progress.memory = Memory("optax", carry, len(progress.history), progress.evaluations)
 
 
@@ -176,7 +177,7 @@ def _start(
         memory = transform.init(params)
     point = _Point(params, nothing, jax.tree.map(jnp.zeros_like, params), memory, state, state)
     none = jnp.array(0, jnp.int32)
-    return strong(_Carry(point, params, memory, none, none, nothing, params, nothing, state, nothing, none))
+    return strong(_Carry(point, params, memory, none, none, nothing, params, nothing, state, state, nothing, none))
 
 
 def _advance(
@@ -226,7 +227,8 @@ def _advance(
             )
             ahead = jax.tree.map(lambda p, u: (p + 0.5**in_a_row * u).astype(p.dtype), point.params, updates)
             slope = _slope(point, box).astype(dtype)
-        best = where(better, (carry.trial, value, state), (carry.best, carry.best_value, carry.best_state))
+        kept = (carry.best, carry.best_value, carry.best_state, carry.best_before)
+        best = where(better, (carry.trial, value, state, before), kept)
         carry = _Carry(
             point,
             _inside(ahead, box),

@@ -51,7 +51,8 @@ class Progress:
         name: str = "minimize",
         seconds: float | None = None,
     ):
-        self.params, self.value, self.state = params, np.inf, state
+        self.params, self.value = params, np.inf
+        self.state = self.before = state  # what the loss returned there, and what it was given
         self.steps, self.evaluations = 0, 0
         self.memory: Any = None  # what a method knows, to go on from here
         self.stopped = False  # by the callback, by Ctrl-C or by the time

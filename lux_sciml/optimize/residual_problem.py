@@ -29,6 +29,12 @@ class Data(NamedTuple):
     fixed: ComponentVector | None = None  # all parameters, where some of them are fitted
     samples: Any = None  # of each group, with a leading axis
     weights: Any = None  # (m,), of the residuals in order; None where all are 1
+    instead: Any = None  # of each group, which samples are evaluated, (count,): another one for each of weight zero
+
+    @property
+    def plain(self) -> "Data":
+        """What the residual of one sample is given."""
+        return self._replace(samples=None, weights=None, instead=None)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -84,20 +90,20 @@ class ResidualProblem(FittedParameters):
 
     def traced(self, trace: Callable, params: Any, data: Data) -> dict[str, Callable]:
         """The residual of each group, traced by a function of it and its arguments."""
-        plain = data._replace(samples=None, weights=None)
         ones = {name: self._first(name, data) for name in self.groups}
-        return {name: trace(functools.partial(self.one, name), params, plain, ones[name])[0] for name in self.groups}
+        of = {name: functools.partial(self._returned, name) for name in self.groups}
+        return {name: trace(of[name], params, data.plain, ones[name])[0] for name in self.groups}
 
     # --- residuals --------------------------------------------------------------------------------------------
 
     def one(self, name: str, params: Any, data: Data, sample: Any) -> jax.Array:
         """The residuals of one sample of a group, or without samples of all, `(k,)`, not weighted."""
-        if self.trace is not None:
-            return self.trace[name](params, data._replace(samples=None, weights=None), sample)
         return ravel_pytree(self._returned(name, params, data, sample))[0]
 
     def _returned(self, name: str, params: Any, data: Data, sample: Any) -> Any:
         """What the user's function returns, checked to be floating-point arrays."""
+        if self.trace is not None:
+            return self.trace[name](params, data.plain, sample)
         given = [self.join(params, data)]
         given += [sample] if self.has_samples else []
         given += [eqx.combine(data.args, self.other_args)] if self.has_args else []
@@ -129,37 +135,37 @@ class ResidualProblem(FittedParameters):
         found = jax.jit(lambda: {name: of(name) for name in self.groups})()
         return found[WHOLE] if self.groups == (WHOLE,) else {name: found[name] for name in self.groups}
 
+    def shape_of(self, name: str, params: Any, data: Data) -> Any:
+        """What the residual of a group returns, of one sample, without values."""
+        return jax.eval_shape(functools.partial(self._returned, name), params, data, self._first(name, data))
+
     def sizes(self, params: Any, data: Data) -> dict[str, tuple[int, int]]:
         """For each group, how many samples there are, and how many residuals each has."""
         found = {}
         for name in self.groups:
-            k = jax.eval_shape(functools.partial(self.one, name), params, data, self._first(name, data)).size
+            k = sum(x.size for x in jax.tree.leaves(self.shape_of(name, params, data)))
             found[name] = (number_of(data.samples[name]) if self.has_samples else 1, k)
         return found
 
     def _first(self, name: str, data: Data) -> Any:
         return jax.tree.map(lambda x: x[0], data.samples[name]) if self.has_samples else None
 
-    def weights(self, weights: Any, sizes: Mapping[str, tuple[int, int]]) -> jax.Array | None:
-        """The weights of all residuals, `(m,)`. Raises `ValueError` for other shapes and what is negative or NaN."""
+    def weighted(self, weights: Any, params: Any, data: Data) -> Data:
+        """The data with weights. Raises `ValueError` for other shapes and what is negative or NaN."""
         if weights is None:
-            return None
+            return data
         given = by_group("weights", weights, self.groups, everywhere=True)
-        return jnp.concatenate([self._weights(name, given[name], *sizes[name]) for name in self.groups])
-
-    def _weights(self, name: str, weights: Any, count: int, k: int) -> jax.Array:
-        w = np.asarray(ravel_pytree(weights)[0] if not hasattr(weights, "shape") else weights, np.float64)
-        if not (np.isfinite(w).all() and (w >= 0).all()):
-            raise ValueError(f"weights{_of_group(name)} multiply residuals and are finite and not negative")
-        shape = (count, k)
-        if self.has_samples and w.ndim and w.shape[0] == count and w.size in (count, count * k):
-            w = w.reshape(count, -1)
-        elif not self.has_samples and w.size == k:
-            w = w.reshape(1, k)
-        elif w.size != 1:
-            what = f"({count},), one for each sample" if self.has_samples else f"{k} elements, one for each residual"
-            raise ValueError(f"weights{_of_group(name)} are a number or have {what}, got shape {w.shape}")
-        return jnp.asarray(np.broadcast_to(w, shape).ravel(), self.flat_dtype)
+        count = {name: number_of(data.samples[name]) if self.has_samples else None for name in self.groups}
+        rows = {
+            name: _weights(_of_group(name), given[name], self.shape_of(name, params, data), count[name])
+            for name in self.groups
+        }
+        data = data._replace(weights=jnp.asarray(np.concatenate(list(rows.values())), self.flat_dtype))
+        if not self.has_samples or all(w.all() for w in rows.values()):
+            return data
+        return data._replace(
+            instead={name: _instead(w.reshape(number_of(data.samples[name]), -1)) for name, w in rows.items()}
+        )
 
     @property
     def flat_dtype(self) -> np.dtype:
@@ -208,7 +214,7 @@ class Fit(Residuals):
         for name in self.problem.groups:
             if self.problem.has_samples:
                 of_all = jax.vmap(lambda sample, name=name: self._group(name, x, sample)[0])
-                parts.append(of_all(self.data.samples[name]).ravel())
+                parts.append(of_all(self._samples(name)).ravel())
             else:
                 parts.append(self._group(name, x, None)[0])
         r = jnp.concatenate(parts)
@@ -220,13 +226,19 @@ class Fit(Residuals):
         for name in self.problem.groups:
             if self.problem.has_samples:
                 of_all = jax.vmap(functools.partial(self._rows, name, x))
-                r, rows = of_all(self.data.samples[name])
+                r, rows = of_all(self._samples(name))
                 parts.append((r.ravel(), rows.reshape(-1, x.size)))
             else:
                 parts.append(self._rows(name, x, None))
         r, jacobian = (jnp.concatenate(part) for part in zip(*parts, strict=True))
         w = self.data.weights
         return self._weighted(r, w), self._weighted(jacobian, None if w is None else w[:, None]), None
+
+    def _samples(self, name: str) -> Any:
+        """Without those of weight zero: these may be NaN, which zero times their derivatives would be too."""
+        instead = self.data.instead
+        samples = self.data.samples[name]
+        return samples if instead is None else jax.tree.map(lambda x: x[instead[name]], samples)
 
     def _weighted(self, x: jax.Array, weights: jax.Array | None) -> jax.Array:
         """Zero where the weight is, whatever stands there."""
@@ -237,6 +249,49 @@ class Fit(Residuals):
         direction = self.problem.direction(jax.eval_shape(f, x)[0].size)
         r, rows, _ = (forward_jacobian if direction == "forward" else reverse_jacobian)(f, x)
         return r, rows
+
+
+def _weights(of_group: str, weights: Any, like: Any, count: int | None) -> np.ndarray:
+    """The weights `(m,)` of residuals of the form `like`, without samples or of each of so many."""
+    if isinstance(weights, ComponentVector):
+        if isinstance(like, ComponentVector):
+            like.layout.require_same(weights.layout)
+        weights = weights.data
+    same = jax.tree.structure(weights) == jax.tree.structure(like)
+    if isinstance(weights, Mapping) and not same:
+        raise ValueError(
+            f"weights{of_group} are a number, an array, or like the residuals, {describe(like)}, got "
+            f"{describe(weights)}"
+        )
+    if same and not jax.tree_util.all_leaves([like]):
+        pairs = zip(jax.tree.leaves(weights), jax.tree.leaves(like), strict=True)
+        return np.concatenate([_weights(of_group, *pair, count).reshape(count or 1, -1) for pair in pairs], 1).ravel()
+    w = np.asarray(weights, np.float64)
+    if not (np.isfinite(w).all() and (w >= 0).all()):
+        raise ValueError(f"weights{of_group} multiply residuals and are finite and not negative")
+    leaves, leading = jax.tree.leaves(like), () if count is None else (count,)
+    k = sum(x.size for x in leaves)
+    shapes = [(*leading, k), *([(*leading, *leaves[0].shape)] if len(leaves) == 1 else [])]
+    if w.size == 1:
+        w = w.reshape(1, 1)
+    elif count is not None and _without_ones(w.shape) == leading:
+        w = w.reshape(count, 1)
+    elif _without_ones(w.shape) in map(_without_ones, shapes):
+        w = w.reshape(count or 1, k)
+    else:
+        what = f"the shape {shapes[-1]} of the residuals" if count is None else f"({count},), one for each sample"
+        raise ValueError(f"weights{of_group} are a number or have {what}, got shape {w.shape}")
+    return np.broadcast_to(w, (count or 1, k)).ravel()
+
+
+def _instead(weights: np.ndarray) -> jax.Array:
+    """Which sample stands in the place of each one: another one where its weights `(count, k)` are zero."""
+    counted = weights.any(1)
+    return jnp.asarray(np.where(counted, np.arange(len(weights)), np.argmax(counted)), jnp.int32)
+
+
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(n for n in shape if n != 1)
 
 
 def by_group(what: str, given: Any, groups: tuple[str, ...], everywhere: bool = False) -> dict[str, Any]:

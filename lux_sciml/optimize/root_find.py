@@ -105,7 +105,8 @@ def root_find(
         raise ValueError(
             f"Bisection is for one equation of one unknown, got {problem.layout.size}: take optimistix.Newton or 'hybr'"
         )
-    solve = _solver(method, problem.bounds(bounds), tol, max_steps, dict(options or {}))
+    box = problem.bounds(bounds)
+    solve = _solver(method, box, tol, max_steps, dict(options or {}))
     params = problem.take(ps)
     named = NamedFunction(function, problem, "function")
     layout = named.layout(params, inputs)
@@ -116,6 +117,7 @@ def root_find(
         )
     programs = Programs(named, params, inputs)
     start = problem.ravel(params)
+    start = start if box is None else np.clip(start, *box)
     evaluate = programs(values, problem.cast(start), inputs)
 
     def at(flat):

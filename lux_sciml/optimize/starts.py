@@ -38,7 +38,7 @@ def starting_points(
     """Parameters like `ps` to start from, each checked.
 
     A number n means `ps` and n - 1 Sobol points within the bounds of what is fitted. A list of parameters or a batch
-    `(k, n)` of vectors comes after `ps`.
+    `(k, n)` of vectors comes after `ps`; of these the fitted components count.
     """
     if isinstance(starts, int | np.integer) and not isinstance(starts, bool):
         return [ps, *_within(bounds, int(starts), ps, problem)]
@@ -56,6 +56,8 @@ def starting_points(
             problem.whole.require_same(Layout.of(start))
         except (TypeError, ValueError) as error:
             raise type(error)(f"starts[{i}] is not like the parameters: {error}") from None
+    if problem.part is not None:
+        starts = [problem.part.join(problem.part.take(start), ps) for start in starts]
     return [ps, *starts]
 
 

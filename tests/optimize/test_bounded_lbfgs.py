@@ -80,6 +80,8 @@ def test_inside_of_jit_and_vmap_with_named_vectors_and_gradients():
     half = start.astype("float32")
     single = optx.minimise(valley, lux.BoundedLBFGS(1e-5, 1e-5), half, jnp.float32(1), max_steps=500).value
     assert single.dtype == "float32" and np.allclose(single.data, 1, atol=1e-2)
+    with pytest.raises(ValueError, match="the layouts differ"):
+        best(1.0, lux.ComponentVector(y=2.0, x=0.5))
     slope = jax.jacfwd(lambda a: best(a, 2.0).x)(1.0)
     assert np.isclose(slope, 1.0, atol=1e-4)
 

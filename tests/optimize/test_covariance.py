@@ -78,6 +78,8 @@ def test_what_has_weight_zero_may_be_nan_and_is_no_measurement():
     expected, start = fit(), lux.ComponentVector(START)
     of_samples = lux.least_squares(misfit, start, samples=holes, weights=weights)
     as_a_whole = lux.least_squares(lambda p, data: misfit(p, data), start, args=holes, weights=weights)
+    by_products = lux.least_squares(misfit, start, samples=holes, weights=weights, solver="cg")
+    np.testing.assert_allclose(by_products.params.data, expected.params.data, rtol=1e-5)
     for result in (of_samples, as_a_whole):
         assert result.success and result.residuals.shape == (17,)
         np.testing.assert_allclose(result.params.data, expected.params.data, rtol=1e-6)

@@ -269,6 +269,67 @@ def test_steps_into_nonsense_are_rejected():
         np.testing.assert_allclose(result.params.data, [np.exp(-3), 1.0], rtol=1e-6)
 
 
+def test_weights_go_by_name_and_shape():
+    def at_start(residual, ps, weights, samples=None):
+        return lux.least_squares(residual, ps, samples=samples, weights=weights, max_steps=1).history[0]
+
+    def named(p):
+        return lux.ComponentVector(b=p[:1] - 1.0, a=p - jnp.array([2.0, 4.0]))
+
+    def tree(p):
+        return {"b": p[:1] - 1.0, "a": p - jnp.array([2.0, 4.0])}
+
+    ps, expected = jnp.zeros(2), 0.5 * (1 + 20**2 + 400**2)
+    for weights in (lux.ComponentVector(b=[1.0], a=[10.0, 100.0]), np.array([1.0, 10.0, 100.0])):
+        assert at_start(named, ps, weights) == expected
+    assert at_start(tree, ps, {"a": np.array([10.0, 100.0]), "b": 1.0}) == expected
+    of_one = lambda p, x: jax.tree.map(lambda r: x * r, tree(p))  # noqa: E731
+    of_both = {"b": np.array([1.0, 0.0]), "a": np.array([[10.0, 100.0], [0.0, 1.0]])}
+    assert at_start(of_one, ps, of_both, np.array([1.0, 2.0])) == expected + 0.5 * 8**2
+    with pytest.raises(ValueError, match="the layouts differ"):
+        at_start(named, ps, lux.ComponentVector(a=[10.0, 100.0], b=[1.0]))
+    with pytest.raises(ValueError, match=r"weights are a number, an array, or like the residuals, \{'a': f64\[2\]"):
+        at_start(tree, ps, {"a": 1.0})
+    for weights in (np.ones((3, 2)), np.ones(5)):
+        with pytest.raises(ValueError, match=r"have the shape \(2, 3\) of the residuals, got shape"):
+            at_start(lambda p: jnp.ones((2, 3)) * p[0], ps, weights)
+
+
+def test_residuals_are_those_of_the_fit_whatever_the_function_reads_later():
+    target = {"y": 1.0}
+    result = lux.least_squares(lambda p: {"b": p - target["y"], "a": p - 2.0}, jnp.zeros(()))
+    target["y"] = 5.0
+    np.testing.assert_allclose([result.residuals["b"], result.residuals["a"]], [0.5, -0.5])
+
+
+def test_no_evaluation_and_no_end_lies_beyond_a_bound():
+    seen, rng = [], np.random.default_rng(0)
+    upper = rng.uniform(0.1, 1.0, 50)
+
+    def residual(p):
+        jax.debug.callback(lambda p: seen.append(np.asarray(p, np.float32)), p)
+        return p + 0.1 * p**3 - 10.0
+
+    for samples in (None, np.ones(1)):
+        f = residual if samples is None else lambda p, s: s * residual(p)
+        result = lux.least_squares(f, jnp.asarray(rng.uniform(-1.0, 0.0, 50)), samples=samples, bounds=(None, upper))
+        assert np.array_equal(result.params, upper) and seen and np.all(np.stack(seen) <= np.float32(upper))
+        with pytest.raises(ValueError, match="lies on its bound"):
+            result.standard_errors(absolute=True)
+
+
+def test_starts_of_a_part_keep_the_other_components():
+    starts = [start().replace(offset=9.0), start().replace(curve={"amplitude": 3.0, "rate": 1.0}, offset=9.0)]
+    fit = lux.least_squares(misfit, start().replace(offset=0.5), samples=SAMPLES, trainable="curve.*", starts=starts)
+    same = lux.minimize(
+        lambda p: jnp.sum(as_a_whole(p) ** 2) / 2, start().replace(offset=0.5), method=optx.BFGS(1e-9, 1e-9),
+        trainable="curve.*", starts=starts,
+    )  # fmt: skip
+    for result in (fit, same):
+        assert [run.params.offset for run in result.runs] == [0.5] * 3
+        np.testing.assert_allclose([run.value for run in result.runs], fit.value, rtol=1e-6)
+
+
 # --- wrong calls --------------------------------------------------------------------------------------------------
 
 

@@ -168,3 +168,9 @@ def test_factorizations_take_one_thread_where_it_is_said():
     with _compat.one_blas_thread():
         assert all(number() == 1 for number, _ in libraries)
     assert [number() for number, _ in libraries] == before
+
+
+@pytest.mark.parametrize("solver", ["qr", "cg"])
+def test_a_derivative_that_is_not_finite_is_no_convergence(solver):
+    result = lux.least_squares(lambda p: jnp.sqrt(jnp.abs(p)) - 1.0, jnp.zeros(2), jacobian="forward", solver=solver)
+    assert not result.success and "finite" in result.message and np.array_equal(result.params, [0.0, 0.0])

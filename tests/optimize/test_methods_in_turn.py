@@ -50,3 +50,19 @@ def test_wrong_lists_are_refused_before_the_first_method_runs():
         run([optax.adam(0.1), "BFGS"], starts=3, bounds=(0, 1))
     with pytest.raises(ValueError, match="there is no method in the list of methods"):
         run([])
+
+
+def test_a_state_that_a_later_method_cannot_carry_and_its_steps_are_refused_before_the_first_runs():
+    calls = []
+
+    def loss(p, st):
+        calls.append(1)
+        return (p["x"] - 1) ** 2 + p["y"] ** 2, {"n": st["n"] + 1}
+
+    told = lambda *_: pytest.fail("the first method ran")  # noqa: E731
+    with pytest.raises(ValueError, match="the loss updates `n` of the state, and BFGS evaluates it"):
+        lux.minimize(
+            loss, START, method=[optax.adam(0.1), "BFGS"], state={"n": np.zeros(())}, callback=told, max_steps=3
+        )
+    with pytest.raises(ValueError, match="max_steps: expected a whole number of at least 1, got 0"):
+        lux.minimize(rosenbrock, START, method=[optax.adam(0.1), "BFGS"], max_steps=[3, 0], callback=told)

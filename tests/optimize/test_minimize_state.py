@@ -181,3 +181,16 @@ def test_where_the_loss_stays_the_same_the_state_is_that_of_the_last_step():
     assert still.state["calls"] == 11
     every = optax.MultiSteps(optax.sgd(0.1), every_k_schedule=4)
     assert lux.minimize(loss, jnp.zeros(1), method=every, state=st, max_steps=10).state["calls"] == 11
+
+
+@pytest.mark.parametrize("keep_best", [True, False])
+def test_aux_is_of_the_evaluation_whose_value_is_returned(key, keep_best):
+    def loss(p, st):
+        noise = jax.random.normal(st["key"])
+        value = jnp.sum((p - 1.0) ** 2) * (1.5 + jnp.tanh(noise))
+        return value, {"key": jax.random.split(st["key"])[0]}, {"value": value}
+
+    result = lux.minimize(
+        loss, jnp.zeros(2), method=optax.adam(0.1), state={"key": key}, has_aux=True, keep_best=keep_best, max_steps=20
+    )
+    np.testing.assert_allclose(result.aux["value"], result.value, rtol=1e-12)

@@ -47,6 +47,8 @@ def test_trees_bounds_float32_and_what_has_no_root(start):
     bounded = lux.root_find(wave, 1.9, method=OPTIMISTIX["Newton"], bounds=(1.5, 4.0))
     assert bounded.success and np.isclose(bounded.params, np.pi)
     bisection = optx.Bisection(rtol=1e-10, atol=1e-10)
+    inside = lux.root_find(lambda x: jnp.log(x), -3.0, method=OPTIMISTIX["Newton"], bounds=(0.5, 4.0))
+    assert inside.success and np.isclose(inside.params, 1.0)
     halved = lux.root_find(wave, 2.9, method=bisection, options=dict(lower=1.5, upper=4.0))
     assert halved.success and halved.params.shape == () and np.isclose(halved.params, np.pi)
     nowhere = lux.root_find(lambda p: p**2 + 1, lux.ComponentVector(x=1.0, y=2.0), method="hybr")
