@@ -158,7 +158,7 @@ class _Walk:
     # --- values -----------------------------------------------------------------------------------------------
 
     def array(self, x: Any) -> Hashable:
-        if is_traced(x) or x.dtype == object or (isinstance(x, jax.Array) and x.is_deleted()):
+        if is_traced(x) or getattr(x.dtype, "hasobject", False) or (isinstance(x, jax.Array) and x.is_deleted()):
             return self.unknown()
         if isinstance(x, jax.Array):
             return Same(x)
@@ -172,7 +172,8 @@ class _Walk:
         return (self.container(x), self.keys(base.__iter__(x)))
 
     def mapping(self, x: Any, _: Any) -> Hashable:
-        items = list(dict.items(x) if isinstance(x, dict) else x.items())
+        base: Any = next((kind for kind in (collections.OrderedDict, dict) if isinstance(x, kind)), type(x))
+        items = list(base.items(x))
         default = self.key(x.default_factory) if isinstance(x, collections.defaultdict) else None
         return (self.container(x), default, self.keys(key for key, _ in items), self.keys(item for _, item in items))
 

@@ -14,7 +14,7 @@ import jax
 from .. import derivatives
 from .._compat import ClosedJaxpr, JitKey, parametrized, program_key, random_switches, run_jaxpr, trace_context
 from ..core.frozen import updated_entries
-from ..core.reads import reads, together
+from ..core.reads import Reads, reads, together
 from .problem import Inputs
 
 KEPT = 64  # traces that are kept, each with the arrays that it closes over
@@ -89,7 +89,7 @@ class Programs:
             if key in _kept:
                 _kept.move_to_end(key)
                 return _kept[key]
-        with _read_inside.holding(_context(found.inner, random_switches()) if found.known else object()):
+        with inside(context_of(found)):
             made = self._in_mode(make)()
         if found.known:
             with _lock:
@@ -103,9 +103,18 @@ _lock = threading.Lock()
 _kept: "OrderedDict[Hashable, Any]" = OrderedDict()
 
 
+def context_of(found: Reads) -> object | None:
+    """One value for what functions that JAX may have traced before read; `None` where there are none."""
+    return _context(found.inner, random_switches()) if found.known else object()
+
+
+def inside(context: object | None) -> contextlib.AbstractContextManager[None]:
+    """Inside, such functions are traced anew where they read something else."""
+    return _read_inside.holding(context)
+
+
 @functools.lru_cache(KEPT)
 def _context(inner: frozenset[Hashable], switches: tuple[Any, ...]) -> object | None:
-    """One value for what functions that JAX may have traced before read; `None` where there are none."""
     return object() if inner else None
 
 

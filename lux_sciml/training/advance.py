@@ -13,6 +13,7 @@ from .._compat import has_convolutions
 from .._tree import where
 from ..core import testmode
 from ..core.reads import reading, reads
+from ..optimize.programs import context_of, inside
 from .batches import Padded
 from .step import Stats, objective_of, one_step
 
@@ -22,19 +23,21 @@ class Programs:
 
     Members of an ensemble for which `active` is false stay as they are. `Programs.of` takes those of an earlier run,
     compiled as they are, where all that the objective and the metrics read is known and as it was, and so is what is
-    known of the functions `beside` them, in the model and the optimizer.
+    known of the functions `beside` them, in the model and the optimizer; else JAX traces anew what these read, also in
+    functions that it has traced before.
     """
 
     @classmethod
     def of(
         cls, objective: Any, metrics: Mapping[str, Callable[..., Any]], beside: tuple[Any, ...], *options: Any
     ) -> "Programs":
-        found = reads(objective, dict(metrics))
+        found, known = reads(objective, dict(metrics)), reading(beside)
+        context = (context_of(found), known)
         if not found.known:
-            return cls(objective, metrics, *options)
-        key = (found, reading(beside), options)
+            return cls(objective, metrics, context, *options)
+        key = (found, known, options)
         with _lock:
-            programs = _kept.pop(key, None) or cls(objective, metrics, *options)
+            programs = _kept.pop(key, None) or cls(objective, metrics, context, *options)
             _kept[key] = programs
             while len(_kept) > KEPT:
                 _kept.popitem(last=False)
@@ -44,23 +47,32 @@ class Programs:
         self,
         objective: Any,
         metrics: Mapping[str, Callable[..., Any]],
+        context: object,
         accumulate: int,
         nonfinite: str,
         ensemble: bool,
         padded: bool,
     ):
+        self._context = context
         step = one_step(objective, accumulate, nonfinite)
         if ensemble:
             step = functools.partial(_of_members, jax.vmap(functools.partial(_if_active, step), in_axes=(0, 0, None)))
         else:
             step = functools.partial(_without_members, step)
-        self.chunk = jax.jit(functools.partial(_chunk, step, padded), donate_argnums=0)
-        self.single = jax.jit(step, donate_argnums=0)
+        self.chunk = self._inside(jax.jit(functools.partial(_chunk, step, padded), donate_argnums=0))
+        self.single = self._inside(jax.jit(step, donate_argnums=0))
         self._step, self._looped = step, {}
         evaluate = functools.partial(_evaluate, objective, dict(metrics))
         if ensemble:
             evaluate = functools.partial(_values_of_members, jax.vmap(evaluate, in_axes=(0, None)))
-        self.evaluate = jax.jit(evaluate)
+        self.evaluate = self._inside(jax.jit(evaluate))
+
+    def _inside(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def within(*arguments: Any) -> Any:
+            with inside(self._context):
+                return function(*arguments)
+
+        return within
 
     def belongs_in_a_loop(self, *arguments: Any) -> bool:
         """Whether many steps with such a state, activity and batch should be one program."""
@@ -68,7 +80,7 @@ class Programs:
         on_cpu = any(device.platform == "cpu" for x in leaves if isinstance(x, jax.Array) for device in x.devices())
         kind = (on_cpu, structure, tuple(map(jax.typeof, leaves)))
         if kind not in self._looped:
-            self._looped[kind] = not (on_cpu and has_convolutions(jax.make_jaxpr(self._step)(*arguments)))
+            self._looped[kind] = not (on_cpu and has_convolutions(self._inside(jax.make_jaxpr(self._step))(*arguments)))
         return self._looped[kind]
 
 

@@ -387,6 +387,17 @@ def order_of_a_dict():
     return lambda p: distance(p, next(iter(data.values()))), lambda _: data.update(a=data.pop("a"))
 
 
+def order_of_an_ordered_dict():
+    data = collections.OrderedDict(a=1.0, b=5.0)
+    return lambda p: distance(p, next(iter(data.values()))), lambda _: data.move_to_end("a")
+
+
+def objects_in_a_structured_array():
+    data = np.zeros(1, [("targets", object)])
+    data["targets"][0] = [1.0]
+    return lambda p: distance(p, data["targets"][0][0]), lambda value: data["targets"][0].__setitem__(0, value)
+
+
 def deque():
     data = collections.deque([1.0], maxlen=1)
     return lambda p: distance(p, data[0]), lambda value: data.append(value)
@@ -601,6 +612,7 @@ PLACES = [
     *(defaults_of_the_function, code_of_the_function, attribute_of_the_function, bound_method, containers_of_an_object),
     *(property_of_an_object, object_as_a_static_argument, class_attribute, method_of_the_class, callable_object, slots),
     *(named_tuple, subclass_of_dict, dataclass, chain_of_attributes, attribute_of_a_module, dict_and_list, deque),
+    *(order_of_an_ordered_dict, objects_in_a_structured_array),
     *(order_of_a_dict, list_that_is_appended_to_and_read, names_made_up, attributes_made_up, context_variable),
     *(thread_local, object_of_c, function_in_a_cell, function_jitted_before, jitted_loss, body_of_a_scan),
     *(branch_of_a_cond, mapped_and_checkpointed, custom_rule, layer_of_a_user, field_of_an_equation, array_of_a_module),

@@ -82,6 +82,33 @@ def test_what_an_objective_reads_is_read_anew_and_nothing_else_compiles_again():
     np.testing.assert_allclose(fit(**options).history["loss"][0], 2 * first.history["loss"][0], rtol=1e-6)
 
 
+SCALE = 1.0
+
+
+@jax.jit
+def scaled(y):
+    return SCALE * y
+
+
+def test_what_the_model_the_optimizer_and_jitted_functions_read_is_read_anew(monkeypatch):
+    model, optimizer = lux.Chain(lux.Scale(1, use_bias=False), scaled), optax.sgd(lambda step: 0.1 * SCALE)
+    ps, st = lux.setup(jax.random.key(0), model)
+    x, ones = jnp.ones((4, 1)), 0 * ps + 1
+
+    def objective(model, ps, st, batch):
+        y, st = model(batch, ps, st)
+        return jnp.mean(scaled(y)), st
+
+    for scale in (1.0, 2.0):  # the loss is SCALE**2 times the weight, and so is its gradient
+        monkeypatch.setitem(globals(), "SCALE", scale)
+        state = lux.TrainState.create(model, optimizer, params=ones, state=st)
+        metrics = {"scale": lambda model, ps, st, batch: scaled(1.0)}
+        result = lux.fit(objective, state, x, steps=1, validation=x, metrics=metrics)
+        np.testing.assert_allclose(result.history["loss"], scale**2, rtol=1e-6)
+        np.testing.assert_allclose(result.state.ps.layer_0.weight, 1 - 0.1 * scale**3, rtol=1e-6)
+        assert result.history["validation_scale"][-1] == scale
+
+
 def test_convolutions_stay_out_of_loops():
     """On the CPU they take 50 times as long inside of them."""
     conv = lux.Chain(lux.Conv(1, 2, (3,)), lux.Flatten(), lux.Dense(4, 1))
