@@ -33,6 +33,7 @@ class Programs:
     ) -> "Programs":
         found, known = reads(objective, dict(metrics)), reading(beside)
         context = (context_of(found), known)
+        context = None if context == (None, None) else context
         if not found.known:
             return cls(objective, metrics, context, *options)
         key = (found, known, options)

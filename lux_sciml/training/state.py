@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from .._tree import describe, is_inexact, is_random_key
+from .._tree import describe, is_inexact, is_random_key, single
 from ..components import ComponentVector, Path
 from ..core import Layer, Mode, setup
 from ..core.converters import checks_itself
@@ -39,7 +39,8 @@ class TrainState:
     * `opt_state`: the optimizer's memory;
     * `step`: how many steps were made;
     * `key`: the random key that shuffles the data in `lux.fit`; random layers have keys of their own in `st`;
-    * `ema`: the exponential moving average of the parameters, where `create` asks for it, else `None`;
+    * `ema`: the exponential moving average of the parameters, in float32 at least, where `create` asks for it, else
+      `None`;
     * `update_scale`: what each update is multiplied by, 1 at the start: a learning rate over that of the optimizer;
     * `skipped`: how many steps were left out since their loss or gradient was not finite;
     * `loss_scale`: in float16, what the loss is multiplied by, else `None`.
@@ -129,7 +130,7 @@ class TrainState:
         scaled = dtype is not None and jnp.dtype(dtype) == jnp.float16
         none = jnp.array(0, jnp.int32)
         loss_scale = LossScale(jnp.array(FIRST_LOSS_SCALE, jnp.float32), none) if scaled else None
-        average = None if ema is None else params
+        average = None if ema is None else single(params)  # in half precision its steps would be lost
         arrays = (params, state, memory, none, key, average, jnp.array(1.0, jnp.float32), none, loss_scale)
         optimizer = optax.with_extra_args_support(optimizer)
         static = (model, optimizer, part, ema, None if dtype is None else jnp.dtype(dtype), HERE)
@@ -178,8 +179,11 @@ class TrainState:
 
     @property
     def learned(self) -> Any:
-        """The parameters to test and to keep: the average, where there is one, else `ps`."""
-        return self.ps if self.ema is None else self.ema
+        """The parameters to test and to keep, in the precision of `ps`: the average, where there is one, else `ps`."""
+        if self.ema is None:
+            return self.ps
+        same = all(a.dtype == p.dtype for a, p in zip(jax.tree.leaves(self.ema), jax.tree.leaves(self.ps), strict=True))
+        return self.ema if same else jax.tree.map(lambda a, p: a.astype(p.dtype), self.ema, self.ps)
 
     def __repr__(self) -> str:
         step = self.step if jnp.shape(self.step) else int(self.step) if hasattr(self.step, "item") else self.step

@@ -305,7 +305,7 @@ def _updated(state: TrainState, whole: Any, gradients: Any, **extra: Any) -> Tra
         ema = state.ema
         if state.decay is not None:
             keep = state.decay
-            ema = jax.tree.map(lambda a, p: (keep * a + (1 - keep) * p).astype(a.dtype), ema, ps)
+            ema = jax.tree.map(lambda a, p: keep * a + (1 - keep) * p.astype(a.dtype), ema, ps)
     return state.replace(ps=ps, opt_state=memory, ema=ema, step=state.step + 1)
 
 

@@ -83,6 +83,24 @@ def test_accumulated_gradients_and_halves_of_a_step():
             lux.apply_gradients(state, jnp.ones(3))
 
 
+def test_sums_and_averages_of_half_precision_are_in_single():
+    with jax.enable_x64(False):
+        ps = lux.ComponentVector(weight=[0.0]).astype("bfloat16")
+        model, batch = lux.Scale(1, use_bias=False), jnp.ones((512, 1), "float32")
+
+        def of_mean(model, ps, st, batch):
+            return jnp.sum(ps["weight"].astype("float32") * jnp.mean(batch)), st
+
+        state = lux.TrainState.create(model, optax.sgd(1.0), params=ps, state={})
+        state, _ = lux.train_step(of_mean, accumulate=512)(state, batch)
+        assert state.ps.weight == -1 and state.ps.dtype == jnp.bfloat16
+
+        state = lux.TrainState.create(model, optax.sgd(0.0), params=ps, state={}, ema=0.99).replace(ps=ps + 1)
+        state, _ = lux.train_step(of_mean, steps=512)(state, batch)
+        np.testing.assert_allclose(state.ema, 1 - 0.99**512, rtol=1e-4)
+        assert state.learned.dtype == jnp.bfloat16
+
+
 def test_averages_parts_and_other_rates_without_a_retrace():
     traces = []
 
