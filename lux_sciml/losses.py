@@ -126,23 +126,21 @@ def cross_entropy(
 ) -> jax.Array:
     r"""Cross-entropy of classes: :math:`-\sum_k y_k \log \hat y_k`, summed over the classes along `axis`.
 
-    * `prediction`: logits or, with `logits=False`, probabilities, to which `epsilon` is added.
+    * `prediction`: logits or, with `logits=False`, probabilities, to which `epsilon` is added. A logit of minus
+      infinity rules a class out, and counts as nothing where the target is zero.
     * `target`: probabilities, or labels, integers without the axis of classes; a label out of range gives NaN.
     * `reduction`: `"mean"`, `"sum"` or `"none"`, over all other axes.
     * `axis`: that of the classes.
     * `label_smoothing`: the fraction of the target that is moved to a uniform distribution.
 
-    It is `optax.losses.softmax_cross_entropy`.
+    It is `optax.losses.softmax_cross_entropy`, but for classes that are ruled out.
 
     >>> float(cross_entropy(jnp.array([[0.0, 0.0]]), jnp.array([1])) / jnp.log(2.0))
     1.0
     """
     prediction, target, mask, dtype = _classes(prediction, target, mask, axis, label_smoothing)
-    if logits:
-        return _reduced(optax.losses.softmax_cross_entropy(prediction, target, axis), reduction, dtype, mask)
-    return _reduced(
-        -jnp.sum(target * jnp.log(prediction + _epsilon(prediction, epsilon)), axis), reduction, dtype, mask
-    )
+    log_prediction = _log_probabilities(prediction, target, logits, axis, epsilon)
+    return _reduced(-jnp.sum(target * log_prediction, axis), reduction, dtype, mask)
 
 
 def kl_divergence(
@@ -166,7 +164,7 @@ def kl_divergence(
     0.0
     """
     prediction, target, mask, dtype = _classes(prediction, target, mask, axis, label_smoothing)
-    log_prediction = _log_probabilities(prediction, logits, axis, epsilon)
+    log_prediction = _log_probabilities(prediction, target, logits, axis, epsilon)
     return _reduced(optax.losses.kl_divergence(log_prediction, target, axis), reduction, dtype, mask)
 
 
@@ -194,7 +192,7 @@ def focal(
     0.25
     """
     prediction, target, mask, dtype = _classes(prediction, target, mask, axis)
-    log_prediction = _log_probabilities(prediction, logits, axis, epsilon)
+    log_prediction = _log_probabilities(prediction, target, logits, axis, epsilon)
     weight = _power(-jnp.expm1(log_prediction), gamma)
     return _reduced(-jnp.sum(target * weight * log_prediction, axis), reduction, dtype, mask)
 
@@ -345,7 +343,8 @@ def _alike(
     if mask is not None:
         mask = counting(mask, prediction)
         prediction, target = _counted(mask, prediction), _counted(mask, target)
-    prediction, wide = floating(prediction), widened(prediction)
+    prediction = floating(jnp.asarray(prediction))
+    wide = widened(prediction)
     if jnp.iscomplexobj(prediction) or jnp.iscomplexobj(target):
         if not takes_complex:
             raise TypeError("this loss takes real values, and these are complex: for such there are mse and mae")
@@ -389,10 +388,12 @@ def _classes(
     return wide, target, mask, dtype
 
 
-def _log_probabilities(prediction: Any, logits: bool, axis: int, epsilon: float | None) -> jax.Array:
-    if logits:
-        return jax.nn.log_softmax(prediction, axis)
-    return jnp.log(prediction + _epsilon(prediction, epsilon))
+def _log_probabilities(prediction: Any, target: Any, logits: bool, axis: int, epsilon: float | None) -> jax.Array:
+    """The logarithms; zero, not minus infinity, where the target is zero too: their product is zero."""
+    if not logits:
+        return jnp.log(prediction + _epsilon(prediction, epsilon))
+    logs = jax.nn.log_softmax(prediction, axis)
+    return jnp.where((target == 0) & jnp.isneginf(logs), 0, logs)
 
 
 def _binary_cross_entropy(prediction, target, logits, epsilon):

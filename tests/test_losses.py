@@ -176,6 +176,16 @@ def test_labels_out_of_range_are_no_number():
     assert np.isnan(values).tolist() == [False, True, True, False]
 
 
+@pytest.mark.parametrize("loss", [losses.cross_entropy, losses.kl_divergence, losses.focal])
+def test_classes_that_are_ruled_out_count_as_nothing(loss):
+    logits = jnp.array([[-jnp.inf, 0.0, 1.0]])
+    value, slope = jax.value_and_grad(loss)(logits, jnp.array([1]))
+    expected, of_others = jax.value_and_grad(loss)(logits[:, 1:], jnp.array([0]))
+    np.testing.assert_allclose(value, expected, rtol=1e-12)
+    np.testing.assert_allclose(slope, np.pad(of_others, ((0, 0), (1, 0))), rtol=1e-12)
+    assert loss(logits, jnp.array([0])) == jnp.inf
+
+
 def test_squared_and_absolute_errors_of_complex_values_are_real():
     a, b = RNG.normal(size=(2, 5)) + 1j * RNG.normal(size=(2, 5))
     assert np.isclose(losses.mse(a, b), np.mean(np.abs(a - b) ** 2)) and losses.mse(a, b).dtype == jnp.float64
