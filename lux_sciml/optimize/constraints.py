@@ -103,6 +103,8 @@ def _constraint(given: Any, problem: Problem, params: Any, inputs: Inputs) -> _C
     if isinstance(given, Mapping):
         if not {"type", "fun"} <= set(given) or given["type"] not in ("eq", "ineq"):
             raise TypeError("a constraint as a dict is {'type': 'eq' or 'ineq', 'fun': function of the parameters}")
+        if given.get("args"):
+            raise ValueError("a constraint has no `args` of its own: take functools.partial, or `args=` of minimize")
         given = NonlinearConstraint(given["fun"], 0.0, 0.0 if given["type"] == "eq" else np.inf)
     if not isinstance(given, NonlinearConstraint):
         raise TypeError(
@@ -151,6 +153,7 @@ def _linear(a: Any, lower: Any, upper: Any, keep_feasible: Any, problem: Problem
     n = problem.whole.size
     if isinstance(a, ComponentVector | ComponentMatrix):
         problem.whole.require_same(a.layout if isinstance(a, ComponentVector) else a.columns)
+    a = a.toarray() if hasattr(a, "toarray") else a  # sparse
     matrix = np.atleast_2d(np.asarray(a.data if isinstance(a, ComponentVector | ComponentMatrix) else a, np.float64))
     if matrix.ndim != 2 or matrix.shape[1] != n:
         raise ValueError(

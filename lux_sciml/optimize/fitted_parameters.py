@@ -83,6 +83,8 @@ class FittedParameters:
             bound = bound.data
         elif jax.tree.structure(bound) != jax.tree.structure(0):
             bound = self._bound_of_tree(bound, free)
+        elif self.whole.is_array and np.shape(bound) == self.whole.shape:
+            bound = np.ravel(bound)
         if np.asarray(bound).dtype.kind in "OSU":
             raise TypeError(f"a bound is a number, an array ({n},), a ComponentVector or a tree, got {bound!r}")
         if np.shape(bound) not in ((), (1,), (n,)):

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 import scipy.optimize
+import scipy.sparse
 from scipy.optimize import LinearConstraint, NonlinearConstraint
 
 import lux_sciml as lux
@@ -41,7 +42,7 @@ def test_nonlinear_and_linear_constraints_by_name(method, start):
 
 
 def test_parts_dicts_trees_and_the_best_feasible_point(start):
-    line = LinearConstraint(np.array([[1.0, 1.0, 4.0]]), 0.5, np.inf)
+    line = LinearConstraint(scipy.sparse.csr_array([[1.0, 1.0, 4.0]]), 0.5, np.inf)
     part = lux.minimize(loss, start, method="SLSQP", args=-3.0, constraints=line, trainable="a")
     assert part.success and part.params.b == 0.3 and np.isclose(part.params.a.sum() + 1.2, 0.5)
     keeps = {"type": "ineq", "fun": lambda tree: tree["x"] - 1.0}
@@ -104,4 +105,6 @@ def test_wrong_constraints(start):
         run(LinearConstraint(np.ones((1, 2)), 0, 1))
     with pytest.raises(TypeError, match="a constraint as a dict is"):
         run({"type": "equal", "fun": radius})
+    with pytest.raises(ValueError, match="a constraint has no `args` of its own"):
+        run({"type": "ineq", "fun": lambda p, _, least=0.0: p.b - least, "args": (1.0,)})
     assert "a constraint is not finite" in run(NonlinearConstraint(lambda p, _: jnp.log(-1 - p.b**2), 0, 1)).message

@@ -125,6 +125,13 @@ def test_bounds_in_all_forms_are_cut_to_the_part(form):
         np.testing.assert_allclose(result.params.data, expected["b"], atol=1e-4)
 
 
+def test_bounds_of_an_array_have_its_shape_or_that_of_the_flat_vector():
+    for shape in ((2, 2), (4,)):
+        bounds = (np.zeros(shape), np.arange(4.0).reshape(shape))
+        result = lux.minimize(lambda x: jnp.sum((x - 2) ** 2), jnp.ones((2, 2)), method="L-BFGS-B", bounds=bounds)
+        np.testing.assert_allclose(result.params, [[0, 1], [2, 2]], atol=1e-4)
+
+
 def test_bounds_of_the_size_of_the_part_are_refused():
     ps = lux.ComponentVector(a=1.0, b=[2.0, 3.0])
     bounds = (np.zeros(2), np.full(2, 4.0))
