@@ -127,6 +127,8 @@ def test_adaptive_samples_follow_the_density(key):
     chosen = jax.jit(lambda key: lux.adaptive_samples(key, {"x": x}, jnp.asarray(residual), 400, uniform=0.5))(key)["x"]
     share = float(np.mean(chosen < 0.5))  # the integral of (2 x + 1/2) / (3/2) up to one half
     assert len(set(chosen.tolist())) == 400 and abs(share - 1 / 3) < 4 * np.sqrt(2 / 9 / 400)
+    large = jnp.where(jnp.arange(1000) < 500, 300, 1).astype("float16")  # whose square float16 does not hold
+    assert np.mean(lux.adaptive_samples(key, jnp.arange(1000), large, 100, uniform=0.01) < 500) > 0.9
     nowhere = lux.adaptive_samples(key, x, jnp.zeros(x.size).at[0].set(jnp.nan), 400)
     assert abs(float(np.mean(nowhere < 0.5)) - 0.5) < 0.1
     with pytest.raises(ValueError, match="expected from 1 to 3, got 4"):

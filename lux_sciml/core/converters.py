@@ -163,7 +163,7 @@ def flag(value: bool) -> bool:
     >>> flag(np.True_)
     True
     """
-    if value not in (True, False):
+    if np.ndim(value) or value not in (True, False):
         raise TypeError(f"expected True or False, got {short(value)}")
     return bool(value)
 

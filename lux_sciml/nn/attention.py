@@ -43,7 +43,7 @@ def attention_weights(
     * `scale`: s, by default 1/sqrt(size).
 
     Half-precision logits are computed and normalized in float32. Raises `ValueError` for heads and sizes that do not
-    fit, `TypeError` for a mask in floating point.
+    fit, `TypeError` for a mask in floating point and for a bias of booleans.
 
     >>> attention_weights(jnp.ones((2, 1, 4)), jnp.ones((2, 1, 4)), is_causal=True)[0].tolist()
     [[1.0, 0.0], [0.5, 0.5]]
@@ -64,10 +64,18 @@ def _finite_weights(query: Array, key: Array, seen: Array | None, bias: Any, sca
     logits = jnp.einsum("...qd,...kd->...qk", _stacked(q, k), k, preferred_element_type=wide)
     logits = logits.reshape(*logits.shape[:-3], *q.shape[-3:-1], k.shape[-2])
     if bias is not None:
-        logits = logits + widened(bias)
+        logits = logits + widened(_as_bias(bias))
     if seen is not None:
         logits = jnp.where(seen, logits, -0.7 * jnp.finfo(logits.dtype).max)  # not -inf: 0/0 in rows without keys
     return jax.nn.softmax(logits, axis=-1).astype(dtype)
+
+
+def _as_bias(bias: Any) -> Array:
+    """What is added to logits. Raises `TypeError` for booleans, which are a mask."""
+    bias = jnp.asarray(bias)
+    if bias.dtype == bool:
+        raise TypeError("a bias is added to the logits, got booleans: what is true where a query sees a key is `mask=`")
+    return bias
 
 
 def weighted_values(weights: Array, value: Array) -> Array:

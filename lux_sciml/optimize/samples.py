@@ -1,5 +1,6 @@
 """Points to evaluate a residual or a loss at: evenly over a box, and where a residual is large."""
 
+import math
 from typing import Any
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from .._tree import floating, is_traced
+from .._tree import floating, is_traced, widened
 from ..components import ComponentVector
 from ..core.converters import checks_itself
 
@@ -95,7 +96,7 @@ def adaptive_samples(
     total = residuals.shape[0]
     if not 1 <= n <= total:
         raise ValueError(f"n points of {total} candidates: expected from 1 to {total}, got {n}")
-    size = jnp.linalg.norm(residuals.reshape(total, -1), axis=-1)
+    size = jnp.linalg.norm(widened(residuals).reshape(total, math.prod(residuals.shape[1:])), axis=-1)
     size = jnp.where(jnp.isfinite(size), size, 0.0)
     attraction = (size / jnp.maximum(jnp.max(size), jnp.finfo(size.dtype).tiny)) ** power
     mean = jnp.mean(attraction)

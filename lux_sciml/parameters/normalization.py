@@ -136,10 +136,13 @@ def power_iteration(matrix: Inexact[Array, "m n"], u: Inexact[Array, " n"], step
     Array([1., 0.], dtype=float32)
     """
 
+    def unit(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        size = _norm(x)
+        return x / _or_one(size), size
+
     def step(_: Any, u: jax.Array) -> jax.Array:
-        new = (matrix @ u) @ matrix.conj()
-        size = _norm(new)
-        return jnp.where(size > 0, new / _or_one(size), u)
+        new, size = unit(unit(matrix @ u)[0] @ matrix.conj())  # of unit length between, lest squares over- or underflow
+        return jnp.where(size > 0, new, u)
 
     return lax.fori_loop(0, steps, step, u)
 

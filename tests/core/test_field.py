@@ -130,6 +130,7 @@ def test_converters(converter, given, expected):
         (numbers, {"a": jax.random.key(0)}, "expected numbers, got"),
         (count, lux.Dense(2, 2), r"expected a whole number, got Dense\(2, 2\)$"),
         (flag, "yes", "expected True or False, got 'yes'"),
+        (flag, np.array([True, True]), "expected True or False, got array"),
         (integers, "ab", "expected a whole number, got 'ab'"),
         (integers, [[1, 2]], r"expected whole numbers, got \[\[1, 2\]\]"),
         (choice("a", "b"), "c", "expected 'a' or 'b', got 'c'"),

@@ -91,6 +91,8 @@ def test_masks_hold_booleans_or_integers():
     additive = np.where(keep, 0.0, -np.inf)
     with pytest.raises(TypeError, match=r"a mask holds .* True where .* counts, got float64; .* `bias=`"):
         lux.nn.attention_weights(q, k, mask=additive)
+    with pytest.raises(TypeError, match=r"a bias is added to the logits, got booleans: .* is `mask=`"):
+        lux.nn.attention_weights(q, k, bias=keep)
     layer = lux.MultiHeadAttention(4, 2)
     with pytest.raises(TypeError, match="a mask holds"):
         layer((X, X, X, np.zeros((5, 5))), *lux.setup(jax.random.key(0), layer))

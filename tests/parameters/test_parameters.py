@@ -70,6 +70,14 @@ def test_spectral_norm_finds_the_largest_singular_value(key):
     assert np.allclose(jnp.linalg.norm(st["u"]["layer_0"]["weight"]), 1.0)
 
 
+@pytest.mark.parametrize("size", [1e-9, 1e12])
+def test_spectral_norm_of_weights_whose_fourth_powers_are_beyond_single_precision(key, size):
+    layer = lux.SpectralNorm(lux.Dense(4, 3, use_bias=False), iterations=60)
+    ps, st = lux.setup(key, layer, "float32")
+    jacobian, _ = layer(jnp.eye(4, dtype="float32"), ps * np.float32(size), st)
+    assert np.isclose(jnp.linalg.norm(jacobian, 2), 1.0, rtol=1e-4)
+
+
 def test_spectral_norm_iterates_in_training_only(key):
     layer = lux.SpectralNorm(lux.Conv(2, 3, 2))
     ps, st = lux.setup(key, layer)
