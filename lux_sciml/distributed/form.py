@@ -67,7 +67,7 @@ class Form:
             blocks = self.layout.own(self.layout.collect(x))
         parts = {leaf.path: block for leaf, block in zip(self.layout.blocks, blocks, strict=True)}
         rest = self._fill([jnp.reshape(x, -1) for path, x in parts.items() if path not in self.rows])
-        return Sharded(rest, {path_string(path): parts[path] for path in self.rows}) if self.rows else rest
+        return Sharded(rest, {self.layout.name(path): parts[path] for path in self.rows}) if self.rows else rest
 
     def whole(self, x: Any, named: bool = False) -> Any:
         """What is in this form as a vector of the layout, where there are no rows, or `named` asks for one; else a tree
@@ -77,7 +77,7 @@ class Form:
         leaves = self.filled.blocks
         rest = zip(leaves, split(x.rest.data, tuple(leaf.size for leaf in leaves)), strict=True)
         parts = {leaf.path: part.reshape(leaf.shape) for leaf, part in rest}
-        parts |= {path: x.rows[path_string(path)] for path in self.rows}
+        parts |= {path: x.rows[self.layout.name(path)] for path in self.rows}
         blocks = [parts[leaf.path] for leaf in self.layout.blocks]
         if not named:
             return self.layout.rebuild(blocks)
@@ -102,9 +102,9 @@ class Form:
 
 def flat_rows(model: Layer, layout: Layout) -> tuple[Path, ...]:
     """The paths of the matrices of a model's stacks with flat rows."""
-    leaves, out = {path_string(leaf.path): leaf for leaf in layout.leaves}, []
+    out: list[Path] = []
     for path, layer in walk(model):
-        leaf = leaves.get(f"{path}.rows" if path else "rows")
-        if isinstance(layer, Stack) and layer.flat_rows and leaf is not None and len(leaf.shape) == 2:
-            out.append(leaf.path)
+        if isinstance(layer, Stack) and layer.flat_rows:
+            name = f"{path}.rows" if path else "rows"
+            out += [leaf.path for leaf in layout.leaves if path_string(leaf.path) == name and len(leaf.shape) == 2]
     return tuple(dict.fromkeys(out))
