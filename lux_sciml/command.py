@@ -18,6 +18,8 @@ import numpy as np
 
 from ._tree import describe, is_random_key
 from .components import ComponentVector, load, path_string, safetensors
+from .components.files import STRUCTURE
+from .components.nodes import DICT, LIST, NONE, TUPLE, Path as ComponentPath
 from .core import Layer, setup, testmode
 from .export import read_metadata
 from .export.save import WRITERS
@@ -103,7 +105,8 @@ def describe_file(path: Path) -> dict[str, Any]:
             except ValueError as error:
                 raise ValueError(f"{str(path)!r} cannot be read: {error}") from error
             arrays = [(name, shape, dtype) for name, (dtype, shape, *_) in header.entries.items()]
-            return about | {"format": "parameters and other trees (safetensors)"} | _of_arrays(arrays)
+            about |= {"format": "parameters and other trees (safetensors)"} | _of_arrays(arrays)
+            return about | _of_structure(json.loads(header.metadata.get(STRUCTURE, "{}")))
     return about | _of_export(read_metadata(path))
 
 
@@ -130,7 +133,36 @@ def _of_arrays(arrays: list[tuple[str, tuple[int, ...], Any]]) -> dict[str, Any]
 def _of_export(document: dict[str, Any]) -> dict[str, Any]:
     parameters = document.get("parameters", {})
     about = {key: value for key, value in document.items() if key not in ("lux_sciml_export", "parameters")}
-    return about | {"parameters": {key: value for key, value in parameters.items() if key != "layout"}}
+    about["parameters"] = {key: value for key, value in parameters.items() if key != "layout"}
+    layout = parameters.get("layout")
+    return about | ({} if layout is None else {"layout": _components(layout["tree"], ())})
+
+
+def _of_structure(document: dict[str, Any]) -> dict[str, Any]:
+    """Of the tree in a file of `lux.save`, the version, and the components of its vectors by their paths."""
+    found: list[dict[str, Any]] = []
+
+    def walk(node: Any, path: ComponentPath) -> None:
+        if "vector" in node:
+            found.extend(_components(node["layout"]["tree"], path))
+        for key, child in _children(node):
+            walk(child, (*path, key))
+
+    walk(document.get("tree", {}), ())
+    versions = {name: version for name, version in document.items() if name != "tree"}
+    return {"versions": versions} | ({"layout": found} if found else {})
+
+
+def _components(node: Any, path: ComponentPath) -> list[dict[str, Any]]:
+    """The arrays in a layout's document."""
+    if "array" in node:
+        return [{"name": path_string(path), "shape": node["array"], "dtype": node["dtype"]}]
+    return [one for key, child in _children(node) for one in _components(child, (*path, key))]
+
+
+def _children(node: dict[str, Any]) -> list[Any]:
+    """The named children of a container in a document, of whatever kind."""
+    return next((node[kind] for kind in (DICT, LIST, TUPLE, NONE, "children") if kind in node), [])
 
 
 def _text(about: dict[str, Any]) -> str:
@@ -143,7 +175,7 @@ def _text(about: dict[str, Any]) -> str:
         count = about["parameters"].get("count")
         lines["parameters"] = f"{about['parameters']['given']}{'' if count is None else f', {count:,}'}"
     for key, value in about.items():
-        if key in ("arrays", "inputs", "outputs"):
+        if key in ("arrays", "layout", "inputs", "outputs"):
             lines[key] = [f"{x['name']} {x['dtype']}[{', '.join(map(str, x['shape']))}]" for x in value]
         elif key == "versions":
             lines[key] = ", ".join(f"{name} {version}" for name, version in value.items())
@@ -175,7 +207,7 @@ def _export(given: argparse.Namespace) -> Path:
         raise ValueError(f"--output {output} is not the name of what --to {given.to} writes: {suffix or 'a folder'}")
     WRITERS[suffix](
         output, model, ps, testmode(fresh if st is None else st), _inputs(given.input, given.dtype),
-        params=given.parameters,
+        batch_axis=None, params=given.parameters,
     )  # fmt: skip
     return output
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import math
 import os
 import pathlib
 import platform
@@ -13,7 +14,7 @@ from ._compat import reopen_compilation_cache
 __all__ = ["compilation_cache"]
 
 
-def compilation_cache(folder: str | os.PathLike[str] | None = None, *, max_bytes: int = 2**31) -> pathlib.Path:
+def compilation_cache(folder: str | os.PathLike[str] | None = None, *, max_bytes: float = 2**31) -> pathlib.Path:
     """Keeps what JAX compiles from now on in a folder, where later processes find it; returns the folder.
 
     A program that is found there is traced, but not compiled: the gradient of a neural ODE is ready in less than half
@@ -39,16 +40,16 @@ def compilation_cache(folder: str | os.PathLike[str] | None = None, *, max_bytes
     """
     import platformdirs  # here, for the import of the package is short
 
-    if max_bytes <= 0:
+    if not 1 <= max_bytes < math.inf:
         raise ValueError(f"max_bytes is the size of the cache, above zero, got {max_bytes}")
-    root = platformdirs.user_cache_path("lux_sciml") if folder is None else pathlib.Path(folder)
+    root = platformdirs.user_cache_path("lux_sciml") if folder is None else pathlib.Path(folder).expanduser().absolute()
     if root.exists() and not root.is_dir():
         raise NotADirectoryError(f"the compilation cache is a folder, and {root} is a file")
     path = root / f"jax-{jax.__version__}-{_processor()}"
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     _remove_incomplete(path)
     jax.config.update("jax_compilation_cache_dir", str(path))
-    jax.config.update("jax_compilation_cache_max_size", max_bytes)
+    jax.config.update("jax_compilation_cache_max_size", int(max_bytes))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
     jax.config.update("jax_enable_compilation_cache", True)

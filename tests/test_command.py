@@ -52,9 +52,12 @@ def test_parameters_are_exported_with_the_state_of_their_file(folder, capsys, ke
     code, out, _ = told(capsys, "info", "run.stablehlo")
     lines = [line.split(maxsplit=1) for line in out.splitlines()]
     assert code == 0 and ["inputs", "x float32[batch, 2]"] in lines and ["parameters", "constant, 15"] in lines
+    assert ["layout", "layer_0.weight float32[2, 3]"] in lines
     assert f"jax {jax.__version__}" in out and "sha256" in out and ["format", "StableHLO"] in lines
     code, out, _ = told(capsys, "info", "run.safetensors", "--json")
     about = json.loads(out)
+    assert {"name": "ps.layer_0.weight", "shape": [2, 3], "dtype": "float32"} in about["layout"]
+    assert about["versions"] == {"lux_sciml_tree": 1}
     assert about["elements"]["float32"] == 21 and {"name": "ps", "shape": [15], "dtype": "float32"} in about["arrays"]
 
     command[1] = "ps.safetensors"
@@ -68,6 +71,9 @@ def test_several_inputs_and_open_parameters(folder, capsys, key):
     command = ["export", "two.safetensors", "--model", "some_nets:two", "--to", "stablehlo", *inputs]
     assert told(capsys, *command, "--output", "other.stablehlo") == (0, "other.stablehlo", "")
     assert lux.export.load("other.stablehlo").inputs["x_1"] == (("n", 4), np.float64)
+    command = [text.replace("n,", "5,") if text in inputs else text for text in command]  # numbers are fixed
+    assert told(capsys, *command, "--output", "fixed.stablehlo")[0] == 0
+    assert lux.export.load("fixed.stablehlo").inputs["x_0"] == ((5, 2), np.float64)
 
 
 def test_what_is_wrong_is_one_sentence(folder, capsys, key):

@@ -5,6 +5,7 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import pytest
 
 import lux_sciml as lux
@@ -54,6 +55,16 @@ def test_a_second_process_compiles_nothing(tmp_path):
     assert hits > 2
     assert sorted(folder.glob("*-cache")) == written
     assert broken.stat().st_size > 10
+
+
+def test_the_folder_stays_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    try:
+        for folder in ("kept", "~/kept"):
+            assert lux.compilation_cache(folder, max_bytes=1e9).parent == tmp_path / "kept"
+    finally:
+        jax.config.update("jax_enable_compilation_cache", False)
 
 
 def test_folders_that_cannot_be(tmp_path):

@@ -19,7 +19,7 @@ from .trees import VERSION, decode, encode
 from .updates import updated
 from .vector import ComponentVector
 
-_STRUCTURE = "lux_sciml"  # the text in a file's metadata
+STRUCTURE = "lux_sciml"  # the text in a file's metadata
 
 
 def save(path: str | os.PathLike[str], tree: Any) -> None:
@@ -45,7 +45,7 @@ def save(path: str | os.PathLike[str], tree: Any) -> None:
     """
     structure, arrays = encode(tree)
     with replacing(path) as file:
-        safetensors.write(file, {name: np.asarray(x) for name, x in arrays.items()}, {_STRUCTURE: structure})
+        safetensors.write(file, {name: np.asarray(x) for name, x in arrays.items()}, {STRUCTURE: structure})
 
 
 @inspect.unwrap  # of the checks of tests: it says itself what is wrong
@@ -77,10 +77,10 @@ def load(path: str | os.PathLike[str], like: Any = None) -> Any:
             if file.peek(4)[:4] == b"PK\3\4":
                 return _read_npz(file, like)
             header = safetensors.read_header(file)
-            if _STRUCTURE not in header.metadata:
+            if STRUCTURE not in header.metadata:
                 raise ValueError("it is a safetensors file, but `save` did not write it")
             with safetensors.reading(file, header) as arrays:
-                return decode(header.metadata[_STRUCTURE], arrays, like)
+                return decode(header.metadata[STRUCTURE], arrays, like)
         except Exception as error:  # of whatever kind a broken file brings about
             raise ValueError(f"{os.fspath(path)!r} cannot be loaded: {error}") from error
 
@@ -88,7 +88,7 @@ def load(path: str | os.PathLike[str], like: Any = None) -> Any:
 def read_entry(path: str | os.PathLike[str], name: str) -> Any:
     """A number or text at the root of a saved dict, of which only the header is read."""
     with open(path, "rb") as file:
-        tree = json.loads(safetensors.read_header(file).metadata[_STRUCTURE])["tree"]
+        tree = json.loads(safetensors.read_header(file).metadata[STRUCTURE])["tree"]
     return decode(json.dumps({"lux_sciml_tree": VERSION, "tree": dict(tree["dict"])[name]}), {})
 
 

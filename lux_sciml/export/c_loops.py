@@ -34,7 +34,7 @@ from .c_places import (
     without_ones,
 )
 from .c_text import TYPES, Constants, literal, suffix
-from .lowering import CONVOLUTIONS, ELEMENTWISE, LOOPS, OTHERS, REDUCTIONS, VIEWS, Block, Operation, Value
+from .lowering import CONVOLUTIONS, ELEMENTWISE, LOOPS, OTHERS, REDUCTIONS, VIEWS, Block, Operation, Value, filler
 
 SUPPORTED = ELEMENTWISE | VIEWS | REDUCTIONS | LOOPS | OTHERS | CONVOLUTIONS
 
@@ -45,7 +45,8 @@ MATH |= {a: a for a in ("asin", "acos", "atan", "asinh", "acosh", "atanh", "atan
 _SIGNS = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
 _SIGNS |= {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 _BITS = {"and": "&", "or": "|", "xor": "^"}
-_START = {"reduce_sum": "0", "reduce_prod": "1", "reduce_and": "1", "reduce_or": "0"}
+_START = {"reduce_sum": 0, "reduce_prod": 1, "reduce_and": -1, "reduce_or": 0}
+_WRAPS = frozenset("add sub mul div neg abs not square integer_pow pow".split())
 _COMBINED = {"sum": "add", "prod": "mul", "max": "max", "min": "min", "and": "and", "or": "or"}
 
 
@@ -279,9 +280,10 @@ class Loops:
             whole = value.shape == op.outputs[0].shape
             return self.scalar(value, index if whole else [])
 
-        return self._combine(
-            op.name, [element(v) for v in op.inputs], op.inputs[-1].dtype, op.outputs[0].dtype, op.params
-        )
+        dtype = op.outputs[0].dtype
+        text = self._combine(op.name, [element(v) for v in op.inputs], op.inputs[-1].dtype, dtype, op.params)
+        narrow = dtype.kind in "iu" and dtype.itemsize < 4  # C computes in int
+        return f"({TYPES[dtype.name]})({text})" if narrow and op.name in _WRAPS else text
 
     def _combine(self, name: str, x: list[str], dtype: np.dtype, out: np.dtype, params: Any) -> str:
         """The C expression of an elementwise operation on operands of a type."""
@@ -290,8 +292,12 @@ class Loops:
             return f"({x[0]} {_SIGNS[name]} {x[1]})"
         if name in _BITS:
             return f"({x[0]} {_BITS[name]} {x[1]})"
+        if name in ("max", "min") and dtype.kind == "b":
+            return f"({x[0]} {'|' if name == 'max' else '&'} {x[1]})"
         if name in ("max", "min"):
             return f"{self.constants.helper(name, dtype)}({x[0]}, {x[1]})"
+        if dtype.kind == "u" and name in ("sign", "abs"):
+            return f"({x[0]} != 0)" if name == "sign" else x[0]
         if name in ("sign", "logistic"):
             return f"{self.constants.helper(name, dtype)}({x[0]})"
         if name == "clamp":
@@ -319,6 +325,8 @@ class Loops:
         if name == "bitcast_convert_type":
             return f"{self.constants.helper('bits', dtype, out)}({x[0]})"
         if name == "convert_element_type":
+            if dtype.kind == "f" and out.kind in "iu":
+                return f"{self.constants.helper('whole', dtype, out)}({x[0]})"
             return f"({x[0]} != 0)" if out.kind == "b" else f"({TYPES[out.name]})({x[0]})"
         if name == "select_n":
             if len(x) == 3:
@@ -369,7 +377,7 @@ class Loops:
                 self.line(f"{place.at(index)} = {self.scalar(operand, inserted(index, axes, [0] * len(axes)))};")
         else:
             with self.loop(out.shape, lanes) as index:
-                self.line(f"{place.at(index)} = {_START[op.name]};")
+                self.line(f"{place.at(index)} = {1 if out.dtype.kind == 'b' and name == 'and' else _START[op.name]};")
         with self.loop(out.shape) as index, self.loop([operand.shape[a] for a in axes], lanes) as inner:
             element = self.scalar(operand, inserted(index, axes, inner))
             total = self._combine(_COMBINED[name], [place.at(index), element], out.dtype, out.dtype, {})
@@ -477,7 +485,7 @@ class Loops:
             inside = self._from_indices(at, indices, batch, numbers.start_index_map, operand.shape, sizes)
             element = self.scalar(operand, at)
             if op.params["mode"] == jax.lax.GatherScatterMode.FILL_OR_DROP and inside:
-                element = f"({' && '.join(inside)} ? {element} : {literal(_filler(op, out.dtype))})"
+                element = f"({' && '.join(inside)} ? {element} : {literal(filler(op.params, out.dtype))})"
             self.line(f"{place.at(index)} = {element};")
 
     def _from_indices(self, at, indices, batch, dims, shape, sizes) -> list[str]:
@@ -772,11 +780,3 @@ def varying(block: Block, inputs: Iterable[Value]) -> set[Value]:
 
     run(block)
     return found
-
-
-def _filler(op: Operation, dtype: np.dtype) -> Any:
-    if op.params["fill_value"] is not None:
-        return dtype.type(op.params["fill_value"])
-    if dtype.kind == "f":
-        return dtype.type(np.nan)
-    return dtype.type(False) if dtype.kind == "b" else np.iinfo(dtype).min if dtype.kind == "i" else np.iinfo(dtype).max

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..components import ComponentVector
 from ..components.replacing import replacing
+from ..core import StatefulLayer
 from .c_loops import Loops, varying
 from .c_places import Place
 from .c_routines import Argument, Routine, require_independence, routines_of
@@ -25,7 +26,6 @@ from .plain_solves import plain_solves
 
 _FAST = "cc -O3 -march=native -fno-math-errno -fno-trapping-math -D__FAST_MATH__"
 _MOST_STACK = 65536  # bytes of arrays on the stack
-_LANES = {4: 16, 8: 8}  # samples side by side, by the bytes of a number
 
 
 def c_source(
@@ -83,6 +83,8 @@ def c_source(
     paths = [path, path.with_suffix(".h"), *[path.with_suffix(".f90")] * fortran]
     for file in [path] if path.exists() else paths:  # beside our source lie our own
         require_not_foreign(file)
+    if isinstance(model, StatefulLayer):
+        model, ps, st = model.layer, model.ps, model.st
     with _precision(dtype), plain_solves():
         converted = [_converted(tree, dtype) for tree in (ps, st, x)]
         function = plain_function(model, *converted, batch_axis=batch_axis, params=params, names=names, portable=True)
@@ -168,7 +170,7 @@ def _functions(name: str, routine: Routine, constants: Constants) -> list[str]:
         one = _body(routine, Loops(constants, workspace=True))
         routine.work = one.bytes
     functions = [_defined(f"{routine.name}_one", routine, one)]
-    lanes = _LANES[max([argument.dtype.itemsize for argument in routine.arguments], default=4)]
+    lanes = 8 if any(argument.dtype.itemsize == 8 for argument in routine.arguments) else 16
     several = None
     if batched and not routine.work and not any(op.name in ("while", "cond") for op in routine.block.all()):
         several = _side_by_side(routine, Loops(constants, lanes))
@@ -220,6 +222,8 @@ def _body(routine: Routine, loops: Loops) -> Loops:
     loops.run(block)
     for value, argument in pairs:
         place = Place(argument.name, value.shape)
+        if value.size == 0:
+            loops.line(f"(void){argument.name};")
         if argument.summed:
             with loops.loop(value.shape) as index:
                 loops.line(f"{place.at(index)} += {loops.scalar(value, index)};")

@@ -14,6 +14,8 @@ _HELPERS = {  # of two numbers of which one is NaN, that is the larger and the s
     "bits": "static inline {to} bits_{t}_{to}({t} a) {{ union {{ {t} a; {to} b; }} both; both.a = a; return both.b; }}",
     "sign": "static inline {t} sign_{t}({t} a) {{ return a > 0 ? 1 : a < 0 ? -1 : a; }}",
     "logistic": "static inline {t} logistic_{t}({t} a) {{ return 1 / (1 + exp{f}(-a)); }}",
+    "whole": "static inline {to} whole_{t}_{to}({t} a)"  # as XLA: the nearest one, of NaN zero
+    " {{ return a != a ? 0 : a >= {top} ? {high} : a < {low} ? {least} : ({to})a; }}",
     "clip": "static inline int64_t clip_{t}(int64_t a, int64_t high) {{ return a < 0 ? 0 : a > high ? high : a; }}",
 }
 
@@ -35,15 +37,24 @@ class Constants:
         kind, to = "int64_t" if name == "clip" else TYPES[dtype.name], TYPES[(out or dtype).name]
         nan = " || a != a" if dtype.kind == "f" else ""
         full = f"{name}_{kind}" if out is None else f"{name}_{kind}_{to}"
-        self._helpers[full] = _HELPERS[name].format(t=kind, f=suffix(dtype), nan=nan, to=to)
+        ends = _ends(dtype, out) if name == "whole" and out is not None else {}
+        self._helpers[full] = _HELPERS[name].format(t=kind, f=suffix(dtype), nan=nan, to=to, **ends)
         return full
 
     def text(self) -> str:
         parts = sorted(self._helpers.values())
         for name, array in self._arrays.values():
-            body = ",\n".join(f"    {row}" for row in _rows(array))
-            parts.append(f"static const {TYPES[array.dtype.name]} {name}[{array.size}] ALIGNED = {{\n{body}}};")
+            body = ",\n".join(f"    {row}" for row in _rows(array)) or "    0"  # of an array of no elements
+            parts.append(f"static const {TYPES[array.dtype.name]} {name}[{max(array.size, 1)}] ALIGNED = {{\n{body}}};")
         return "\n".join(parts)
+
+
+def _ends(dtype: np.dtype, whole: np.dtype) -> dict[str, str]:
+    """The least and the largest of a type of whole numbers, and where they begin in a type of others."""
+    least, high = np.iinfo(whole).min, np.iinfo(whole).max
+    places = {"low": dtype.type(least), "top": dtype.type(high + 1)}
+    numbers = {**places, "least": whole.type(least), "high": whole.type(high)}
+    return {name: literal(number) for name, number in numbers.items()}
 
 
 def _rows(array: np.ndarray) -> list[str]:
@@ -64,7 +75,7 @@ def literal(number: Any) -> str:
     if number.dtype == np.int32 and number == np.iinfo(np.int32).min:
         return "INT32_MIN"
     if number.dtype.kind == "u" and number >= 2**31:
-        return f"UINT64_C({number})"
+        return f"UINT{8 * number.dtype.itemsize}_C({number})"
     return str(int(number))
 
 

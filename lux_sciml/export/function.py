@@ -247,7 +247,9 @@ def _layout(model: Any, ps: Any) -> Layout | None:
     if isinstance(ps, ComponentVector):
         return ps.layout
     if isinstance(model, Layer):
-        return parameter_layout(model)
+        types = {getattr(leaf, "dtype", None) for leaf in jax.tree.leaves(ps)} - {None}
+        layout = parameter_layout(model)
+        return layout.astype(types.pop()) if len(types) == 1 and not isinstance(ps, _ARRAYS) else layout
     if ps is None or isinstance(ps, _ARRAYS):
         return None
     return Layout.of(ps)
@@ -422,7 +424,8 @@ def _traced(name: str, jitted: Any, specs: list[Any], example: list[Any]) -> Any
         jitted.trace(*example)  # raises what is wrong with the function itself
         raise ValueError(
             f"{name} takes the example, but not inputs whose axis has any size, because it computes with that size "
-            f"({str(error).splitlines()[0]}): with batch_axis=None it is exported for the size of the example"
+            f"({str(error).partition(chr(10))[0] or type(error).__name__}): with batch_axis=None it is exported for "
+            "the size of the example"
         ) from error
 
 

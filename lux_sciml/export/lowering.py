@@ -133,6 +133,15 @@ def lower(
     return block
 
 
+def filler(params: dict[str, Any], dtype: np.dtype) -> Any:
+    """What a gather puts where an index is outside."""
+    if params["fill_value"] is not None:
+        return dtype.type(params["fill_value"])
+    if dtype.kind == "f":
+        return dtype.type(np.nan)
+    return dtype.type(True) if dtype.kind == "b" else getattr(np.iinfo(dtype), "min" if dtype.kind == "i" else "max")
+
+
 def _value(var: Any) -> Value:
     aval = var.aval
     dtype = aval.dtype if isinstance(aval.dtype, np.dtype) else np.dtype("V1")  # keys

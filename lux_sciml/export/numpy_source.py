@@ -14,7 +14,19 @@ import numpy as np
 
 from ..components.replacing import replacing
 from .function import PlainFunction, plain_function
-from .lowering import CONVOLUTIONS, ELEMENTWISE, LOOPS, OTHERS, REDUCTIONS, VIEWS, Block, Operation, Value, lower
+from .lowering import (
+    CONVOLUTIONS,
+    ELEMENTWISE,
+    LOOPS,
+    OTHERS,
+    REDUCTIONS,
+    VIEWS,
+    Block,
+    Operation,
+    Value,
+    filler,
+    lower,
+)
 from .metadata import require_not_foreign
 from .plain_solves import plain_solves
 
@@ -37,10 +49,18 @@ def logistic(x):
     return a // b""",
     "mod": """def mod(a, b):
     return a % b""",
+    "whole": """def whole(x, dtype):
+    least, top = np.iinfo(dtype).min, 2.0 ** (8 * np.dtype(dtype).itemsize - (np.iinfo(dtype).min < 0))
+    near = np.where((x >= least) & (x < top), x, 0).astype(dtype)
+    return np.where(x >= top, np.iinfo(dtype).max, np.where(x < least, least, near)).astype(dtype)""",
+    "rounded": """def rounded(x):
+    return np.trunc(x) + np.sign(x) * (np.abs(x - np.trunc(x)) >= 0.5)""",
+    "quotient": """def quotient(a, b):
+    return a // b + ((a % b != 0) & ((a < 0) != (b < 0)))""",
     "clip_start": """def clip_start(start, size, n):
     return min(max(int(start), 0), n - size)""",
 }
-_TAKEN = {"np", "math", "METADATA", "range", "reversed", "min", "max", "int", *_HELPERS}
+_TAKEN = {"np", "math", "METADATA", "bool", "range", "reversed", "min", "max", "int", *_HELPERS}
 _INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "pow": "**", "and": "&", "or": "|", "xor": "^"}
 _INFIX |= {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 _REDUCED = {"sum": "sum", "prod": "prod", "max": "max", "min": "min", "and": "all", "or": "any"}
@@ -116,12 +136,17 @@ class _Source:
         for value, (name, spec) in zip(self.block.inputs, self.function.inputs.items(), strict=True):
             self.names[value] = name
             for axis, size in enumerate(spec.shape):
+                if not isinstance(size, int) and not str(size).isidentifier():
+                    raise ValueError(
+                        f"NumPy source reads open sizes off its inputs, and {name!r} has one that is {size}: give it a "
+                        "name of its own"
+                    )
                 if not isinstance(size, int) and str(size) not in self.sizes:
                     self.sizes[str(size)] = f"{name}.shape[{axis}]"
         self.taken |= set(self.sizes)
         self.run(self.block)
-        outputs = [self.whole(value) for value in self.block.outputs]
-        body = "\n".join(self.lines)
+        self.line(f"return {', '.join(self.whole(value) for value in self.block.outputs)}")
+        body = re.sub(r"(?<=[\w)])\^(?=\d)", "**", "\n".join(self.lines))  # powers of sizes, as JAX prints them
         self.helpers |= {name for name in ("floordiv", "mod") if f"{name}(" in body}  # as symbolic sizes are printed
         sizes = [f"    {size} = {where}" for size, where in self.sizes.items() if re.search(rf"\b{size}\b", body)]
         described = [f"{name}: {_described(spec)}" for name, spec in self.function.inputs.items()]
@@ -140,7 +165,6 @@ class _Source:
             f'    """{"; ".join(described)}; returns {"; ".join(results)}."""',
             *sizes,
             body,
-            f"    return {', '.join(outputs)}",
         ]
         helpers = [_HELPERS[name] for name in sorted(self.helpers)]
         first = "\n\n".join(part for part in [*head, "\n".join(constants)] if part)
@@ -248,6 +272,8 @@ class _Source:
             return self.product(op)
         if name.startswith("reduce_") and name in REDUCTIONS:
             axes = tuple(params["axes"])
+            if name in ("reduce_and", "reduce_or") and out.dtype.kind != "b":
+                return f"np.bitwise_{name.removeprefix('reduce_')}.reduce({self.read(op.inputs[0])}, axis={axes})"
             kind = _REDUCED[name.removeprefix("reduce_")]
             more = f", dtype=np.{out.dtype.name}" if kind in ("sum", "prod") and out.dtype.kind in "iu" else ""
             return f"{self.read(op.inputs[0])}.{kind}(axis={axes[0] if len(axes) == 1 else axes}{more})"
@@ -257,7 +283,7 @@ class _Source:
         if name.startswith("cum"):
             flip = f"[{':, ' * params['axis']}::-1]" if params["reverse"] else ""
             kind = _CUMULATIVE[name.removeprefix("cum")]
-            return f"{kind}.accumulate({x}{flip}, axis={params['axis']}){flip}"
+            return f"{kind}.accumulate({x}{flip}, axis={params['axis']}, dtype=np.{out.dtype.name}){flip}"
         if name == "reshape":
             return f"{x}.reshape({self.shape(out.shape)})"
         if name == "transpose":
@@ -295,7 +321,10 @@ class _Source:
         x = [self.loose(v) if free else self.read(v) for v, free in zip(op.inputs, loose, strict=True)]
         real = op.inputs[-1].dtype.kind == "f"
         if name == "div" and not real:
-            return f"np.trunc({x[0]} / {x[1]}).astype(np.{out.dtype.name})"
+            self.helpers.add("quotient")
+            return f"quotient({', '.join(map(_bare, x))})"
+        if name == "pow" and op.inputs[1].dtype != out.dtype:
+            x[1] = f"np.asarray({_bare(x[1])}, np.{out.dtype.name})"
         if name in _INFIX:
             return f"({x[0]} {_INFIX[name]} {x[1]})"
         if name == "neg":
@@ -310,11 +339,15 @@ class _Source:
         if name == "round":
             if params["rounding_method"] == jax.lax.RoundingMethod.TO_NEAREST_EVEN:
                 return f"np.rint({_bare(x[0])})"
-            return f"(np.sign({x[0]}) * np.floor(np.abs({x[0]}) + 0.5))"
+            self.helpers.add("rounded")
+            return f"rounded({_bare(x[0])})"
         if name == "integer_pow":
             return f"({x[0]} ** {params['y']})" if params["y"] >= 0 else f"(1 / {x[0]} ** {-params['y']})"
         if name == "bitcast_convert_type":
             return f"{x[0]}.view(np.{out.dtype.name})"
+        if name == "convert_element_type" and real and out.dtype.kind in "iu":
+            self.helpers.add("whole")
+            return f"whole({_bare(x[0])}, np.{out.dtype.name})"
         if name == "convert_element_type":
             if op.inputs[0].shape == ():
                 return f"np.{out.dtype.name}({_bare(x[0])})" if out.dtype.kind != "b" else f"np.bool_({_bare(x[0])})"
@@ -330,19 +363,18 @@ class _Source:
     def product(self, op: Operation) -> str:
         (left, right), (out,) = op.inputs, op.outputs
         (lc, rc), (lb, rb) = op.params["dimension_numbers"]
-        a, b = self.read(left), self.read(right)
+        kind = f".astype(np.{out.dtype.name})"
+        a, b = (self.read(v) + kind * (v.dtype != out.dtype) for v in op.inputs)
         if not lb and len(lc) == 1 and len(right.shape) == 2 and tuple(lc) == (len(left.shape) - 1,):
-            text = f"({a} @ {b})" if tuple(rc) == (0,) else f"({a} @ {b}.T)"
-        else:
-            letters = iter("abcdefghijklmnopqrstuvwxyz")
-            first = [next(letters) for _ in left.shape]
-            second = [next(letters) for _ in right.shape]
-            for k, j in zip((*lc, *lb), (*rc, *rb), strict=True):
-                second[j] = first[k]
-            result = [first[k] for k in lb] + [s for k, s in enumerate(first) if k not in (*lb, *lc)]
-            result += [s for k, s in enumerate(second) if k not in (*rb, *rc)]
-            text = f'np.einsum("{"".join(first)},{"".join(second)}->{"".join(result)}", {_bare(a)}, {_bare(b)})'
-        return text if left.dtype == out.dtype else f"{text}.astype(np.{out.dtype.name})"
+            return f"({a} @ {b})" if tuple(rc) == (0,) else f"({a} @ {b}.T)"
+        letters = iter("abcdefghijklmnopqrstuvwxyz")
+        first = [next(letters) for _ in left.shape]
+        second = [next(letters) for _ in right.shape]
+        for k, j in zip((*lc, *lb), (*rc, *rb), strict=True):
+            second[j] = first[k]
+        result = [first[k] for k in lb] + [s for k, s in enumerate(first) if k not in (*lb, *lc)]
+        result += [s for k, s in enumerate(second) if k not in (*rb, *rc)]
+        return f'np.einsum("{"".join(first)},{"".join(second)}->{"".join(result)}", {_bare(a)}, {_bare(b)})'
 
     def pad(self, op: Operation) -> str:
         (operand, filler), (out,) = op.inputs, op.outputs
@@ -391,8 +423,8 @@ class _Source:
         )
         text = f"{self.read(operand)}[{', '.join(at)}]"
         if op.params["mode"] == jax.lax.GatherScatterMode.FILL_OR_DROP and inside:
-            filler = "np.nan" if out.dtype.kind == "f" else str(np.iinfo(out.dtype).min if out.dtype.kind == "i" else 0)
-            text = f"np.where({' & '.join(inside)}, {text}, np.{out.dtype.name}({filler}))"
+            outside = self.read(Value((), out.dtype, np.asarray(filler(op.params, out.dtype))))
+            text = f"np.where({' & '.join(inside)}, {text}, {outside})"
         return text
 
     def places(

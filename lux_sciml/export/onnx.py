@@ -81,7 +81,13 @@ def _model(function: PlainFunction, opset: int) -> Any:
         producer_version=function.metadata("ONNX")["versions"]["lux-sciml"],
     )
     onnx.helper.set_model_props(proto, {"lux_sciml": json.dumps(function.metadata("ONNX", opset=opset))})
-    onnx.checker.check_model(proto, full_check=True)
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ValueError(
+            f"{function.name} has no form in ONNX because of an operation in a type that it does not have there "
+            f"({str(error).strip().splitlines()[-1]}): export it by {_INSTEAD}"
+        ) from error
     return proto
 
 

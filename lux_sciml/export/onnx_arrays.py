@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from .lowering import filler
 from .onnx_graph import NoForm, Writer
 
 # --- shapes -------------------------------------------------------------------------------------------------------
@@ -150,10 +151,10 @@ def _gather(graph: Writer, eqn: Any, x: str, indices: str) -> str:
     inside = graph.node("Min", graph.node("Max", place, graph.constant(0, np.int64)), last)
     out = graph.node("Gather", x, inside, axis=axis)
     dtype = eqn.outvars[0].aval.dtype
-    if "FILL" in str(eqn.params["mode"]) and jnp.issubdtype(dtype, jnp.floating):
+    if "FILL" in str(eqn.params["mode"]):
         good = graph.node("Equal", place, inside)
         good = graph.node("Unsqueeze", good, graph.ints(after)) if after else good
-        out = graph.node("Where", good, out, graph.constant(np.nan, dtype))
+        out = graph.chosen(good, out, graph.constant(filler(eqn.params, dtype)), dtype)
     return out
 
 
@@ -178,7 +179,23 @@ def _top_k(graph: Writer, eqn: Any, x: str) -> list[str]:
 def _reduce(kind: str) -> Callable[..., str]:
     def write(graph: Writer, eqn: Any, x: str) -> str:
         axes = eqn.params["axes"]
+        if axes and eqn.invars[0].aval.dtype == bool:
+            return graph.cast(graph.node(kind, graph.cast(x, np.int32), graph.ints(axes), keepdims=0), bool)
         return graph.node(kind, x, graph.ints(axes), keepdims=0) if axes else x
+
+    return write
+
+
+def _reduce_extreme(kind: str) -> Callable[..., str]:
+    """NaN, the mark of a failed solve, where an element is, which onnxruntime passes over."""
+
+    def write(graph: Writer, eqn: Any, x: str) -> str:
+        out, dtype = _reduce(kind)(graph, eqn, x), eqn.outvars[0].aval.dtype
+        if dtype.kind != "f" or not eqn.params["axes"]:
+            return out
+        found = graph.cast(graph.node("IsNaN", x), np.int32)
+        found = graph.cast(graph.node("ReduceMax", found, graph.ints(eqn.params["axes"]), keepdims=0), bool)
+        return graph.node("Where", found, graph.constant(np.nan, dtype), out)
 
     return write
 
@@ -187,9 +204,7 @@ def _reduce_boolean(kind: str) -> Callable[..., str]:
     def write(graph: Writer, eqn: Any, x: str) -> str:
         if eqn.invars[0].aval.dtype != bool:
             raise NoForm(f"its operation `{eqn.primitive.name}` of whole numbers")
-        if not eqn.params["axes"]:
-            return x
-        return graph.cast(_reduce(kind)(graph, eqn, graph.cast(x, np.int32)), bool)
+        return _reduce(kind)(graph, eqn, x)
 
     return write
 
@@ -237,6 +252,8 @@ def _conv(graph: Writer, eqn: Any, x: str, kernel: str) -> str:
     numbers, padding = params["dimension_numbers"], params["padding"]
     if params["batch_group_count"] != 1 or any(n < 0 for pad in padding for n in pad):
         raise NoForm("a convolution of groups of samples, or with less than no padding")
+    if eqn.invars[0].aval.dtype == np.float64:
+        raise NoForm("a convolution in float64, which onnxruntime has in float32 only")
     gaps = dict(zip(numbers.lhs_spec[2:], params["lhs_dilation"], strict=True))
     shape, zero = eqn.invars[0].aval.shape, graph.constant(0, eqn.invars[0].aval.dtype)
     x, _ = _spread(graph, x, shape, [gaps.get(axis, 1) - 1 for axis in range(len(shape))], zero)
@@ -262,6 +279,8 @@ def _pool(kind: str) -> Callable[..., str]:
         plain = set(ends) == {(1, 1)} and not any((*padding[0], *padding[-1])) and set(params["base_dilation"]) == {1}
         if not plain or not 3 <= n <= 5 or not jnp.issubdtype(eqn.invars[0].aval.dtype, jnp.floating):
             raise NoForm("a window that is not one of floating-point numbers over one to three spatial axes")
+        if kind == "AveragePool" and eqn.invars[0].aval.dtype == np.float64:
+            raise NoForm("a sum over windows in float64, which onnxruntime has in float32 only")
         out = graph.node(
             kind,
             graph.transposed(x, (0, n - 1, *range(1, n - 1))),
@@ -285,7 +304,8 @@ ARRAYS: dict[str, Callable[..., Any]] = {
     "dynamic_update_slice": _dynamic_update_slice, "pad": _pad, "iota": _iota, "dim_as_value": _dim_as_value,
     "tile": lambda graph, eqn, x: graph.node("Tile", x, graph.ints(eqn.params["reps"])),
     "gather": _gather, "sort": _sort, "top_k": _top_k,
-    "reduce_sum": _reduce("ReduceSum"), "reduce_max": _reduce("ReduceMax"), "reduce_min": _reduce("ReduceMin"),
+    "reduce_sum": _reduce("ReduceSum"), "reduce_max": _reduce_extreme("ReduceMax"),
+    "reduce_min": _reduce_extreme("ReduceMin"),
     "reduce_prod": _reduce("ReduceProd"), "reduce_or": _reduce_boolean("ReduceMax"),
     "reduce_and": _reduce_boolean("ReduceMin"), "argmax": _argument("ArgMax"), "argmin": _argument("ArgMin"),
     "cumsum": _cumsum, "dot_general": _dot_general, "conv_general_dilated": _conv,

@@ -35,6 +35,35 @@ def _logical(of_booleans: str, of_numbers: str) -> Callable[..., str]:
     return write
 
 
+def _ordered(kind: str) -> Callable[..., str]:
+    def write(graph: Writer, eqn: Any, *xs: str) -> str:
+        return graph.node(kind, *(graph.cast(x, np.int32) if eqn.invars[0].aval.dtype == bool else x for x in xs))
+
+    return write
+
+
+def _extreme(of_numbers: str, of_booleans: str) -> Callable[..., str]:
+    def write(graph: Writer, eqn: Any, *xs: str) -> str:
+        return graph.node(of_booleans if eqn.outvars[0].aval.dtype == bool else of_numbers, *xs)
+
+    return write
+
+
+def _convert(graph: Writer, eqn: Any, x: str) -> str:
+    """As XLA: floating-point numbers that whole ones of a type do not reach become the nearest one, NaN zero."""
+    old, new = eqn.invars[0].aval.dtype, np.dtype(eqn.params["new_dtype"])
+    if old.kind != "f" or new.kind not in "iu" or new == np.uint64:  # which onnxruntime does not choose among
+        return graph.cast(x, new)
+    least, most = np.iinfo(new).min, np.iinfo(new).max
+    low, top = (graph.constant(n, old) for n in (least, most + 1))
+    below, above = graph.node("Less", x, low), graph.node("GreaterOrEqual", x, top)
+    outside = graph.node("Or", graph.node("IsNaN", x), graph.node("Or", below, above))
+    whole = graph.cast(graph.node("Where", outside, graph.constant(0, old), x), np.int64)
+    ends = (graph.constant(n, np.int64) for n in (least, most))
+    whole = graph.node("Where", below, next(ends), whole)
+    return graph.cast(graph.node("Where", above, next(ends), whole), new)
+
+
 def _integer_pow(graph: Writer, eqn: Any, x: str) -> str:
     power = eqn.params["y"]
     if power == 2:
@@ -76,8 +105,11 @@ def _is_finite(graph: Writer, eqn: Any, x: str) -> str:
 def _round(graph: Writer, eqn: Any, x: str) -> str:
     if int(eqn.params["rounding_method"]) == 1:
         return graph.node("Round", x)
-    up = graph.node("Floor", graph.node("Add", graph.node("Abs", x), graph.constant(_one(eqn, 0.5))))
-    return graph.node("Mul", graph.node("Sign", x), up)
+    size = graph.node("Abs", x)
+    down = graph.node("Floor", size)
+    up = graph.node("GreaterOrEqual", graph.node("Sub", size, down), graph.constant(_one(eqn, 0.5)))
+    up = graph.cast(up, eqn.outvars[0].aval.dtype)
+    return graph.node("Mul", graph.node("Sign", x), graph.node("Add", down, up))
 
 
 def _cbrt(graph: Writer, eqn: Any, x: str) -> str:
@@ -86,9 +118,13 @@ def _cbrt(graph: Writer, eqn: Any, x: str) -> str:
 
 
 def _select(graph: Writer, eqn: Any, which: str, *cases: str) -> str:
-    if len(cases) != 2:
-        raise NoForm("a choice among more than two cases")
-    return graph.node("Where", which, cases[1], cases[0])
+    kind = eqn.invars[0].aval.dtype
+    if kind.kind == "b":
+        return graph.node("Where", which, cases[1], cases[0])
+    out = cases[0]
+    for i, case in enumerate(cases[1:], 1):
+        out = graph.node("Where", graph.node("Equal", which, graph.constant(i, kind)), case, out)
+    return out
 
 
 def _equal_not(graph: Writer, eqn: Any, x: str, y: str) -> str:
@@ -97,7 +133,8 @@ def _equal_not(graph: Writer, eqn: Any, x: str, y: str) -> str:
 
 ELEMENTWISE: dict[str, Callable[..., str]] = {
     "add": _same("Add"), "add_any": _same("Add"), "sub": _same("Sub"), "mul": _same("Mul"), "div": _same("Div"),
-    "max": _same("Max"), "min": _same("Min"), "pow": _same("Pow"), "neg": _same("Neg"), "abs": _same("Abs"),
+    "max": _extreme("Max", "Or"), "min": _extreme("Min", "And"), "pow": _same("Pow"), "neg": _same("Neg"),
+    "abs": _same("Abs"),
     "rem": lambda graph, eqn, x, y: graph.node("Mod", x, y, fmod=1), "sign": _same("Sign"), "floor": _same("Floor"),
     "ceil": _same("Ceil"), "round": _round, "exp": _same("Exp"), "log": _same("Log"), "sqrt": _same("Sqrt"),
     "rsqrt": lambda graph, eqn, x: graph.node("Reciprocal", graph.node("Sqrt", x)), "cbrt": _cbrt,
@@ -108,9 +145,10 @@ ELEMENTWISE: dict[str, Callable[..., str]] = {
     "atan": _single("Atan"), "atan2": _atan2, "sinh": _single("Sinh"), "cosh": _single("Cosh"),
     "asinh": _single("Asinh"), "acosh": _single("Acosh"), "atanh": _single("Atanh"), "erf": _single("Erf"),
     "erfc": lambda graph, eqn, x: graph.node("Sub", graph.constant(_one(eqn, 1)), _single("Erf")(graph, eqn, x)),
-    "eq": _same("Equal"), "ne": _equal_not, "lt": _same("Less"), "le": _same("LessOrEqual"), "gt": _same("Greater"),
-    "ge": _same("GreaterOrEqual"), "and": _logical("And", "BitwiseAnd"), "or": _logical("Or", "BitwiseOr"),
+    "eq": _same("Equal"), "ne": _equal_not, "lt": _ordered("Less"), "le": _ordered("LessOrEqual"),
+    "gt": _ordered("Greater"), "ge": _ordered("GreaterOrEqual"),
+    "and": _logical("And", "BitwiseAnd"), "or": _logical("Or", "BitwiseOr"),
     "xor": _logical("Xor", "BitwiseXor"), "not": _logical("Not", "BitwiseNot"), "is_finite": _is_finite,
     "select_n": _select, "clamp": lambda graph, eqn, low, x, up: graph.node("Min", graph.node("Max", x, low), up),
-    "convert_element_type": lambda graph, eqn, x: graph.cast(x, eqn.params["new_dtype"]),
+    "convert_element_type": _convert,
 }  # fmt: skip

@@ -74,7 +74,7 @@ class Writer:
         text = str(n)
         if text not in self._known:
             outside, self.nodes = self.nodes, self.first
-            terms = [self._product(term) for term in text.replace(" - ", " + -1*").split(" + ")]
+            terms = [self._product(term) for term in text.replace("- ", "+ -1*").removeprefix("+ ").split(" + ")]
             while len(terms) > 1:
                 terms.append(self.node("Add", terms.pop(), terms.pop()))
             self.nodes, self._known[text] = outside, terms[0]
@@ -132,6 +132,13 @@ class Writer:
     def flipped(self, x: str, axes: Any) -> str:
         back, beyond = self.ints([-1] * len(axes)), self.ints([np.iinfo(np.int64).min] * len(axes))
         return self.node("Slice", x, back, beyond, self.ints(axes), back)
+
+    def chosen(self, which: str, if_true: str, if_false: str, dtype: Any) -> str:
+        """Elements of one value or of another; booleans by logic, for onnxruntime selects none."""
+        if np.dtype(dtype) != bool:
+            return self.node("Where", which, if_true, if_false)
+        other = self.node("And", self.node("Not", which), if_false)
+        return self.node("Or", self.node("And", which, if_true), other)
 
     # --- graphs inside ---------------------------------------------------------------------------------------------
 

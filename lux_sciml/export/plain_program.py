@@ -42,7 +42,7 @@ def translated(name: str, file_format: str, missing: str, instead: str) -> Itera
     except Exception as error:
         text = str(error)
         found = re.search(missing, text)
-        cause = f"of its operation `{found[1]}`" if found else f"({type(error).__name__}: {text.splitlines()[0]})"
+        cause = f"of its operation `{found[1]}`" if found else f"({type(error).__name__}: {text.partition(chr(10))[0]})"
         raise ValueError(f"{name} has no form in {file_format} because {cause}: export it by {instead}") from error
 
 
@@ -50,9 +50,9 @@ _MOST_FOLDED = 2**14  # elements of a constant that is made of smaller ones
 
 
 def _evaluated(closed: Any, args: Any, rules: Rules) -> list[Any]:
-    """The outputs of a closed jaxpr, in operations of the trace around."""
-    jaxpr = closed.jaxpr
-    known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*closed.consts, *args], strict=True))
+    """The outputs of a jaxpr, closed or, as that of a checkpoint, without constants, in operations of the trace around."""
+    jaxpr, consts = getattr(closed, "jaxpr", closed), getattr(closed, "consts", ())
+    known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
 
     def value(atom: Any) -> Any:
         return _typed(atom.val, atom) if isinstance(atom, _compat.Literal) else known[atom]
@@ -128,6 +128,8 @@ def _scan(eqn: Any, values: list[Any], rules: Rules) -> list[Any]:
 
     init = list(map(_typed, values[n : n + m], eqn.invars[n : n + m]))
     xs = list(map(_typed, values[n + m :], eqn.invars[n + m :]))
+    if isinstance(params["length"], int) and params["length"] == 0:
+        return [*init, *(jnp.zeros(var.aval.shape, var.aval.dtype) for var in eqn.outvars[m:])]
     carry, ys = lax.scan(step, init, xs, None if xs else params["length"], reverse=params["reverse"])
     return [*carry, *ys]
 
@@ -165,6 +167,7 @@ def _select(which: Any, if_true: Any, if_false: Any) -> Any:
 def _select_n(which: Any, *cases: Any) -> Any:
     if len(cases) != 2 or cases[0].dtype != bool:
         return None
+    which = which if which.dtype == bool else lax.ne(which, jnp.zeros((), which.dtype))
     which = which if jnp.shape(which) == cases[0].shape else lax.broadcast(which, cases[0].shape)
     return _select(which, cases[1], cases[0])
 

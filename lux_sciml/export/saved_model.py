@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+import keyword
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -87,6 +88,11 @@ def saved_model(
 def _tensorflow_function(tf: Any, function: PlainFunction, gradient: bool, platforms: tuple[str, ...]) -> Any:
     """The function in TensorFlow, from the inputs by position or by name to the outputs by name."""
     function.require_types("SavedModel", _types(tf), "lux.export.stablehlo")
+    for name in (*function.inputs, *function.outputs):
+        if not name.isascii() or keyword.iskeyword(name) or name == "self":
+            raise ValueError(
+                f"TensorFlow takes no input or output called {name!r}: rename it by names={{{name!r}: 'other'}}"
+            )
     require_readable_sizes(tf, function)
     options = {"with_gradient": gradient, "native_serialization_platforms": platforms}
     converted = to_tensorflow(_without_lapack(function, platforms, gradient), function.specs, **options)

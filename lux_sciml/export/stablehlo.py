@@ -55,6 +55,8 @@ def stablehlo(
     >>> load(path)(jnp.ones((8, 2))).shape
     (8, 3)
     """
+    if type(derivatives) is not int or derivatives < 0:
+        raise ValueError(f"derivatives is how often there are some, a number of at least 0, got {derivatives!r}")
     platforms = require_platforms(platforms)
     function = plain_function(model, ps, st, x, batch_axis=batch_axis, params=params, names=names)
     try:
@@ -150,6 +152,13 @@ class ExportedFunction:
                 f"the input {name!r} has the shape ({', '.join(map(str, shape))}), where a name stands for any size "
                 f"above zero{known}; got {x.shape}"
             )
+        if dtype.kind in "iu" and isinstance(x, np.ndarray) and x.size and x.dtype.itemsize > dtype.itemsize:
+            ends = np.iinfo(dtype)
+            if x.min() < ends.min or x.max() > ends.max:
+                raise ValueError(
+                    f"the input {name!r} is an array of {dtype}, from {ends.min} to {ends.max}, got {describe(x)} from "
+                    f"{x.min()} to {x.max()}"
+                )
         return x if x.dtype == dtype else x.astype(dtype)
 
 

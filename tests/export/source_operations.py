@@ -46,6 +46,25 @@ def moving(x):
     )
 
 
+def of_types(i, x):
+    """Of bytes and numbers, both `(n, 5)`: what C computes in wider types, NumPy in others, and both out of range."""
+    yield (i + 200).astype("float32"), (~i).astype("float32"), (-i).astype("float32"), (i**3).astype("float32")
+    yield jnp.where(i - i[:, ::-1] > 100, x, 0), i // 3, jnp.bitwise_and.reduce(i, 1), jnp.bitwise_or.reduce(i, 1)
+    yield [(jnp.log(x) * 1e12).astype(kind) for kind in ("int8", "uint8", "int32", "uint32", "int64")]
+    whole = i.astype("int32")
+    yield jnp.cumsum(whole, 1), jax.lax.pow(x, whole % 3), jax.lax.round(x / 2), (whole - 100) // 7
+    signed = i.astype("int8")
+    yield jnp.einsum("bi,bi->b", signed, signed, preferred_element_type="int32")
+    yield x.at[:, jnp.array([1, 9])].get(mode="fill", fill_value=0.5), jnp.take(i, jnp.array([1, 9]), axis=1)
+    yield jnp.max(x > 0, 1).astype("int32"), jnp.maximum(x > 0, x > 1).astype("int32")
+    yield jnp.take(x > 0, jnp.array([1, 9]), axis=1).astype("int32")
+
+
+def bytes_of(n):
+    """Of `(n, 5)`."""
+    return np.random.default_rng(n).integers(0, 256, (n, 5)).astype(np.uint8)
+
+
 def loops_and_branches(x):
     """Of a vector, whose elements decide how long the loop is."""
     y, steps = jax.lax.while_loop(

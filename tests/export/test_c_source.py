@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from small_models import set_up
-from source_operations import elementwise, loops_and_branches, moving, samples, solves
+from source_operations import bytes_of, elementwise, loops_and_branches, moving, of_types, samples, solves
 
 import lux_sciml as lux
 from lux_sciml.export import c_source
@@ -91,7 +91,8 @@ def test_a_net_its_derivatives_and_its_files(net, tmp_path):
 
 def test_parameters_as_an_input_in_double_precision(net, tmp_path):
     ps, st = net
-    c_source(tmp_path / "net.c", NET, ps, st, samples(1, 4), params="input", vjp=True, dtype=jnp.float64)
+    model = lux.StatefulLayer(NET, ps, st)
+    c_source(tmp_path / "net.c", model, x=samples(1, 4), params="input", vjp=True, dtype=jnp.float64)
     library, x = compiled(tmp_path / "net.c"), samples(21, 4, dtype=np.float64)
     p, y_bar = np.asarray(ps.data, np.float64), samples(21, 3, dtype=np.float64)
     y, p_bar, x_bar = np.zeros((21, 3)), np.full_like(p, 7.0), np.zeros_like(x)
@@ -109,6 +110,12 @@ def test_parameters_as_an_input_in_double_precision(net, tmp_path):
 @pytest.mark.exhaustive
 def test_operations(tmp_path):
     check(tmp_path, lambda x: [*elementwise(x), *moving(x)], (samples(18, 5),), rtol=3e-6)
+
+
+def test_whole_numbers_and_booleans(tmp_path):
+    both = bytes_of(18), samples(18, 5)
+    check(tmp_path, lambda i, x: list(of_types(i, x)), both, jvp=False, vjp=False)
+    check(tmp_path, lambda i: i // 3, both[:1], jvp=False, vjp=False)  # of bytes alone
 
 
 @pytest.mark.exhaustive
@@ -197,7 +204,9 @@ def test_refusals(net, tmp_path):
     x, path = samples(2, 4), tmp_path / "net.c"
     for f, message in (
         (lambda x: x - jnp.mean(x, 0), "depends on the others of the batch"),
-        (lambda x: jnp.cumsum(x, 0), "depends on the others of the batch, or on its place in it"),
+        (lambda x: jnp.cumsum(x, 0), "depends on the others of the batch, on their number, or on its place among them"),
+        (lambda x: x - 1e-3 * jnp.mean(x, 0), "depends on the others of the batch"),
+        (lambda x: jnp.mean(x[1:], 0), "depends on the others of the batch, on their number"),
         (lambda x: jnp.mean(x), "has no batch axis and depends on the samples"),
         (lambda x: jnp.sort(x), r"C source has no translation of 'sort'.*StableHLO"),
         (lambda x: (x.astype(jnp.bfloat16) * 2).astype(x.dtype), "computes with bfloat16"),
@@ -212,6 +221,8 @@ def test_refusals(net, tmp_path):
         c_source(path, NET, ps, st, x, dtype=jnp.float16)
     with pytest.raises(ValueError, match="Fortran takes two names of u, U, y for one"):
         c_source(path, lambda x: x["u"] + x["U"], x={"u": x, "U": x})
+    with pytest.raises(ValueError, match=r"names in C and Fortran .*: rename λ by"):
+        c_source(path, lambda x: x["λ"], x={"λ": x})
     with pytest.raises(TypeError, match="bool, which C source lacks"):
         c_source(path, lambda x: x > 0, x=x)
     assert not list(tmp_path.iterdir())

@@ -38,6 +38,8 @@ def test_a_layer_with_its_parameters_in_it_or_as_its_first_input(net):
     open_ = plain_function(NET, ps, st, X, params="input", portable=True)
     assert shapes(open_.inputs) == {"params": (58,), "x": ("batch", 4)}
     np.testing.assert_allclose(open_.call(ps.data, X)[0], expected, rtol=1e-6)
+    tree = plain_function(NET, ps.tree(), st, X, params="input")
+    assert tree.inputs["params"].dtype == tree.outputs["y"].dtype == np.float32 and tree.layout is ps.layout
     assert "platform_index" not in str(open_.jaxpr)
     described = json.loads(json.dumps(open_.metadata("StableHLO", note=1)))
     assert described["inputs"][1] == {"name": "x", "shape": ["batch", 4], "dtype": "float32"}
@@ -111,6 +113,13 @@ def test_what_is_refused(key, net):
     check(ValueError, "the input has 2 axes, and no axis 2", jnp.sin, x=X, batch_axis=2)
     with jax.enable_x64(False):
         check(TypeError, "is float64, and JAX has no 64-bit", jnp.sin, x=jax.ShapeDtypeStruct((2, 3), "float64"))
+
+    def of_three(x):
+        if x.shape[0] != 3:
+            raise AssertionError
+        return x
+
+    check(ValueError, r"any size, because it computes with that size \(AssertionError\)", of_three, x=X)
     check(ValueError, "has no parameters", jnp.sin, x=X, params="input")
     check(ValueError, "returns no array", lambda x: None, x=X)
     check(TypeError, "takes no state", jnp.sin, ps, st, X)

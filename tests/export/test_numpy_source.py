@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from small_models import set_up
-from source_operations import elementwise, loops_and_branches, moving, samples, solves
+from source_operations import bytes_of, elementwise, loops_and_branches, moving, of_types, samples, solves
 
 import lux_sciml as lux
 from lux_sciml.export import numpy_source, read_metadata
@@ -67,6 +67,16 @@ def test_operations(tmp_path):
         lambda x: jnp.sum(jnp.tanh(x[:, 1:] * jnp.pad(x, ((0, 0), (1, 0)))[:, :-2].mean(1, keepdims=True)))
     )
     check(tmp_path, gradient, (samples(3, 5),))
+
+
+def test_whole_numbers_booleans_and_products_of_sizes(tmp_path):
+    check(tmp_path, lambda i, x: list(of_types(i, x)), (bytes_of(3), samples(3, 5)))
+    check(tmp_path, lambda x: (jnp.mean(x @ x.T), (x[:, None] - x).reshape(-1, 5), x[::2].mean(0)), (samples(3, 5),))
+    long = np.arange(-3, 3) + 1_700_000_000_123_456_789
+    check(tmp_path, lambda t: (t // 1000, t % 1000), (long,), batch_axis=None)
+    (size,) = jax.export.symbolic_shape("2*n")
+    with pytest.raises(ValueError, match=r"reads open sizes off its inputs, and 'x' has one that is 2\*n"):
+        numpy_source(tmp_path / "f.py", jnp.mean, x=jax.ShapeDtypeStruct((size, 3), "float32"))
 
 
 def test_images_sequences_and_loops(tmp_path):

@@ -45,6 +45,19 @@ def test_operations(tmp_path):
             jnp.prod(x, 1),
         ]
         shaped += [jnp.einsum("bi,ci->bc", x, y), jnp.einsum("bi,bj->bij", x, y), jnp.einsum("bi,bi->b", x, y)]
+        gone = jnp.where(x > 0, x, jnp.nan)
+        shaped += [
+            gone.max(1),
+            gone.min(0),
+            jnp.max(x > 0, 1),
+            jnp.maximum(x > 0, x > 1),
+            (x > 0) < (x > 1),
+            lax.round(x),
+        ]
+        shaped += [(jnp.log(x) * 1e12).astype(kind) for kind in ("int8", "uint8", "int32", "int64")]
+        shaped += [x.at[:, jnp.array([1, 9])].get(mode="fill", fill_value=0.5), jnp.take(x > 0, 9, axis=1)]
+        shaped.append(jax.vmap(lambda r: lax.cond(r[0] > 0, jnp.sin, jnp.cos, r))(x))
+        shaped.append(jax.vmap(lambda r: lax.switch(jnp.argmax(r), [jnp.sin, jnp.cos, jnp.exp], r))(x))
         if x.dtype == "float64":  # parameters in single precision
             shaped.append(lax.dot(x, jnp.ones((x.shape[1], 2), "float32"), preferred_element_type=x.dtype))
         shaped += [jnp.mean(x), jnp.broadcast_to(jnp.arange(x.shape[0])[:, None], x.shape), jnp.tile(x, (1, 2))]
@@ -55,7 +68,17 @@ def test_operations(tmp_path):
         table = jnp.arange(12.0).reshape(4, 3)
         rows = jnp.take(table, i, axis=0), jnp.take(table, i, axis=0, mode="clip"), jnp.take(table.T, i % 4, axis=1)
         branch = lax.switch(i[0], [jnp.negative, jnp.abs, lambda i: 7 * i], i)
-        return *rows, i // 3, i % 3, i & 1, ~i, i.astype(float), branch, lax.fori_loop(0, i[0], lambda _, x: x + 1, i)
+        return (
+            *rows,
+            jnp.take(i, 9),
+            i // 3,
+            i % 3,
+            i & 1,
+            ~i,
+            i.astype(float),
+            branch,
+            lax.fori_loop(0, i[0], lambda _, x: x + 1, i),
+        )
 
     def of_loops(x):
         carry, ys = lax.scan(lambda c, row: (c + row, c * row), jnp.zeros(3, x.dtype), x, reverse=True)
@@ -136,6 +159,10 @@ def test_what_is_refused_is_not_written(tmp_path):
         lux.export.onnx(path, lambda x: jnp.fft.rfft(x).real, x=x)
     with pytest.raises(TypeError, match=r"computes in bfloat16"):
         lux.export.onnx(path, lambda x: jnp.exp(x.astype("bfloat16")).astype("float32"), x=x)
+    with pytest.raises(ValueError, match=r"an operation in a type that it does not have there .*lux.export.stablehlo"):
+        lux.export.onnx(path, lambda i: -i, x=np.ones(3, np.uint8))
+    with pytest.raises(ValueError, match=r"a convolution in float64, which onnxruntime has in float32 only"):
+        lux.export.onnx(path, lambda x: lax.conv(x, x, (1, 1), "SAME"), x=np.ones((1, 1, 3, 3)))
     with pytest.raises(ValueError, match=r"no form in ONNX because of its operation `lu`.*lux.export.stablehlo"):
         lux.export.onnx(path, lambda x: jax.scipy.linalg.lu_factor(x)[0], x=x, batch_axis=None)
     with pytest.raises(ValueError, match=r"not the reverse mode of a solve.*lux.export.stablehlo"):

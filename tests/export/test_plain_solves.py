@@ -118,7 +118,7 @@ def test_plain_operations():
         )
         stepped = jax.vmap(lambda row: lax.while_loop(lambda y: y[0] < 9, lambda y: y + row**2 + 1, row))(x)
         branch = lax.cond(i > 1, jnp.sin, jnp.cos, x)
-        known = lax.cond(np.array(True), jnp.sin, jnp.cos, x)
+        known = jax.checkpoint(lambda x: lax.cond(np.array(True), jnp.sin, jnp.cos, x))(x)
         doubled = lax.while_loop(lambda c: c[1], lambda c: (2 * c[0], lax.select(c[0] > 5, False, c[0] > 0)), (i, True))
         return *doubled, *rows, *put, stepped, branch, known, jnp.nextafter(x, jnp.inf), jax.nn.relu(x), jnp.diagonal(x)
 

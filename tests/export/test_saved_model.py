@@ -80,6 +80,8 @@ def test_what_is_refused_leaves_what_was_there(tmp_path, monkeypatch):
     pytest.importorskip("tensorflow")
     with pytest.raises(ValueError, match=r"factorizes matrices, by `qr`, .*: export it by lux.export.stablehlo"):
         lux.export.saved_model(tmp_path / "m", jnp.linalg.qr, x=np.eye(2), batch_axis=None)
+    with pytest.raises(ValueError, match=r"TensorFlow takes no input or output called 'lambda': rename it by names="):
+        lux.export.saved_model(tmp_path / "m", lambda x: x["lambda"], x={"lambda": np.ones(2)})
     with pytest.raises(ValueError, match=r"by `lu`, .* no program on a CPU that has a gradient"):
         lux.export.saved_model(tmp_path / "m", jnp.linalg.inv, x=np.eye(2), batch_axis=None, gradient=True)
     assert not list(tmp_path.iterdir())

@@ -176,6 +176,14 @@ def test_what_is_loaded_checks_its_inputs_and_tells_what_it_is(key, tmp_path):
         lux.export.load(path)
 
 
+def test_whole_numbers_that_do_not_fit_are_refused(tmp_path):
+    lux.export.stablehlo(tmp_path / "f.stablehlo", lambda i: i + 1, x=np.zeros(2, np.int8))
+    loaded = lux.export.load(tmp_path / "f.stablehlo")
+    np.testing.assert_array_equal(loaded([1, -128]), [2, -127])
+    with pytest.raises(ValueError, match=r"'x' is an array of int8, from -128 to 127, got .* from 1 to 300"):
+        loaded([1, 300])
+
+
 def test_broken_files_are_refused(tmp_path):
     path = tmp_path / "f.stablehlo"
     lux.export.save(path, jnp.sin, x=np.ones(3))
