@@ -50,7 +50,7 @@ _MOST_FOLDED = 2**14  # elements of a constant that is made of smaller ones
 
 
 def _evaluated(closed: Any, args: Any, rules: Rules) -> list[Any]:
-    """The outputs of a jaxpr, closed or, as that of a checkpoint, without constants, in operations of the trace around."""
+    """The outputs of a jaxpr, closed or, as of a checkpoint, without constants, in operations of the trace around."""
     jaxpr, consts = getattr(closed, "jaxpr", closed), getattr(closed, "consts", ())
     known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
 
