@@ -11,7 +11,7 @@ from ..activations import gain, identity
 from ..core import field
 from ..core.converters import choice, count, flag, function, natural, optional, sizes
 from ..initializers import KaimingUniform, Uniform
-from ._affine import weight_and_bias
+from ._affine import shared, weight_and_bias
 from ._shapes import as_floating, one_or_each
 from ._windows import Sizes, Sliding
 
@@ -54,7 +54,7 @@ class _Convolution(Sliding):
             **options,
         )
         if self.use_bias:
-            y = y + ps["bias"]
+            y = y + shared(ps["bias"], y)
         return self.activation(y.reshape(*lead, *y.shape[1:]))
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from .._tree import floating
 from ..core import Container, Layer, as_layer, field
 from ..core.converters import count
+from ._affine import shared
 
 
 class DeepONet(Container):
@@ -46,7 +47,8 @@ class DeepONet(Container):
                 f"{self.out_features} output features, got {b.shape[-1]}"
             )
         b = b.reshape(*b.shape[:-1], self.out_features, width)
-        return jnp.einsum("...op,...np->...no", b, t) + ps["bias"], st
+        y = jnp.einsum("...op,...np->...no", b, t)
+        return y + shared(ps["bias"], y), st
 
 
 def _pair(x: Any) -> tuple[Any, Any]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from .._tree import single
 from ..core import Layer, field
 from ..core.converters import count, function
 from ..core.printing import brief
@@ -44,5 +45,6 @@ class Embedding(Layer):
         for index in indices:
             if not jnp.issubdtype(index.dtype, jnp.integer):
                 raise TypeError(f"{brief(self)} expects integers, got {index.dtype}")
-        rows = ps["weight"].at[indices]
-        return rows.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False), st
+        rows = single(ps["weight"]).at[indices]  # in half precision gradients add up in float32
+        y = rows.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        return y.astype(ps["weight"].dtype), st

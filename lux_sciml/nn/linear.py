@@ -13,7 +13,7 @@ from ..core import Layer, field
 from ..core.converters import count, flag, function, natural, optional
 from ..core.printing import brief
 from ..initializers import KaimingUniform, Uniform, ones, zeros
-from ._affine import weight_and_bias
+from ._affine import shared, weight_and_bias
 from ._shapes import as_floating, as_tuple, require_last, size_or_sizes
 
 
@@ -52,7 +52,7 @@ class Dense(Layer):
     def forward(self, x, ps, st):
         y = _product(require_last(self, x, (self.in_features,)), ps["weight"])
         if self.use_bias:
-            y = y + ps["bias"]
+            y = y + shared(ps["bias"], y)
         return self.activation(y), st
 
 
@@ -100,9 +100,10 @@ class Scale(Layer):
         return weight_and_bias(key, shape, self.init_weight, shape, self.init_bias if self.use_bias else None)
 
     def forward(self, x, ps, st):
-        y = require_last(self, x, as_tuple(self.shape)) * ps["weight"]
+        x = require_last(self, x, as_tuple(self.shape))
+        y = x * shared(ps["weight"], x)
         if self.use_bias:
-            y = y + ps["bias"]
+            y = y + shared(ps["bias"], y)
         return self.activation(y), st
 
 
@@ -150,5 +151,5 @@ class Bilinear(Layer):
         x1, x2 = pair
         y = jnp.einsum("...i,ijo,...j->...o", x1, ps["weight"], x2)
         if self.use_bias:
-            y = y + ps["bias"]
+            y = y + shared(ps["bias"], y)
         return self.activation(y), st

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from ..core import Container, Layer, field
 from ..core.converters import count, function, integers, optional, sizes
+from ._affine import shared
 from ._shapes import require_last
 from .linear import Dense
 
@@ -24,7 +25,8 @@ class _PositiveDense(Layer):
         return {"weight": weight, "bias": jnp.zeros(self.out_features)}
 
     def forward(self, x, ps, st):
-        return x @ (jax.nn.softplus(ps["weight"]) / self.in_features) + ps["bias"], st
+        y = x @ (jax.nn.softplus(ps["weight"]) / self.in_features)
+        return y + shared(ps["bias"], y), st
 
 
 class ConvexMLP(Container):

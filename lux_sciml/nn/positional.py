@@ -15,6 +15,7 @@ from ..core import Layer, field
 from ..core.converters import count, flag, function, number, optional
 from ..core.printing import brief
 from ..initializers import Normal
+from ._affine import shared
 from ._shapes import as_floating, even, positive, require_last
 
 
@@ -105,7 +106,8 @@ class LearnedPositionalEmbedding(Layer):
         return {"embedding": self.init(key, (self.tokens, self.features), float)}
 
     def forward(self, x, ps, st):
-        return require_last(self, x, (self.tokens, self.features)) + ps["embedding"], st
+        x = require_last(self, x, (self.tokens, self.features))
+        return x + shared(ps["embedding"], x), st
 
 
 def rotary_angles(

@@ -12,6 +12,7 @@ from ..core import Container, Layer, StatefulWrapper, Wrapper, as_layer, field
 from ..core.converters import checks_itself, flag, function, integer, integers, optional
 from ..core.errors import errors_of
 from ..core.printing import brief
+from ._affine import shared_by_steps
 from ._shapes import as_mask, cast_like, require_array, shapes_of, shapes_text
 from .recurrent_cells import as_carry, cell_of, initial_carry
 
@@ -230,10 +231,12 @@ def _scan(cell, x, carry, mask, ps, st, *, time_major, return_sequence, reverse,
         xs = _where(masks, xs, jax.tree.map(jnp.zeros_like, xs))  # before the step: its derivative may be NaN
     carry, y = _start(cell, carry, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), xs), ps, st)
 
+    wide, narrow = shared_by_steps(ps)
+
     def step(before, now):
         carry, st, last = before
         x, keep = now
-        (y, new), st = cell.forward((x, carry), ps, st)
+        (y, new), st = cell.forward((x, carry), narrow(wide), st)
         new = cast_like(new, carry)
         if keep is not None:
             new = _where(keep, new, carry)

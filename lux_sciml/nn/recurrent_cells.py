@@ -8,12 +8,13 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from .._tree import floating
+from .._tree import floating, single
 from ..core import Container, Layer, Wrapper, as_layer, field
 from ..core.container import call_child, named_layers
 from ..core.converters import count, dict_of, flag, function, optional
 from ..core.printing import brief
 from ..initializers import Uniform, zeros
+from ._affine import shared
 from ._shapes import require_array, require_last
 
 
@@ -102,7 +103,7 @@ class _GatedCell(RecurrentCell):
     def initial_carry(self, ps, batch_shape, dtype):
         shape, dtype = (*batch_shape, self.out_features), jnp.result_type(dtype, ps["weight_hh"].dtype)
         if self.train_carry:
-            parts = tuple(jnp.broadcast_to(ps[name].astype(dtype), shape) for name in self.carry_names)
+            parts = tuple(jnp.broadcast_to(single(ps[name]), shape).astype(dtype) for name in self.carry_names)
         else:
             parts = tuple(jnp.zeros(shape, dtype) for _ in self.carry_names)
         return parts[0] if len(parts) == 1 else parts
@@ -133,11 +134,11 @@ class _GatedCell(RecurrentCell):
 
     def _of_input(self, x, ps):
         y = x @ ps["weight_ih"]
-        return y + ps["bias_ih"] if self.use_bias else y
+        return y + shared(ps["bias_ih"], y) if self.use_bias else y
 
     def _of_hidden(self, h, ps):
         y = h @ ps["weight_hh"]
-        return y + ps["bias_hh"] if self.use_bias else y
+        return y + shared(ps["bias_hh"], y) if self.use_bias else y
 
 
 class RNNCell(_GatedCell):

@@ -16,6 +16,7 @@ from ..core import Layer, Wrapper, as_layer, field
 from ..core.converters import checks_itself, flag, function, natural
 from ..core.frozen import kept_entries
 from ..core.parameters import parameter_layout
+from ._affine import shared_by_steps
 from ._shapes import cast_like, shapes_of, shapes_text
 
 ROW_MULTIPLE = 128
@@ -48,9 +49,10 @@ class RepeatedLayer(Wrapper):
 
         def body(carry, _):
             y, leaves = carry
-            y, st_next = call(y, ps, update(leaves))
+            y, st_next = call(y, narrow(wide), update(leaves))
             return (as_first(y), changed(st_next)), None
 
+        wide, narrow = shared_by_steps(ps)
         as_first, changed, update = _loop(self, call, x, ps, st, st)
         (y, leaves), _ = lax.scan(body, (as_first(x), changed(st)), length=self.repeats)
         return y, update(leaves)

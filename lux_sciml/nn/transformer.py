@@ -7,11 +7,12 @@ from typing import Any, SupportsIndex
 import jax
 import jax.numpy as jnp
 
+from .._tree import single
 from ..core import Container, Layer, field
 from ..core.converters import checks_itself, count, flag, function
 from ..core.printing import brief
 from ..initializers import KaimingUniform, Uniform, zeros
-from ._affine import weight_and_bias
+from ._affine import shared, weight_and_bias
 from ._shapes import as_floating, fraction, require_last, size_or_sizes
 from .attention import MultiHeadAttention, seeing, visible, without_hidden, zeroed
 from .containers import Chain
@@ -45,7 +46,7 @@ class ClassTokens(Layer):
         if x.ndim < 2:
             raise ValueError(f"{brief(self)} expects inputs of shape (..., tokens, {self.features}), got {x.shape}")
         dtype = jnp.result_type(x, ps["token"])
-        token = jnp.broadcast_to(ps["token"].astype(dtype), (*x.shape[:-2], 1, self.features))
+        token = jnp.broadcast_to(single(ps["token"]), (*x.shape[:-2], 1, self.features)).astype(dtype)
         return jnp.concatenate([token, x.astype(dtype)], -2), st
 
 
@@ -105,7 +106,7 @@ class PatchEmbedding(Layer):
         patches = x.reshape(*batch, *split, self.in_features).transpose(order)
         length = math.prod(self.patch_size) * self.in_features
         y = patches.reshape(*batch, math.prod(counts), length) @ ps["weight"].reshape(length, self.features)
-        return (y + ps["bias"] if self.use_bias else y), st
+        return (y + shared(ps["bias"], y) if self.use_bias else y), st
 
 
 class TransformerEncoderBlock(Container):

@@ -196,6 +196,30 @@ def test_half_precision_is_float32_to_its_rounding(key, layer, x):
             same(widened(after), widened(after_expected), few)
 
 
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (lux.Dense(3, 2), (32, 512, 3)),
+        (lux.Scale(3), (32, 512, 3)),
+        (lux.Conv(3, 2, 1), (16, 512, 3)),
+        (lux.Recurrence(lux.RNNCell(3, 2), return_sequence=True), (1, 1024, 3)),
+        (lux.RepeatedLayer(lux.Scale(3, use_bias=False), 1024), (1, 3)),
+        (lux.Embedding(2, 3), (2048,)),
+    ],
+    ids=name,
+)
+def test_gradients_of_shared_parameters_in_half_precision_are_summed_in_single(key, layer, shape):
+    ps, st = lux.setup(key, layer, "bfloat16")
+    x = jnp.asarray(RNG.integers(0, 2, shape)) if len(shape) == 1 else jnp.ones(shape, "bfloat16")
+
+    @jax.jit
+    def gradient(ps, x, weight):
+        return jax.grad(lambda ps: jnp.sum(layer(x, ps, st)[0].astype("float32") * weight))(ps)
+
+    weight = jnp.asarray(RNG.uniform(0.5, 1.0, layer(x, ps, st)[0].shape), "float32")
+    same(widened(gradient(ps, x, weight)), gradient(ps.astype("float32"), widened(x), weight), 8 * 2.0**-8)
+
+
 @pytest.mark.parametrize("dtype", ["int32", "uint8", "bool", "bfloat16", "float16"])
 def test_activations_of_all_types(dtype):
     x = cast(np.arange(4), dtype)
