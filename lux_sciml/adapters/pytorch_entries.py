@@ -142,6 +142,18 @@ def turned(entries: list[Entry], axis: int, channels: int, only: str | None = No
     return [turn(e) if only in (None, e.name) else e for e in entries]
 
 
+def channels_first(entries: list[Entry]) -> list[Entry]:
+    """The entries of a layer whose arrays have the shape of images."""
+
+    def turn(e: Entry) -> Entry:
+        return e._replace(
+            to_torch=lambda ours: np.moveaxis(ours, -1, 0),
+            from_torch=lambda theirs, like: (np.moveaxis(theirs, 0, -1),),
+        )
+
+    return [turn(e) for e in entries]
+
+
 def _swapped(x: np.ndarray, axis: int, rows: int, columns: int) -> np.ndarray:
     x = np.moveaxis(x, axis, 0)
     return np.moveaxis(x.reshape(rows, columns, *x.shape[1:]).swapaxes(0, 1).reshape(x.shape), 0, axis)

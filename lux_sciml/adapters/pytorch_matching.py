@@ -34,7 +34,7 @@ from ..nn import (
     Stack,
     TransformerEncoderBlock,
 )
-from .pytorch_entries import Entry, entry, turned, variants
+from .pytorch_entries import Entry, channels_first, entry, turned, variants
 
 _VECTOR_NORMS = (BatchNorm, LayerNorm, RMSNorm)
 _SIDE_BY_SIDE = (BranchLayer, Parallel, Maxout)  # all children get the same array
@@ -50,10 +50,13 @@ class Unit(NamedTuple):
     st: Any
     flattened: int | None = None  # the channels of the images that were flattened to make its input
     images: int | None = None  # the channels of the images that are made of its output
+    channels_first: bool = False  # whether it normalizes whole images, whose channels PyTorch has first
 
     def variants(self, names: Iterable[str]) -> list[list[Entry]]:
         """The ways in which its arrays may be called."""
         found = list(variants(self.layer, set(names))) or [self._by_own_names()]
+        if self.channels_first:
+            found = [channels_first(entries) for entries in found]
         if self.flattened:
             axis, only = (0, "weight") if isinstance(self.layer, Dense) else (-1, None)
             found = [turned(entries, axis, self.flattened, only) for entries in found]
@@ -84,6 +87,7 @@ class Walk:
         self.visit, self.flattened = visit, flattened
         self.is_first = True
         self.last: int | None = None  # the channels of the last convolution, the features of a Dense behind it
+        self.spatial = 0  # the spatial axes of that convolution
         self.flatten: str | None = None  # the one in front of the next unit, if it flattens images
         self.is_used = False  # whether another child of a container had its output before
         self.images: dict[str, int] | None = None
@@ -96,8 +100,12 @@ class Walk:
             is_image = self.is_first and (self.flattened is None or len(self.flattened.get(path, ())) > 2)
             self.flatten, self.is_used = path if self.last or is_image else None, False
         elif isinstance(layer, Stack):
-            copies = [self(layer.layer, _copy(ps, i), _copy(st, i), _join(path, str(i))) for i in range(layer.n)]
-            return (_stacked([ps for ps, _ in copies]), _stacked([st for _, st in copies])) if copies else (ps, st)
+            params, states = layer.to_child(ps, st)
+            copies = [
+                self(layer.layer, _copy(params, i), _copy(states, i), _join(path, str(i))) for i in range(layer.n)
+            ]
+            if copies:
+                return layer.from_child(_stacked([ps for ps, _ in copies]), _stacked([st for _, st in copies]), st)
         elif isinstance(layer, Container) and whole is None:
             own = {name: part for name, part in ps.items() if name not in layer.children}
             ps = {**ps, **self.visit(Unit(path, layer, own, {}))[0]} if own else ps
@@ -117,9 +125,14 @@ class Walk:
         elif isinstance(layer, Wrapper) and whole is None:
             return layer.from_child(*self(layer.child, *layer.to_child(ps, st), path), st)
         elif whole or (whole is None and ps):
+            whole_images = isinstance(layer, LayerNorm | RMSNorm) and self._are_images(jax.tree.leaves(ps)[0].shape)
             flattened = self._flattened(path, layer, ps, st)
-            return self.visit(Unit(path, layer, ps, st, flattened, self.images.get(path)))
+            return self.visit(Unit(path, layer, ps, st, flattened, self.images.get(path), whole_images))
         return ps, st
+
+    def _are_images(self, shape: tuple[int, ...]) -> bool:
+        """Whether a shape is that of all that the last convolution makes of a sample."""
+        return self.last is not None and len(shape) == self.spatial + 1 and shape[-1] == self.last
 
     def _flattened(self, path: str, layer: Layer, ps: Any, st: Any) -> int | None:
         """The channels of the flattened images that a layer gets, if their order matters."""
@@ -133,6 +146,7 @@ class Walk:
             self.flatten = None
         if isinstance(layer, Conv | ConvTranspose | Dense):
             self.last = layer.out_features if self.last or flatten or not isinstance(layer, Dense) else None
+            self.spatial = self.spatial if isinstance(layer, Dense) else len(layer.kernel_size)
         elif isinstance(layer, MultiHeadAttention | TransformerEncoderBlock | Recurrence | BidirectionalRNN):
             self.last = None  # tokens, which both have in front of the features
         if flatten is None or size == last or (self.is_used and size is None):

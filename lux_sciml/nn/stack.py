@@ -105,14 +105,27 @@ class Stack(Wrapper):
 
     def init_params(self, key):
         trees = _init_copies(self.layer.init_params, key, self.n)
-        if not self.flat_rows:
-            return trees
-        layout = parameter_layout(self.layer)
-        rows = jax.vmap(layout.ravel)(trees)
-        return {"rows": jnp.pad(rows, ((0, 0), (0, -layout.size % self.flat_rows)))}
+        return self._in_rows(trees) if self.flat_rows else trees
 
     def init_state(self, key):
         return _init_copies(self.layer.init_state, key, self.n)
+
+    def to_child(self, ps, st):
+        """Those of the copies, along a first axis."""
+        if not self.flat_rows:
+            return ps, st
+        layout, rows = _layout_of_rows(self.layer, ps["rows"])
+        tree = jax.vmap(layout.unravel)(rows[:, : layout.size])
+        return in_order(tree, layout.rebuild(layout.blocks)), st
+
+    def from_child(self, ps, st, whole):
+        return (self._in_rows(ps) if self.flat_rows else ps), st
+
+    def _in_rows(self, trees: Any) -> dict[str, jax.Array]:
+        layout, dtypes = parameter_layout(self.layer), {leaf.dtype for leaf in jax.tree.leaves(trees)}
+        layout = layout.astype(dtypes.pop()) if len(dtypes) == 1 else layout
+        rows = jax.vmap(layout.ravel, axis_size=self.n)(trees)
+        return {"rows": jnp.pad(rows, ((0, 0), (0, -layout.size % self.flat_rows)))}
 
     def named(self, ps: Any) -> ComponentVector:
         """The parameters of flat rows by name, `(n, ...)` each."""

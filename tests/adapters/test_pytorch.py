@@ -101,6 +101,20 @@ def test_a_convnet_with_statistics_and_flattened_images():
         load_torch(layer, *lux.setup(KEY, layer), net)
 
 
+def test_norms_of_whole_images_are_turned():
+    net = shaken(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.LayerNorm([4, 4, 4]), nn.Conv2d(4, 2, 1)))
+    loaded(
+        lux.Chain(lux.Conv(3, 4, (3, 3), padding=1), lux.LayerNorm((4, 4, 4)), lux.Conv(4, 2, (1, 1))),
+        net,
+        random(2, 3, 4, 4),
+    )
+    tokens = lux.Chain(lux.PatchEmbedding((2, 2), 3, 4), lux.LayerNorm((4, 4)))
+    ps, st = lux.setup(KEY, tokens)
+    weights = to_torch(tokens, ps, st)
+    weights["1.weight"] = torch.rand(4, 4)
+    np.testing.assert_array_equal(load_torch(tokens, ps, st, weights)[0]["layer_1.scale"], weights["1.weight"])
+
+
 class Heads(nn.Module):
     """With two heads on flattened images, one of them square."""
 
@@ -240,6 +254,7 @@ def test_attention_and_a_transformer_encoder():
     stack = lux.Chain(lux.Stack(block, 2), lux.LayerNorm(8))
     stacked, _ = load_torch(stack, *jax.jit(lux.setup)(KEY, stack), net)
     np.testing.assert_array_equal(stacked["layer_0.attention.query.weight"][1], ps["layer_1.attention.query.weight"])
+    loaded(lux.Chain(lux.Stack(block, 2, flat_rows=True), lux.LayerNorm(8)), net, random(3, 5, 8))
     theirs = shaken(nn.MultiheadAttention(8, 2, kdim=4, vdim=6, batch_first=True))
     ours = lux.MultiHeadAttention(8, 2, key_features=4, value_features=6)
     ps, st = load_torch(ours, *lux.setup(KEY, ours), theirs)

@@ -207,6 +207,8 @@ def test_flat_rows_are_the_same_stack(key):
         assert np.array_equal(y, y_flat) and jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), after, after_flat))
         for name, mine in flat.named(found).layer_0.items():
             assert np.allclose(mine, expected.layer_0[name], rtol=1e-13)
+    nothing = lux.Stack(jnp.tanh, 3, flat_rows=True)
+    assert np.allclose(nothing(X, *lux.setup(key, nothing))[0], np.tanh(np.tanh(np.tanh(X))))
     half, st = lux.setup(key, flat, jnp.bfloat16)
     y, _ = flat(X.astype(jnp.bfloat16), half, lux.testmode(st))
     assert half.rows.dtype == y.dtype == jnp.bfloat16

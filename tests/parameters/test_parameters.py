@@ -227,6 +227,18 @@ def test_layer_map_over_names_with_dots(key):
     assert all(np.allclose(new[path], (i + 1) * ps[path]) for i, path in enumerate((*TWINS, ("c", "weight"))))
 
 
+def test_layer_map_sees_the_copies_of_a_stack_with_flat_rows(key):
+    model = lux.Stack(lux.Dense(3, 3), 2)
+    flat = model.replace(flat_rows=True)
+
+    def halved(layer, ps, st, path):
+        return layer.replace(use_bias=False), {"weight": ps["weight"] / 2}, st
+
+    _, expected, _ = lux.parameters.layer_map(halved, model, *lux.setup(key, model))
+    new, ps, _ = lux.parameters.layer_map(halved, flat, *lux.setup(key, flat))
+    assert ps.rows.shape == (2, 128) and np.array_equal(new.named(ps).weight, expected.weight)
+
+
 def test_shared_parameters_stay_shared(key):
     model = lux.Chain(lux.Dense(3, 3), lux.Dense(3, 3), lux.Dense(3, 1))
     plain, st = lux.setup(key, model)
