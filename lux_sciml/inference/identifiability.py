@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -23,15 +24,18 @@ def fisher_information(predict: Callable[[Any], Any], ps: ComponentVector, error
     `lux.least_squares`, whose weights are one over the errors, it is `result.jacobian.T @ result.jacobian`.
 
     Its inverse is the Cramér-Rao bound: no unbiased estimate has a smaller covariance. Raises `ValueError` for errors
-    that are not positive, or do not fit what is predicted.
+    that are not positive, or do not fit what is predicted, `TypeError` for complex predictions.
 
     >>> t = jnp.array([0.0, 1.0, 2.0])
     >>> fisher_information(lambda p: p.slope * t + p.offset, ComponentVector(slope=2, offset=1), 0.5)["slope", "slope"]
     Array(20., dtype=float32)
     """
+    if any(map(jnp.iscomplexobj, jax.tree.leaves(jax.eval_shape(predict, ps)))):
+        raise TypeError("what is measured is real: let `predict` return real and imaginary parts, a dict of both say")
     J = jacobian(predict)(ps)
     layout = J.rows
-    flat = np.asarray(errors, float) if np.ndim(errors) == 0 else np.asarray(layout.ravel(errors), float)
+    is_number = jax.tree_util.all_leaves([errors]) and np.ndim(errors) == 0
+    flat = np.asarray(errors, float) if is_number else np.asarray(layout.ravel(errors), float)
     if not (flat > 0).all():
         raise ValueError(f"the errors of measurements are positive standard deviations, got {flat.min():g} among them")
     each = jnp.asarray(np.broadcast_to(flat, (layout.size,)), J.dtype)

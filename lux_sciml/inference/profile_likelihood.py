@@ -18,6 +18,7 @@ from ..optimize import minimize
 
 CROSSED, AT_LIMIT, OPEN = "threshold", "limit", "open"
 CLOSE = 0.02  # of the threshold: how near to it a point must lie that ends the search
+NEARER = 20  # steps to a fourth, at most, where points lie far beyond the threshold
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -83,7 +84,7 @@ def profile_likelihood(
       element; the other parameters are fitted within theirs.
     * `level`: the confidence of the intervals.
     * `points`: on each side, from the lowest value to the threshold, were the profile a parabola; from there steps
-      grow on flat and shrink on steep ones. `max_points` on each side at the most.
+      grow on flat and shrink on steep ones. `max_points` on each side at the most, without those beyond the threshold.
     * `method`, `max_steps`: of `lux.minimize`, for each fit. These begin where the last two point to, in coordinates
       in which the Hessian at `ps` is the identity (with limits, its diagonal), so that some steps suffice.
 
@@ -255,6 +256,7 @@ def _side(
             )
         return value, found, params
 
+    beyond, nearer = None, 0
     while len(track) < max_points:
         value = here + sign * step
         if sign * (value - limit) >= 0:
@@ -262,13 +264,12 @@ def _side(
         if value == here:
             return track, sign * np.inf, AT_LIMIT
         new = point(value)
-        if new[1] > threshold + 3 * rise and step > 1e-6 * max(abs(here), step):  # far beyond: nearer
-            step = step / 4
-            max_points -= 1
+        if new[1] > threshold + 3 * rise and nearer < NEARER and step > 1e-6 * abs(here):  # far beyond
+            beyond, nearer, step = new, nearer + 1, step / 4
             continue
         if new[1] >= threshold:
-            crossing, extra = _crossing(point, (here, nll), new, threshold, problem.lowest, rise)
-            return [*track, *sorted([*extra, new], key=lambda p: sign * p[0])], crossing, CROSSED
+            beyond = new
+            break
         slope = (new[2][others] - at[others]) / (value - here)
         gained, (here, nll, at) = new[1] - nll, new
         track.append(new)
@@ -276,7 +277,10 @@ def _side(
             return track, sign * np.inf, AT_LIMIT
         if gained < wanted / 4:
             step *= 2.0
-    return track, sign * np.inf, OPEN
+    if beyond is None or sign * (beyond[0] - here) <= 0:
+        return track, sign * np.inf, OPEN
+    crossing, extra = _crossing(point, (here, nll), beyond, threshold, problem.lowest, rise)
+    return [*track, *sorted([*extra, beyond], key=lambda p: sign * p[0])], crossing, CROSSED
 
 
 def _crossing(
@@ -290,11 +294,12 @@ def _crossing(
     """Where the profile crosses the threshold, by regula falsi on the root of its height, and the points on the way."""
     height = lambda nll: np.sqrt(max(nll - lowest, 0.0))  # noqa: E731
     a, b, extra, value = inside, outside[:2], [], outside[0]
-    for _ in range(6):
+    for i in range(12):
         share = (height(threshold) - height(a[1])) / (height(b[1]) - height(a[1])) if np.isfinite(b[1]) else 0.5
         value = a[0] + (b[0] - a[0]) * share
         if min(abs(a[1] - threshold), abs(b[1] - threshold)) < CLOSE * rise:
             break
+        value = (a[0] + b[0]) / 2 if i % 3 == 2 else value  # regula falsi alone may keep one end for long
         new = point(float(value))
         extra.append(new)
         a, b = (new[:2], b) if new[1] < threshold else (a, new[:2])

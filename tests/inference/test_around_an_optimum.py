@@ -88,6 +88,19 @@ def test_profile_of_a_curved_model_agrees_with_a_grid_and_a_flat_one_is_open():
     assert free.ends == ("open", "open") and free.interval == (-np.inf, np.inf)
 
 
+def test_a_profile_that_is_steep_beyond_a_flat_top_ends_at_the_threshold_however_few_points():
+    ps = lux.ComponentVector(a=0.0)
+
+    def steep(p):  # no curvature to tell the scale
+        return (1e4 * p.a) ** 4
+
+    exact = (chi2.ppf(0.95, 1) / 2) ** 0.25 / 1e4
+    for most in (1, 4):
+        profile = profile_likelihood(steep, ps, "a", max_points=most)["a"]
+        assert profile.ends == ("threshold", "threshold")
+        np.testing.assert_allclose(profile.interval, (-exact, exact), rtol=0.02)
+
+
 def test_what_has_no_profile(fit):
     ps, _ = fit
     with pytest.raises(KeyError, match="no component matches 'lien'"):
@@ -104,6 +117,15 @@ def test_what_has_no_profile(fit):
         profile_likelihood(nll, ps, "line.slope", limits={"line.offset": (5.0, None)})
     with pytest.raises(ValueError, match="one point on each side at least, got points=0"):
         profile_likelihood(nll, ps, "line.slope", points=0)
+
+
+def test_information_takes_errors_as_a_tree_and_refuses_complex_predictions():
+    ps = lux.ComponentVector(a=1.0, b=2.0)
+    errors = {"y": jnp.array([0.5, 1.0, 2.0]), "x": jnp.array(0.1)}
+    found = fisher_information(lambda p: {"x": p.b, "y": p.a * jnp.ones(3)}, ps, errors)
+    np.testing.assert_allclose(found.data, [[4 + 1 + 0.25, 0], [0, 100]])
+    with pytest.raises(TypeError, match="return real and imaginary parts"):
+        fisher_information(lambda p: jax.lax.complex(p.a, p.b), ps)
 
 
 def test_information_names_what_data_leave_open(fit):
