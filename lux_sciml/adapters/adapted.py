@@ -66,3 +66,9 @@ def mode_arguments(
         name: False for name in _IN_TESTING if name in names
     }
     return found, {name: not value for name, value in found.items()}
+
+
+def require_call(module: Any, name: str) -> None:
+    """Raise `TypeError` for a module that cannot be called."""
+    if not callable(module):
+        raise TypeError(f"{name} takes a module that can be called, and {type(module).__name__} has no `__call__`")

@@ -16,7 +16,7 @@ from ..core import Constant, Layer, field, testmode
 from ..core.converters import checks_itself, function, natural, optional
 from ..core.layer import Parameters, State
 from ..core.parameters import parameter_tree
-from .adapted import Adapted
+from .adapted import Adapted, require_call
 from .template import Template, as_arrays, each, is_array, require_fit
 
 
@@ -133,6 +133,9 @@ def from_equinox(
     `key`, renewed by each call in training, and `mode`. In training the module is called as it is given; in test mode
     all its `inference` flags are set. Everything else of the module is kept.
 
+    Of a function, parameters and state are drawn from keys of their own: a State that belongs to the parameters, as
+    that of `SpectralNorm`, which has done its first iterations with them, comes along only with a module.
+
     Raises `TypeError` for what is no module, `ValueError` for one without floating-point arrays and for one whose State
     is missing.
 
@@ -147,6 +150,7 @@ def from_equinox(
         make = function(module)
         module = make(jax.random.key(0))
     model = _with_state(module if state is None else (module, state))
+    require_call(model[0], "from_equinox")
     arrays = _arrays(*model)
     random = _is_random(model[0]) if random is None else random
     if not arrays["ps"] and not arrays["st"].get("state") and not random:

@@ -13,7 +13,7 @@ from ..core import Constant, field
 from ..core.converters import checks_itself, optional
 from ..core.layer import Parameters, State
 from ..core.parameters import parameter_tree
-from .adapted import Adapted, mode_arguments
+from .adapted import Adapted, mode_arguments, require_call
 from .template import as_arrays, each, require_fit
 
 
@@ -50,7 +50,7 @@ class LinenLayer(Adapted):
     rngs: tuple[str, ...] = field(default=(), kw_only=True)
 
     def init_params(self, key):
-        return self._initial(key)["params"]
+        return self._initial(key).get("params", {})
 
     def init_state(self, key):
         variables = {name: part for name, part in self._initial(key).items() if name != "params"}
@@ -115,6 +115,7 @@ def from_linen(
     if not isinstance(module, linen.Module):
         got = f"the class {module.__name__}" if isinstance(module, type) else f"a {type(module).__name__}"
         raise TypeError(f"from_linen takes a module of flax.linen, got {got}")
+    require_call(module, "from_linen")
     train, test = mode_arguments(module.__call__, train, test)
     example = Constant({"x": jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), x)})
     layer = LinenLayer(module, example, rngs=rngs, spread=spread, train=train, test=test)

@@ -12,7 +12,7 @@ from ..core import Constant, field
 from ..core.converters import checks_itself, function, optional
 from ..core.layer import Parameters, State
 from ..core.parameters import parameter_tree
-from .adapted import Adapted, mode_arguments
+from .adapted import Adapted, mode_arguments, require_call
 from .template import Template, as_arrays, each, require_fit
 
 
@@ -109,6 +109,7 @@ def from_nnx(
     if not isinstance(module, nnx.Module):
         got = f"the class {module.__name__}" if isinstance(module, type) else f"a {type(module).__name__}"
         raise TypeError(f"from_nnx takes a module of flax.nnx, or a function of `nnx.Rngs` that makes one; got {got}")
+    require_call(module, "from_nnx")
     model = _split(module)
     arrays = _arrays(*model)
     if not jax.tree.leaves(model):

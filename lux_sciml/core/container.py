@@ -291,6 +291,6 @@ def named_layers(layers: tuple[Any, ...], named: Mapping[str, Any]) -> FrozenDic
         raise TypeError("give the layers either by position or by name, not both")
     flat: list[Any] = []
     for item in layers:
-        flat += item if isinstance(item, list | tuple) else [item]
+        flat += item if isinstance(item, list | tuple) and not hasattr(item, "_fields") else [item]
     items = named or {f"layer_{i}": item for i, item in enumerate(flat)}
     return FrozenDict({name: as_layer(item, name) for name, item in items.items()})

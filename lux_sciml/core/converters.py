@@ -277,7 +277,12 @@ def converted(name: str, converter: Callable[[Any], Any], value: Any) -> Any:
 
 
 def refuse_module(value: Any) -> None:
-    """Raise `TypeError` for a callable that keeps arrays of its own, as the modules of other libraries do."""
+    """Raise `TypeError` for a callable that keeps arrays of its own, as the modules of other libraries do.
+
+    What `jax.vmap`, `jax.jit` and their like made of one is such a callable too.
+    """
+    while hasattr(value, "__wrapped__"):
+        value = value.__wrapped__
     kinds = {cls.__name__ for cls in type(value).__mro__}
     module = not isinstance(value, type | eqx.Module) and not kinds.isdisjoint(("Module", "Layer", "StatefulLayer"))
     if module or holds_arrays(value):
@@ -301,13 +306,19 @@ _ADAPTERS = {
 
 
 def _way_in(kind: type) -> str:
-    """How the module of another library comes in."""
+    return adapter_of(kind) or (
+        "write a `lux.Layer` whose `init_params` returns the arrays and whose `forward` computes with them"
+    )
+
+
+def adapter_of(kind: type) -> str:
+    """How the module of another library comes in; empty for what is of none."""
     for cls in kind.__mro__:
         for package, call in _ADAPTERS.items():
             if f"{cls.__module__}.".startswith(f"{package}."):
                 makes = "takes its weights into a layer" if package == "torch" else "makes a layer of it"
                 return f"`lux.adapters.{call}` {makes}"
-    return "write a `lux.Layer` whose `init_params` returns the arrays and whose `forward` computes with them"
+    return ""
 
 
 def _each(converter: Callable[[Any], int], value: Any, what: str) -> tuple[int, ...]:

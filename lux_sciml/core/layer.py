@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from ..components import ComponentVector
-from .converters import function, refuse_module
+from .converters import adapter_of, function, refuse_module
 from .errors import note_layer, require_pair
 from .field import checks_itself, convert, converters_of, field
 from .parameters import fits, parameter_tree
@@ -259,6 +259,7 @@ def as_layer(x: Layer | Callable[..., Any], where: str = "") -> Layer:
         return x
     if isinstance(x, type) or not callable(x):
         got = f"the class {x.__name__}: make a layer of it, {x.__name__}(...)" if isinstance(x, type) else repr(x)
-        raise TypeError(f"{where and where + ': '}expected a layer or a function, got {got}")
+        hint = adapter_of(type(x))
+        raise TypeError(f"{where and where + ': '}expected a layer or a function, got {got}{hint and ': ' + hint}")
     refuse_module(x)
     return Lambda(x)

@@ -165,6 +165,7 @@ def test_what_does_not_fit_is_told(x):
         (lambda: from_equinox(model), ValueError, r"made with a State: give both"),
         (lambda: from_equinox(eqx.nn.Lambda(jnp.sin)), ValueError, "has no floating-point arrays.*lux.Lambda"),
         (lambda: from_equinox(eqx.nn.MLP), TypeError, "got the class MLP"),
+        (lambda: from_equinox(type("Bare", (eqx.Module,), {})()), TypeError, "Bare has no `__call__`"),
         (lambda: from_equinox(lambda key: 3), TypeError, "got a int"),
         (
             lambda: from_equinox(mlp, batch_axes=1)(x[0, 0], lux.setup(KEY, from_equinox(mlp))[0], {}),

@@ -128,10 +128,19 @@ def test_modules_stand_in_solves_and_files(tmp_path):
         lux.NeuralODE(layer, ts=[0.0, 1.0])(X[0], *lux.setup(KEY, layer))
 
 
+def test_a_module_of_randomness_alone_is_a_layer():
+    layer = from_linen(nn.Dropout(0.5), X)
+    ps, st = lux.setup(KEY, layer)
+    assert ps.size == 0 and bool(jnp.any(layer(X, ps, st)[0] == 0))
+    np.testing.assert_array_equal(layer(X, ps, lux.testmode(st))[0], X)
+
+
 def test_what_does_not_fit_is_told():
     other = nn.Dense(5).init(KEY, X)
     cases = [
         (lambda: from_nnx(nnx.Linear), TypeError, "got the class Linear"),
+        (lambda: from_nnx(type("Bare", (nnx.Module,), {})()), TypeError, "Bare has no `__call__`"),
+        (lambda: from_linen(type("Bare", (nn.Module,), {})(), X), TypeError, "Bare has no `__call__`"),
         (lambda: from_nnx(nn.Dense(3)), TypeError, r"lux.adapters.from_linen\(module, x\)"),
         (lambda: from_linen(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), X), TypeError, "got a Linear"),
         (

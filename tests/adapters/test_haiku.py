@@ -70,6 +70,7 @@ def test_a_function_stands_in_a_solve_and_what_does_not_fit_is_told():
             r"`params.linear.b` should be|`params.linear.w` should be \(2, 2\), and is",
         ),
         (lambda: to_haiku(lux.Dense(2, 2), {}, {}), TypeError, "that from_haiku made"),
+        (lambda: lux.Chain(plain), TypeError, r"`lux\.adapters\.from_haiku\(transformed, x\)` makes a layer of it"),
     ]
     for call, kind, sentence in cases:
         with pytest.raises(kind, match=sentence):

@@ -44,6 +44,14 @@ def test_objects_with_arrays_of_their_own_are_no_functions(module, name, fix):
             make()
 
 
+def test_what_jax_makes_of_a_module_is_none_either():
+    module = eqx.nn.MLP(2, 2, 4, 1, key=jax.random.key(0))
+    for made in (jax.vmap(module), jax.jit(jax.vmap(module)), jax.checkpoint(module)):
+        with pytest.raises(TypeError, match=r"\(equinox MLP\).*from_equinox\(module\)` makes a layer of it"):
+            lux.Chain(made)
+    lux.Chain(jax.jit(jnp.tanh), jax.vmap(lambda x: module(x)))  # a function around it is one
+
+
 def test_modules_without_arrays_are_functions():
     layer = lux.Chain(eqx.nn.Identity(), eqx.nn.Lambda(jnp.sin))
     assert jnp.allclose(layer(X, *lux.setup(jax.random.key(0), layer))[0], jnp.sin(X))
