@@ -7,6 +7,7 @@ import os
 import zipfile
 from typing import Any, BinaryIO
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -34,7 +35,8 @@ def save(path: str | os.PathLike[str], tree: Any) -> None:
     keeps the permissions of the file that it replaces; where `path` is a symbolic link, the file it leads to is
     replaced. What killed processes left beside it is removed.
 
-    Raises `TypeError`, with the path, at what is no value: functions, traced arrays; `OSError` where it cannot be
+    Raises `TypeError`, with the path, at what is no value: functions, traced arrays; `ValueError` for an array of which
+    other processes have parts; `OSError` where it cannot be
     written, and what was there is still there.
 
     >>> import os, tempfile
@@ -44,6 +46,12 @@ def save(path: str | os.PathLike[str], tree: Any) -> None:
     {'ps': ComponentVector(a=1, b=[2, 3]), 'step': 7}
     """
     structure, arrays = encode(tree)
+    for name, x in arrays.items():
+        if isinstance(x, jax.Array) and not x.is_fully_addressable and not x.is_fully_replicated:
+            raise ValueError(
+                f"`{name}` lies on the devices of several processes, and this one has a part of it: save "
+                "`lux.distributed.gather(state)`, or all parts by `lux.training.OrbaxCheckpoints`"
+            )
     with replacing(path) as file:
         safetensors.write(file, {name: np.asarray(x) for name, x in arrays.items()}, {STRUCTURE: structure})
 

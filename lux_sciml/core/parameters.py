@@ -49,8 +49,10 @@ def elements(st: Any) -> int:
 def _require_fit(layer: Any, layout: Layout) -> None:
     found = parameter_layout(layer).difference(layout, order=False, dtypes=False)
     if found:
-        name = type(layer).__name__
-        raise ValueError(f"these are not the parameters of this {name}: {found}. `lux.setup(key, layer)` makes them")
+        name, names = type(layer).__name__, {*layout.children}
+        in_parts = "pad_" in names or names == {"rest", "rows"}  # as `lux.distributed.shard` stores them
+        fix = "`lux.distributed.gather` makes parts whole" if in_parts else "`lux.setup(key, layer)` makes them"
+        raise ValueError(f"these are not the parameters of this {name}: {found}. {fix}")
 
 
 def parameter_tree(layer: Any, ps: Any) -> Any:

@@ -65,6 +65,9 @@ class Form:
             blocks = [part.reshape(leaf.shape) for part, leaf in zip(self._parts(x), self.layout.blocks, strict=True)]
         else:
             blocks = self.layout.own(self.layout.collect(x))
+            with jax.numpy_dtype_promotion("standard"):  # leaves may be of several types
+                dtype = jnp.result_type(*blocks)
+            blocks = [block.astype(dtype) for block in blocks]
         parts = {leaf.path: block for leaf, block in zip(self.layout.blocks, blocks, strict=True)}
         rest = self._fill([jnp.reshape(x, -1) for path, x in parts.items() if path not in self.rows])
         return Sharded(rest, {self.layout.name(path): parts[path] for path in self.rows}) if self.rows else rest
@@ -79,8 +82,9 @@ class Form:
         parts = {leaf.path: part.reshape(leaf.shape) for leaf, part in rest}
         parts |= {path: x.rows[self.layout.name(path)] for path in self.rows}
         blocks = [parts[leaf.path] for leaf in self.layout.blocks]
-        if not named:
-            return self.layout.rebuild(blocks)
+        if not named:  # each in its own type, as a vector is unravelled
+            types = [jax.dtypes.canonicalize_dtype(leaf.dtype) for leaf in self.layout.blocks]
+            return self.layout.rebuild([block.astype(t) for block, t in zip(blocks, types, strict=True)])
         return ComponentVector(jnp.concatenate([block.reshape(-1) for block in blocks]), self.layout)
 
     def is_stored(self, x: Any) -> bool:

@@ -72,13 +72,16 @@ class OnMesh:
                 return self._constrained(x, self.batch)
             if not required:
                 return x
-            axes = ", ".join(f"{axis}={self.mesh.shape[axis]}" for axis in self.batch)
-            raise ValueError(
-                f"a batch of {x.shape[0]} samples cannot be divided equally among {self.shards} devices "
-                f'(mesh axes {axes}): take a batch_size that is a multiple of {self.shards}, or last="pad" in fit'
-            )
+            raise self._indivisible(x.shape[0])
 
         return jax.tree.map(divided, batch)
+
+    def _indivisible(self, samples: int) -> ValueError:
+        axes = ", ".join(f"{axis}={self.mesh.shape[axis]}" for axis in self.batch)
+        return ValueError(
+            f"a batch of {samples} samples cannot be divided equally among {self.shards} devices "
+            f'(mesh axes {axes}): take a batch_size that is a multiple of {self.shards}, or last="pad" in fit'
+        )
 
     def whole(self, ps: Any) -> Any:
         form = next((form for form in self.forms if form.is_stored(ps)), None)
@@ -168,6 +171,9 @@ class OnMesh:
 
         def join(x: Any) -> Any:
             if several:
+                samples = np.shape(x)[0] * jax.process_count()
+                if samples % self.shards:
+                    raise self._indivisible(samples)
                 return jax.make_array_from_process_local_data(sharding, np.asarray(x))
             divisible = np.ndim(x) and np.shape(x)[0] % self.shards == 0  # else the step says what is wrong
             return put(x, sharding) if divisible else x

@@ -175,9 +175,14 @@ def _by_patterns(state: Any, mesh: Mesh, patterns: Mapping[str, Any]) -> Any:
     def is_like(x: Any) -> bool:
         return jax.tree.structure(x) == like
 
-    specs: list[P] = []
-    for x in jax.tree.leaves(state, is_leaf=is_like):
-        specs += of_ps if is_like(x) else [P()]
+    def specs_of(x: Any) -> list[P]:
+        """Those of the parameters, for arrays of their shapes: memory of others, as Adafactor's, is on every device."""
+        if not is_like(x):
+            return [P()]
+        pairs = zip(leaves, jax.tree.leaves(x), of_ps, strict=True)
+        return [spec if jnp.shape(mine) == jnp.shape(p) else P() for (_, p), mine, spec in pairs]
+
+    specs = [spec for x in jax.tree.leaves(state, is_leaf=is_like) for spec in specs_of(x)]
     taken = {axis for spec in chosen.values() for axis in axes_of(spec)}
     batch = tuple(axis for axis in mesh.axis_names if axis not in taken)
     return _placed(state, OnMesh(mesh, "patterns", batch, (), tuple(specs)))

@@ -29,6 +29,17 @@ MODELS = {
 }
 
 
+class Narrow(lux.Layer):
+    """With a parameter in another type than the vector has."""
+
+    def init_params(self, key):
+        return {"scale": jnp.full(16, 1.1, jnp.bfloat16)}
+
+    def forward(self, x, ps, st):
+        assert ps["scale"].dtype == jnp.bfloat16
+        return x * ps["scale"].astype(x.dtype), st
+
+
 def objective(model, ps, st, batch):
     y, st = model(batch[0], ps, st)
     return jnp.mean((y - batch[1]) ** 2), st
@@ -81,6 +92,17 @@ def losses():
         "spec": str(after.opt_state[0].nu["layer_0"]["weight"].sharding.spec),
         "batch": state.placement.batch,
     }
+    factored = optax.adafactor(1e-2, min_dim_size_to_factor=2)  # its memory has other shapes
+    axes = {"layer_0.weight": P(None, "model")}
+    alone, _ = losses_of(create(plain, factored, params=ps, state=st))
+    found, _ = losses_of(shard(create(plain, factored, params=ps, state=st), mesh(data=2, model=4), axes))
+    out["patterns, factored"] = float(np.max(np.abs(found - alone)))
+    mixed = lux.Chain(lux.Dense(2, 16), Narrow(), lux.Stack(BLOCK, 2, flat_rows=True), lux.Dense(16, 1))
+    tree, st = lux.setup(jax.random.key(0), mixed, flat=False)
+    several = lux.ComponentVector.from_tree(tree, dtype=jnp.float32)
+    alone, _ = losses_of(create(mixed, params=several, state=st))
+    found, _ = losses_of(shard(create(mixed, params=several, state=st), mesh(), "full"))
+    out["several types"] = float(np.max(np.abs(found - alone)))
     decayed = optax.chain(optax.clip_by_global_norm(0.05), optax.adamw(optax.cosine_decay_schedule(1e-2, 60)))
     part = {"trainable": "layer_0", "ema": 0.9}  # 48 elements of 65
     for name, options in {"trainable": {}, "trainable accumulate": {"accumulate": 4}}.items():
@@ -226,6 +248,8 @@ def refused():
         "axis twice": lambda: shard(tree, all_of_them, {"weight": P("devices", "devices")}),
         "device twice": lambda: mesh(devices=jax.devices()[:1] * 2),
         "shard": lambda: shards(flat),
+        "called": lambda: model(X, shard(create(model), all_of_them, "full").ps, st),
+        "called with rows": lambda: MODELS["rows"](X, shard(create(MODELS["rows"]), all_of_them, "full").ps, {}),
     }
     out = {}
     for name, call in calls.items():

@@ -119,6 +119,8 @@ def test_the_estimate_is_what_the_compiler_counts(found):
         "norms": 'ValueError: how="full" stores parameters in parts, rows of stacks as arrays of their own',
         "axis twice": "ValueError: 'weight' names an axis twice",
         "device twice": "ValueError: a mesh has each device once",
+        "called": "ValueError: these are not the parameters of this Dense: `pad_` is unknown. `lux.distributed.gather`",
+        "called with rows": "ValueError: these are not the parameters of this Chain: `layer_0` is missing. `lux.distri",
         "shard": "ValueError: the vector holds (128,) of the 1024 elements that its names stand for: it is a shard",
     }.items(),
 )

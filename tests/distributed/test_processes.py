@@ -33,6 +33,8 @@ def test_two_processes_compute_what_one_does():
         "code": "ValueError: processes 0 and 1 have traced other programs from the objective",
         "shapes": "ValueError: processes 0 and 1 have parameters, states or batches of other shapes",
         "loader": "FitError: the data raised ValueError: the batches of processes 0 and 1 differ in shape",
+        "odd": "FitError: the data raised ValueError: a batch of 6 samples cannot be divided equally among 4 ",
+        "save": "ValueError: `rest` lies on the devices of several processes, and this one has a part of it: save",
         "files": "TypeError: several processes write checkpoints together by lux.training.OrbaxCheckpoints",
     }.items():
         assert wrong[name].startswith(says), wrong[name]

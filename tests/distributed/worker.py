@@ -72,6 +72,8 @@ def refusals(index):
         "code": lambda: lux.train_step(changed)(state, (X, Y)),
         "shapes": lambda: lux.train_step(objective)(state, (X[: 16 + 16 * index], Y[: 16 + 16 * index])),
         "loader": lambda: lux.fit(objective, state, iter([(X[: 4 + 4 * index], Y[: 4 + 4 * index])])),
+        "odd": lambda: lux.fit(objective, state, iter([(X[:3], Y[:3])])),
+        "save": lambda: lux.save("nowhere", distributed.shard(create(), mesh, "full").ps),
         "files": lambda: lux.fit(objective, state, (X, Y), steps=1, checkpoints="nowhere"),
     }
     for name, call in calls.items():
