@@ -117,6 +117,9 @@ def test_sobol_samples(key):
     assert batch.shape == (5, 3) and batch.b.shape == (5, 2) and bool(jnp.all((batch.a >= -1) & (batch.a <= 0)))
     with pytest.raises(ValueError, match=r"`b\[1\]` from 2 to 0"):
         lux.sobol_samples(key, 5, vector, lux.ComponentVector(a=0.0, b=[1.0, 0.0]))
+    for n in (0, 2.5):
+        with pytest.raises((TypeError, ValueError), match=r"n: expected a whole number"):
+            lux.sobol_samples(key, n, lower, upper)
     with pytest.raises(TypeError, match=r"outside of jax\.jit"):
         jax.jit(lambda key: lux.sobol_samples(key, 4, lower, upper))(key)
 

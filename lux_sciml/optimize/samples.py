@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Key
 
 from .._tree import floating, is_traced, widened
 from ..components import ComponentVector
-from ..core.converters import checks_itself
+from ..core.converters import checks_itself, converted, count, integer
 
 
 @checks_itself
@@ -35,8 +35,7 @@ def sobol_samples(key: Key[Array, ""], n: int, lower: Any, upper: Any) -> Any:
 
     if any(map(is_traced, jax.tree.leaves((key, lower, upper)))):
         raise TypeError("sobol_samples runs outside of jax.jit, grad and vmap: draw the points before")
-    if n < 1:
-        raise ValueError(f"n: expected one point at least, got {n}")
+    n = converted("n", count, n)
     layout = next((side.layout for side in (lower, upper) if isinstance(side, ComponentVector)), None)
     for side in (lower, upper):
         if layout is not None and isinstance(side, ComponentVector):
@@ -53,7 +52,7 @@ def sobol_samples(key: Key[Array, ""], n: int, lower: Any, upper: Any) -> Any:
         name = f"`{layout.labels()[i]}`" if layout is not None else f"side {i}"
         raise ValueError(f"a box goes from finite lower to upper sides, {name} from {low[i]:g} to {high[i]:g}")
     seed = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel().tolist())
-    unit = qmc.Sobol(low.size, rng=seed).random_base2(max(n - 1, 0).bit_length())[:n]
+    unit = qmc.Sobol(low.size, rng=seed).random_base2((n - 1).bit_length())[:n]
     points = jnp.asarray(np.clip(low + unit * (high - low), low, high), dtype)
     return points if layout is None else ComponentVector(points, layout)
 
@@ -93,7 +92,7 @@ def adaptive_samples(
         raise ValueError(
             f"candidates and residuals have one leading axis, got {sorted(sizes)} and residuals {residuals.shape}"
         )
-    total = residuals.shape[0]
+    total, n = residuals.shape[0], converted("n", integer, n)
     if not 1 <= n <= total:
         raise ValueError(f"n points of {total} candidates: expected from 1 to {total}, got {n}")
     size = jnp.linalg.norm(widened(residuals).reshape(total, math.prod(residuals.shape[1:])), axis=-1)

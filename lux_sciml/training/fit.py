@@ -57,12 +57,12 @@ def fit(
       divide by at least 1, as the mean of none is NaN and the step would be left out.
     * `accumulate`, `nonfinite`: as for `train_step`. After 100 steps in a row that were not finite, a run ends.
     * `validation`: data as above, all of which are evaluated, by `learned` parameters (the average, where there is
-      one) in test mode, after each epoch, or after every `validate_every` steps. What is reported is the mean over the
-      samples.
+      one) in test mode, after each epoch, or after every `validate_every` steps of the state. What is reported is the
+      mean over the samples.
     * `metrics`: functions `metric(model, ps, st, batch)` by name, of a batch of the validation.
     * `early_stopping`: an `EarlyStopping`, after which the run ends.
     * `callbacks`: functions of a `Report`, called about ten times a second (after every step where one takes longer),
-      or after the steps that are multiples of `callback_every`; the run ends where one returns `True`.
+      or after the steps of the state that are multiples of `callback_every`; the run ends where one returns `True`.
     * `checkpoints`: a `lux.training.Checkpoints`, or a folder.
     * `resume`: go on from the newest checkpoint, if there is one: with the same arguments, the result is the same, bit
       for bit, as that of a run that was not broken off.

@@ -119,6 +119,9 @@ class Run:
             if not last[0] and raised is None:
                 success, message, raised = last
             lost = int(np.max(self.state.skipped))
+            if lost and self.nonfinite == "stop" and self.ensemble and success:
+                many = int(np.count_nonzero(self.state.skipped))
+                message += f"; {many} of the members stopped, as their loss or gradient was not finite"
             if lost and self.nonfinite != "stop":
                 message += f"; {lost} steps were left out, as the loss or its gradient was not finite"
         result = FitResult(

@@ -226,6 +226,10 @@ def test_members_that_are_not_finite_are_told():
     states = jax.vmap(lambda key: lux.TrainState.create(MODEL, optax.sgd(0.1), key=key))(
         jax.random.split(jax.random.key(0), 2)
     )
+    one = fit(
+        state=states.replace(ps=jax.tree.map(lambda x: x.at[0].set(jnp.nan), states.ps)), steps=2, nonfinite="stop"
+    )
+    assert one.success and one.message.endswith("; 1 of the members stopped, as their loss or gradient was not finite")
     states = states.replace(ps=states.ps * jnp.nan)
     result = fit(state=states, batch_size=4, epochs=9, nonfinite="stop")
     assert not result.success and result.state.step.tolist() == [1, 1]
