@@ -253,6 +253,11 @@ def _from(start: float | None, name: Any, times: np.ndarray, values: np.ndarray)
 
 def _numbers(name: Any, x: Any) -> np.ndarray:
     x = np.asarray(x)
+    if x.dtype.kind in "mM":
+        raise ValueError(
+            f"series {name!r} holds numbers, in a unit of your own, got {x.dtype}: "
+            "(time - time.min()) / np.timedelta64(1, 'h') are hours"
+        )
     if x.dtype == object or x.dtype.kind not in "biufc":
         try:
             x = x.astype(float)

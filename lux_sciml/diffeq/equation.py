@@ -401,7 +401,7 @@ class Equation(Layer, kw_only=True):
 
     @final
     def forward(self, x: Any, ps: Any, st: Any) -> tuple[Any, Any]:
-        x, given = (x, {}) if self.jumps is None else self.jumps.split(type(self).__name__, x, self.batching)
+        x, given = (x, {}) if self.jumps is None else self.jumps.split(type(self).__name__, x, ps, self.batching)
         problem, st = self.problem(x, ps, st)
         return self.solved(problem._replace(jumps=given) if given else problem, ps, st)
 
@@ -456,6 +456,8 @@ class Equation(Layer, kw_only=True):
         try:
             if shapes[0][0] == 0:
                 return _of_no_samples(one, problem)
+            if self.jumps is not None:
+                self.jumps.require_known(problem.jumps or {}, problem.ts)
             axes = (rows, rows if problem.ts.ndim == 2 else None, rows, rows, rows)
             return eqx.filter_vmap(one, in_axes=axes)(*parts)
         except (TypeError, ValueError) as error:
@@ -497,20 +499,27 @@ class Equation(Layer, kw_only=True):
                 return st
             problem = _sample(problem, lambda x: x[0])
         fields = self._fields(problem, ps, st)
-        return self._with({name: fields[name].renewed(x, ps) for name, x in self.first_inputs(fields).items()}, ps, st)
+        after = {name: fields[name].renewed(x, ps) for name, x in self.first_inputs(fields).items()}
+        return self._with(after | self._parts_renewed(fields, ps), ps, st)
+
+    def _parts_renewed(self, fields: Fields, ps: Any) -> dict[str, Any]:
+        """The states of jumps and events, with their random keys renewed."""
+        y0, ts = fields.problem[:2]
+        beside = [(n, f) for n, f in fields.items() if f.name is not None and isinstance(f.layer, Jumps | Event)]
+        return {name: field.parts_renewed(ts[0], y0, ps) for name, field in beside}
 
     def _held(self, problem: Problem, ps: Any, st: Any) -> tuple[Any, Any]:
         """The state with the statistics of the first evaluation held, and the state after that evaluation."""
         fields = self._fields(problem, ps, st)
         found = {name: fields[name].held(x, ps) for name, x in self.first_inputs(fields).items()}
         held, after = ({name: pair[i] for name, pair in found.items()} for i in (0, 1))
-        return self._with(held, ps, st), self._with(after, ps, st)
+        return self._with(held, ps, st), self._with(after | self._parts_renewed(fields, ps), ps, st)
 
     def _with(self, states: dict[str, Any], ps: Any, st: Any) -> Any:
         """The state with those of the children by name."""
         if isinstance(self, Wrapper):
-            return self.from_child(ps, states[self.child_field], st)[1]
-        return {**st, **states}
+            st = self.from_child(ps, states.pop(self.child_field), st)[1]
+        return {**st, **states} if states else st
 
 
 def equation_of(layer: Any) -> Equation | None:

@@ -59,7 +59,8 @@ class Event(Container):
     `sol.stats["events"]` has the events in order, padded with infinity, or -1: `times`, which are differentiable,
     `index`, that of the event in the list, `left` and `right`, the states before and after; and `count`, for each in
     the list. Where events come faster and faster, so that time stands still (Zeno), the solve fails, with the result
-    `dt_min_reached`, with too many of them with `max_steps_reached`; `lux.raise_if_failed` says so.
+    `dt_min_reached`, with too many of them with `max_steps_reached`; `lux.raise_if_failed` says so. It is `nonfinite`
+    where a condition is NaN at the start, at an event or a jump, or at the end.
 
     Chen, Amos and Nickel, "Learning neural event functions for ordinary differential equations", ICLR 2021. Raises
     `TypeError` for conditions that return anything but one real number, and `ValueError` for effects that change the

@@ -7,6 +7,7 @@ from typing import Any
 import diffrax
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from .._tree import describe
@@ -75,8 +76,16 @@ class Field(eqx.Module):
         """What a child of this name of this layer, or a function of `(t, y, ps)`, says of the state."""
         if not isinstance(part, Layer):
             return part(t, y, ps.tree() if isinstance(ps, ComponentVector) else ps)
-        field = Field(part, self.st[name], name, self.time_dependent, self.on_state_update, self.control)
-        return field.value(t, y, self.own(ps))
+        return self._part(part, name).value(t, y, self.own(ps))
+
+    def parts_renewed(self, t: Any, y: Any, ps: Any) -> Any:
+        """The frozen state, with the random keys of the children of this layer as they are after one call of each."""
+        parts = {name: getattr(self.layer, name) for name in self.st}
+        layers = {name: self._part(part, name) for name, part in parts.items() if isinstance(part, Layer)}
+        return {**self.st, **{name: part.renewed(part.input(t, y), self.own(ps)) for name, part in layers.items()}}
+
+    def _part(self, part: Layer, name: str) -> "Field":
+        return Field(part, self.st[name], name, self.time_dependent, self.on_state_update, self.control)
 
     def own(self, ps: Any) -> Any:
         """The layer's own parameters, out of those of the equation."""
@@ -154,6 +163,7 @@ def like(y: Any, dy: Any, what: str = "a vector field") -> Any:
         dy = treedef.unflatten([named_like(b, a) if _is_vector(a) else b for a, b in parts])
     if jax.tree.structure(y) != jax.tree.structure(dy):
         raise _unlike(y, dy, what)
+    dy = jax.tree.map(lambda a, b: jnp.asarray(b, a.dtype) if type(b) in (float, int) else b, y, dy)
     for a, b in zip(jax.tree.leaves(y), jax.tree.leaves(dy), strict=True):
         if a.shape != b.shape:
             raise ValueError(f"{what} must keep the shape of its state, {a.shape}; got {b.shape}")

@@ -29,8 +29,8 @@ def _times(value: Any) -> Constant:
         raise ValueError(f"expected times (jumps,) or (batch, jumps), got {short(value)}")
     if np.isnan(times).any():
         raise ValueError(f"expected times, got NaN at the position {np.argwhere(np.isnan(times))[0].tolist()}")
-    backward = np.sort(times, axis=-1)[..., ::-1]
-    if not ((np.sort(times, axis=-1) == times).all() or (backward == times).all()):
+    steps = [np.diff(row[np.isfinite(row)]) for row in np.atleast_2d(times)]
+    if not (all((step >= 0).all() for step in steps) or all((step <= 0).all() for step in steps)):
         raise ValueError("expected times in order, one after the other; these turn back")
     return Constant(times)
 
@@ -41,7 +41,13 @@ def _amounts(value: Any) -> Constant:
 
 
 def _arrays(value: Any) -> Any:
+    value = _by_name(value)
     return {n: _arrays(x) for n, x in value.items()} if isinstance(value, Mapping) else np.asarray(value)
+
+
+def _by_name(amounts: Any) -> Any:
+    """Amounts in a ComponentVector as a dict."""
+    return {n: _by_name(amounts[n]) for n in amounts.keys()} if isinstance(amounts, ComponentVector) else amounts
 
 
 @checks_itself
@@ -89,13 +95,13 @@ class Jumps(Container):
       layer, called as the vector field is, with `y` or, with `time_dependent`, `(t, y)`; its parameters are
       `ps["jumps"]["effect"]`.
     * `amounts`, in place of an effect: what is added to the state, such as doses. A number for all jumps or an array
-      `(jumps, ...)` of one for each; or a dict of those, by the names of the components that they are added to, where
-      the state is a ComponentVector or a dict: `{"depot": 100.0}`.
+      `(jumps, ...)` of one for each; or a dict (or ComponentVector) of those, by the names of the components that they
+      are added to, where the state is a ComponentVector or a dict: `{"depot": 100.0}`.
     * `durations`: the amounts are infusions, each added at a constant rate from its time on for its duration, a number
       or `(jumps,)`; those of duration zero are added at once. The solve goes exactly to both ends.
     * `trainable`: which of `"times"`, `"amounts"` and `"durations"` are parameters, as `ps["jumps"]["times"]`.
-    * `saves`: the limit that is saved where one of `ts` is the time of a jump, `"right"`, after it, or `"left"`. A jump
-      at the first time is before what is saved there, too.
+    * `saves`: the limit that is saved where one of `ts` is the time of a jump, `"right"`, after it, or `"left"`; with
+      `output="final"` too. A jump at the first time is before what is saved there, too.
     * `limits`: both limits at all jumps are in `sol.stats["jumps"]`, a dict of `times`, `(jumps,)` in the order in
       which they happen, and `left` and `right`, `(jumps, *y0.shape)`.
 
@@ -151,11 +157,12 @@ class Jumps(Container):
         names = ["times"] if self.effect is not None else ["times", "amounts"]
         return [name for name in names if getattr(self, name) is None]
 
-    def split(self, name: str, x: Any, batching: str) -> tuple[Any, dict[str, Any]]:
+    def split(self, name: str, x: Any, ps: Any, batching: str) -> tuple[Any, dict[str, Any]]:
         """The input of an equation of this name without what is of each sample, or comes with each call, and that."""
         asked, own = self.asked(), {}
         if self.times is not None and np.ndim(self.times.value) == 2 and batching == "vmap":
-            own = {"times": jnp.asarray(floating(self.times.value))}
+            times = ps["jumps"]["times"] if "times" in self.trainable else self.times.value
+            own = {"times": jnp.asarray(floating(times))}
         if not asked:
             return x, own
         given: Any = x[-1] if isinstance(x, tuple) and len(x) > 1 else None
@@ -168,9 +175,15 @@ class Jumps(Container):
             )
         return (x[0] if len(x) == 2 else x[:-1]), {**own, **floating(given)}
 
-    def constant(self, name: str) -> bool:
-        """Whether `times`, `amounts` or `durations` are known, and the same in all solves."""
-        return getattr(self, name) is not None and name not in self.trainable
+    def require_known(self, given: dict[str, Any], ts: Any) -> None:
+        """Raise `ValueError` for times and durations of samples that are known, and wrong."""
+        known = self.times.value if self.times is not None and "times" not in self.trainable else None
+        times, durations = given.get("times", known), given.get("durations")
+        if times is not None and not is_traced(times) and not is_traced(ts):
+            times = np.atleast_2d(np.asarray(times, ts.dtype))
+            require_within(times, np.True_, np.atleast_2d(np.asarray(ts)))
+        if durations is not None:
+            require_durations(durations)
 
     def values(self, name: str, own: Any, given: dict[str, Any]) -> Any:
         """The `times`, `amounts` or `durations` of one solve, from parameters, from the call or from the field."""
@@ -183,13 +196,17 @@ class Jumps(Container):
 
 
 def require_within(times: Any, starts: Any, ts: Any) -> Any:
-    """Whether the starts of jumps are within the span of a solve, or never; `ValueError` where all is known."""
-    low, high = jnp.minimum(ts[0], ts[-1]), jnp.maximum(ts[0], ts[-1])
+    """Whether the starts of jumps, `(..., jumps)`, are within the spans of solves, or never; `ValueError` where all is
+    known."""
+    first, last = ts[..., :1], ts[..., -1:]
+    low, high = jnp.minimum(first, last), jnp.maximum(first, last)
     good = ~starts | jnp.isinf(times) | ((times >= low) & (times <= high))
     if not is_traced(good) and not good.all():
-        outside = np.asarray(times)[~np.asarray(good)][0]
+        place = tuple(np.argwhere(~np.asarray(good))[0])
+        time, low, high = (np.broadcast_to(x, good.shape)[place] for x in (times, low, high))
+        of = f" of sample {place[0]}" if len(good.shape) == 2 and len(good) > 1 else ""
         raise ValueError(
-            f"the jump at {outside} is outside of the span of the solve, {low} to {high}; give the solve longer `ts`, "
+            f"the jump at {time}{of} is outside of the span of the solve, {low} to {high}; give the solve longer `ts`, "
             "or the jump the time inf, for one that does not happen"
         )
     return jnp.all(good)
@@ -211,7 +228,7 @@ class Doses(eqx.Module):
     durations: jax.Array | None
 
     def __init__(self, amounts: Any, durations: Any, count: int):
-        self.amounts = jax.tree.map(lambda x: _rows(x, count, "amounts"), amounts)
+        self.amounts = jax.tree.map(lambda x: _rows(x, count, "amounts"), _by_name(amounts))
         self.durations = None if durations is None else _rows(durations, count, "durations")
 
     def added(self, y: Any, i: Any) -> Any:

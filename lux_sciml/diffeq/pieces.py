@@ -1,5 +1,6 @@
 """A solve in pieces, from each jump to the next: one loop and one program, whatever their number."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from .._tree import still, where
 from .adjoints.differentiable import differentiable_solve
 from .adjoints.gauss import GaussAdjoint, parts_of
 from .adjoints.implicit import ImplicitAdjoint
+from .adjoints.isolation import Isolated, isolated
 from .adjoints.record import any_sample
 from .adjoints.reversible import ReversibleAdjoint
 from .events import Conditions, Watch, WatchedSolver, event_names, stopping
@@ -72,7 +74,8 @@ def change_of(jumps: Field | None, given: dict[str, Any], ps: Any, y0: Any, ts: 
         spans, rates = lax.stop_gradient((times, ends)), doses.rates(y0)
         when = jnp.concatenate([times, jnp.where(doses.durations > 0, ends, jnp.inf)])
         jump, starts = jnp.tile(jump, 2), jnp.concatenate([starts, ~starts])
-    order = jnp.argsort(lax.stop_gradient(jnp.where(jnp.isinf(when), jnp.inf, sign * when)), stable=True)
+    when = jnp.where(jnp.isinf(when), sign * jnp.inf, when)  # behind the end, whatever the direction
+    order = jnp.argsort(lax.stop_gradient(sign * when), stable=True)
     when = when[order]
     moving = any(name in given or name in layer.trainable for name in ("times", "durations"))
     return Change(
@@ -103,9 +106,11 @@ def slope(terms: Any, t: Any, y: Any, args: Any) -> Any:
 
 
 def flow(terms: Any, t: Any, y: Any, args: Any, dt: Any) -> Any:
-    """The state after a time `dt` next to nothing, with the first two derivatives by it: the midpoint rule."""
+    """The state after a time `dt` next to nothing, with the first two derivatives by it: the midpoint rule; none where
+    the slope is not finite, as in a sample that has failed."""
 
     def moved(k: Any, dt: Any) -> Any:
+        k = jax.tree.map(lambda k: jnp.where(jnp.isfinite(k), k, 0), k)
         return jax.tree.map(lambda y, k: y + dt.astype(jnp.finfo(y.dtype).dtype) * k, y, k)
 
     middle = moved(slope(terms, t, y, args), dt / 2)
@@ -217,7 +222,9 @@ def _solve(
     saves, limits = ("right", False) if jumps is None else (jumps.saves, jumps.limits)
     t1, sign = ts[-1], jnp.where(ts[-1] >= ts[0], 1, -1).astype(ts.dtype)
     count, spans, rounding = len(change.stop), change.spans, 16 * jnp.finfo(ts.dtype).eps
+    saved, keeps = ts[-1:] if final else ts, not final or saves == "left"  # else the last state is what is asked for
     whole = terms if spans is None else _infused(terms)
+    near = isolated(whole)  # for what is next to nothing, whose derivatives stay away from samples that have failed
     moving, exact = change.moving or bool(events.events), not isinstance(solve.keywords["adjoint"], _AT_ALL_TIMES)
     most = jnp.array([event.max_count for event in events.layers], jnp.int32)
     enough = jnp.array([event.terminal for event in events.layers], jnp.int32)  # 0 where the solve goes on
@@ -240,12 +247,13 @@ def _solve(
         active = after(middle, spans[0]) & after(spans[1], middle)
         return ps, jax.tree.map(lambda rate: jnp.tensordot(active.astype(rate.dtype), rate, 1), change.rates)
 
-    def sides(t: Any, y: Any, args: Any, residual: Any, which: Any) -> Any:
-        """The values of the conditions; of those of `which` that are zero up to rounding, as the residual of an event
-        is, where they go."""
+    def sides(t: Any, y: Any, args: Any, residual: Any, happen: Any, event: Any) -> Any:
+        """The values of the conditions; where they are zero, up to the rounding of the time, where they go. After an
+        event only of those that `happen`, up to their residual."""
         values, rates = _along(events, whole, t, y, args, ps)
-        zero = rounding * jnp.maximum(jnp.abs(t), jnp.abs(t1 - ts[0])) * jnp.abs(rates) + 8 * jnp.abs(residual)
-        return lax.stop_gradient(jnp.where(which & (jnp.abs(values) <= zero), rates, values))
+        resolved = jnp.where(event, jnp.maximum(jnp.abs(t), jnp.abs(t1 - ts[0])), jnp.abs(t))
+        zero = rounding * resolved * jnp.abs(rates) + 8 * jnp.abs(residual)
+        return lax.stop_gradient(jnp.where((happen | ~event) & (jnp.abs(values) <= zero), rates, values))
 
     def piece(state: Piecewise, solve: Any = solve) -> tuple[Piecewise, Any]:
         end, jumps = target(state.passed)
@@ -265,14 +273,14 @@ def _solve(
             end, first, happen, start = _first(watch, whole, before, end, args, sign, solve, event)
             if exact:  # only the way from there is left
                 steps = steps + before.steps
-                ys = ys if final else _kept(ys, before.ys, after(ts, begin) & ~after(ts, before.t))
+                ys = _kept(ys, before.ys, after(saved, begin) & ~after(saved, before.t)) if keeps else ys
                 begin, y = before.t, before.y
                 few = _few(solve.keywords["max_steps"])
                 solve = eqx.Partial(solve.func, **{**solve.keywords, "dt0": end - begin, "max_steps": few})
         there = _travel(whole, begin, end, y, args, ts, sign, solve, final)
         y, result, steps = there.y, there.result, steps + there.steps
-        if not final:
-            ys = _kept(ys, there.ys, after(ts, begin) & ~after(ts, end))
+        if keeps:
+            ys = _kept(ys, there.ys, after(saved, begin) & ~after(saved, end))
         if events.events:
             result = where(diffrax.is_okay(before.result), result, before.result)
         jumps = jumps & ~event
@@ -285,25 +293,26 @@ def _solve(
         if events.events:
             low, high = state.t - end, target(state.passed)[0] - end
             low, high = jnp.minimum(low, high), jnp.maximum(low, high)
-            shift = _landing(events, whole, end, y, args, ps, first, low, high, before.size)
+            known: tuple[Any, Any, Any] = where(event, (y, args, ps), still((y, args, ps)))  # else slopes of zero
+            shift = _landing(events, near, end, *known, first, low, high, before.size)
             t = t + jnp.where(event, shift, 0)
         if moving:
-            y = flow(whole, end, y, args, t - end)
+            y = flow(near, end, y, args, t - end)
 
         # what happens then
         left, happens = y, jumps & (change.starts[i] if count else False)
         if change.effect is not None:
-            effect = change.effect
-            y = lax.cond(happens, lambda y: effect(change.jump[i], t, y, ps), lambda y: y, y)
+            y = _changed(happens, functools.partial(change.effect, change.jump[i]), t, y, ps)
         log = ((happens, t, left, y) if limits else None), None
         counts, recent, stuck, ended = state.counts, state.recent, state.stuck, jnp.zeros((), bool)
         if events.events:
             values = events(t, y, ps)
+            result = unless(jnp.any(jnp.isnan(values)), diffrax.RESULTS.nonfinite, result)
             happen = event & (happen | events.happen(start, values))
             seen = []
             for j, field in enumerate(events.events):
                 previous = y
-                y = lax.cond(happen[j], lambda y, field=field: _after_event(field, t, y, ps), lambda y: y, y)
+                y = _changed(happen[j], functools.partial(_after_event, field), t, y, ps)
                 seen.append((previous, y))
             log = log[0], (happen, t, jax.tree.map(lambda *x: jnp.stack(x), *seen))
             over = jnp.any(happen & (counts >= most) & (enough == 0))
@@ -315,19 +324,19 @@ def _solve(
             recent = jnp.where(event, happen | (recent & ~moved), False)
             result = unless(stuck, diffrax.RESULTS.dt_min_reached, result)
         changed = happens | event
-        if not final:
+        if keeps:
             right = changed if saves == "right" else event
-            ys = _kept(ys, jax.tree.map(lambda y: y[None], y), (right & (ts == t)) | (ended & after(ts, t)))
+            ys = _kept(ys, jax.tree.map(lambda y: y[None], y), (right & (saved == t)) | (ended & after(saved, t)))
 
         # the next piece
         passed = state.passed + jumps.astype(jnp.int32)
         here = lax.stop_gradient(t)
         if moving:
-            y = where(ended, y, flow(whole, here, y, arguments(here, passed), here - t))
+            y = where(ended, y, flow(near, here, y, arguments(here, passed), here - t))
         new_sides = state.sides
         if events.events:
             residual = jnp.where(happen, values, 0)
-            new_sides = sides(here, y, arguments(here, passed), residual, happen | ~event)
+            new_sides = sides(here, y, arguments(here, passed), residual, happen, event)
         new = Piecewise(here, y, passed, ys, result, ~(jumps | event) | ended, steps, new_sides, counts, recent, stuck)
         return new, log
 
@@ -346,25 +355,27 @@ def _solve(
 
     if isinstance(solve.keywords["adjoint"], _REPEATED):
         piece = jax.checkpoint(piece)  # pyright: ignore[reportAssignmentType]
-    room, t0 = 1 if final else len(ts), lax.stop_gradient(ts[0])
+    room, t0 = len(saved), lax.stop_gradient(ts[0])
     nothing = jnp.zeros((), jnp.int32)
-    first = flow(whole, t0, y0, arguments(t0, nothing), t0 - ts[0]) if starts else y0
+    first = flow(near, t0, y0, arguments(t0, nothing), t0 - ts[0]) if starts else y0
+    none, good = jnp.zeros((), bool), jax.tree.map(jnp.asarray, diffrax.RESULTS.successful)
+    at_start = sides(t0, y0, arguments(t0, nothing), 0, none, none) if events.events else jnp.zeros(0, ts.dtype)
     start = Piecewise(
         t0,
         first,
         nothing,
         jax.tree.map(lambda y: jnp.broadcast_to(y, (room, *y.shape)), y0),
-        jax.tree.map(jnp.asarray, diffrax.RESULTS.successful),
-        jnp.zeros((), bool),
+        unless(jnp.any(jnp.isnan(at_start)), diffrax.RESULTS.nonfinite, good),
+        none,
         jnp.zeros(3, jnp.int32),
-        sides(t0, y0, arguments(t0, nothing), 0, True) if events.events else jnp.zeros(0, ts.dtype),
+        at_start,
         jnp.zeros(len(events.events), jnp.int32),
         jnp.zeros(len(events.events), bool),
         jnp.zeros((), bool),
     )
     number = sum(event.terminal or event.max_count for event in events.layers)
     last, (jumped, happened) = lax.scan(body, start, None, length=count + number + 1)
-    ys = jax.tree.map(lambda y: y[None], last.y) if final else last.ys
+    ys = jax.tree.map(lambda y: y[None], last.y) if not keeps else last.ys
     stats: dict[str, Any] = dict(zip(_STEPS, last.steps, strict=True))
     if limits:
         stats["jumps"] = jax.tree.map(lambda x: x[: change.count], _limits(*jumped))
@@ -403,7 +414,7 @@ def _travel(
     """The solve of a piece, from `t` to `end`, or until it `stops` before an event, with the size of its step."""
     if final:
         sol = solve(terms, t0=t, t1=end, y0=y, args=args, saveat=diffrax.SaveAt(t1=True, controller_state=stops))
-        last, ys = 0, None
+        last, ys = 0, sol.ys
     else:
         behind, beyond = jnp.sum(sign * (ts - t) <= 0), sign * (ts - end) > 0
         if isinstance(solve.keywords["adjoint"], _AT_ALL_TIMES):
@@ -472,6 +483,11 @@ def _landing(
         shift = shift - jnp.where(flat, 0, value / jnp.where(flat, 1, rate))
         shift = shift + lax.stop_gradient(jnp.clip(shift, low, high) - shift)
     return shift
+
+
+def _changed(happens: Any, effect: Callable[..., Any], t: Any, y: Any, ps: Any) -> Any:
+    """The state after an effect, where it happens."""
+    return lax.cond(happens, lambda y: Isolated(effect)(t, y, ps), lambda y: y, y)
 
 
 def _after_event(event: Field, t: Any, y: Any, ps: Any) -> Any:

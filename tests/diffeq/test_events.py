@@ -176,6 +176,22 @@ def test_a_condition_that_is_all_but_a_step_function():
     np.testing.assert_allclose(sol.stats["events"]["times"], [0.77, np.inf], rtol=1e-14)
 
 
+def test_a_condition_that_is_nearly_met_at_the_start_or_after_a_jump():
+    """Of a long solve in single precision: the event comes, however soon."""
+    full = lux.Event(lambda t, y, ps: y[0] - 1.01, terminal=True)
+    node = lux.NeuralODE(jnp.ones_like, ts=[0.0, 1000.0], jumps=lux.Jumps([1.0], amounts=0.0), events=[full])
+    for start, t in ((0.0, 1.01), (1.005, 0.005)):
+        np.testing.assert_allclose(node(jnp.array([start], "float32"), {}, {})[0].t1, t, atol=1e-5)
+
+
+def test_a_condition_that_is_not_a_number_fails():
+    """At the start, or at the end, where it would else be no event."""
+    for level in (0.5, -0.5):
+        event = lux.Event(lambda t, y, ps, level=level: jnp.sqrt(level * (t - 0.5)) + 1)
+        sol = clock(event)
+        assert sol.result == diffrax.RESULTS.nonfinite and jnp.isnan(sol.ys).all()
+
+
 @pytest.mark.exhaustive
 def test_a_terminal_event_and_time_backward():
     end = lux.Event(lambda t, y, ps: t - 0.6, noted(0), terminal=True)

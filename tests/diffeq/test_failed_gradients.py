@@ -69,6 +69,37 @@ def test_failures_stay_to_themselves(name, output):
     np.testing.assert_array_equal(by_y0, 0.0)
 
 
+def kicked(t, y, ps):
+    return y + 0.01 * ps["w"]
+
+
+PIECES = {
+    "events": {"events": [lux.Event(lambda t, y, ps: jnp.sqrt(y[0] + 10) - 3.2, kicked, max_count=4)]},
+    "jumps": {"jumps": lux.Jumps(effect=kicked)},
+}
+
+
+@pytest.mark.parametrize("adjoint", ["auto", pytest.param("backsolve", marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("kind", PIECES)
+def test_failures_stay_to_themselves_in_pieces(kind, adjoint):
+    """What moves with the time of an event or a jump is computed for all samples."""
+    options = {"output": "final", "adjoint": adjoint, "batching": "vmap", "max_steps": 64, **PIECES[kind]}
+    node = lux.NeuralODE(Field(), ts=[0.0, 1.0], **options)
+
+    @jax.jit
+    @jax.grad
+    def gradient(inputs, weights):
+        w, y0, times = inputs
+        x = (y0[:, None], {"times": times}) if kind == "jumps" else y0[:, None]
+        return sum_of_finite(node(x, {"w": w}, {})[0][:, 0] * weights)
+
+    w, times, good = jnp.array(1.0), jnp.full((6, 1), 0.25), jnp.array([1.0] * len(GOOD) + [0.0] * len(FAILED))
+    exact = gradient((w, jnp.array(GOOD + [1.0] * len(FAILED)), times), good)
+    got = gradient((w, jnp.array(GOOD + FAILED), times), jnp.ones_like(good))
+    for a, b in zip(got, exact, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
 @pytest.mark.parametrize("start", FAILED)
 def test_one_failed_solve_has_a_gradient_of_zero(start):
     node = lux.NeuralODE(Field(), ts=[0.0, 1.0], output="final", max_steps=64)

@@ -40,10 +40,12 @@ def test_limits_and_saved_values():
     np.testing.assert_array_equal(log["times"], times)
     np.testing.assert_allclose(log["right"], log["left"] + 1, rtol=1e-12)
     np.testing.assert_allclose(log["right"][2], exact([2.5], times, 1.0, 2.0), rtol=1e-8)
-    left = node.replace(jumps=jumps.replace(saves="left"))(jnp.array([2.0]), {}, {})[0].ys
+    before = node.replace(jumps=jumps.replace(saves="left"))
+    left = before(jnp.array([2.0]), {}, {})[0].ys
     np.testing.assert_allclose(left[:, 0], sol.ys[:, 0] - np.isin(ts, times).astype(float), rtol=1e-8)
-    final, _ = node.replace(output="final")(jnp.array([2.0]), {}, {})
-    np.testing.assert_allclose(final, sol.ys[-1], rtol=1e-12)
+    for layer, ys in ((node, sol.ys), (before, left)):
+        final, _ = layer.replace(output="final")(jnp.array([2.0]), {}, {})
+        np.testing.assert_allclose(final, ys[-1], rtol=1e-12)
 
 
 def test_equal_times_follow_each_other_and_time_may_run_backward():
@@ -52,6 +54,22 @@ def test_equal_times_follow_each_other_and_time_may_run_backward():
     assert node(jnp.zeros(1), {}, {})[0] == 3
     back = node.replace(ts=[2.0, 0.0], jumps=lux.Jumps([1.5, 1.0], lambda t, y, ps: 2 * y + t))
     assert back(jnp.zeros(1), {}, {})[0] == 4  # (0 + 1.5) * 2 + 1.0
+    never = back.replace(jumps=lux.Jumps([1.5, 1.0, np.inf], amounts=[1.0, 2.0, 4.0], durations=[0.0, 0.0, 1.0]))
+    assert never(jnp.zeros(1), {}, {})[0] == 3  # a dose at once has no end, and the last one no start
+
+
+def test_times_of_each_sample_may_be_learned():
+    times = np.array([[0.5, 1.0], [1.5, 2.0]])
+    jumps = lux.Jumps(times, amounts=lux.ComponentVector(x=1.0, n=2.0), trainable="times")  # the same each time
+    node = lux.NeuralODE(lambda y: lux.ComponentVector(x=-0.5 * y.x, n=0.0), ts=[0.0, 3.0], jumps=jumps,
+                         batching="vmap", output="final", **TIGHT)  # fmt: skip
+    ps, st = lux.setup(jax.random.key(0), node, dtype="float64")
+    y0 = lux.ComponentVector(jnp.zeros((2, 2)), lux.ComponentVector(x=0.0, n=0.0).layout)
+    ys, slope = jax.value_and_grad(lambda ps: node(y0, ps, st)[0].x.sum())(ps)
+    np.testing.assert_allclose(ys, np.sum(np.exp(-0.5 * (3 - times))), rtol=1e-8)
+    np.testing.assert_allclose(slope.jumps.times, 0.5 * np.exp(-0.5 * (3 - times)), rtol=1e-7)
+    with pytest.raises(ValueError, match=r"the jump at 4\.0 of sample 1 is outside of the span of the solve, 0"):
+        node.replace(jumps=lux.Jumps([[0.5], [4.0]], amounts=1.0))(y0, {}, {})
 
 
 @pytest.mark.exhaustive
@@ -151,6 +169,21 @@ def test_an_effect_that_is_a_layer_and_one_that_reads_the_parameters():
     ps, st = lux.setup(jax.random.key(1), split)
     later = lux.NeuralODE(net, ts=[0.5, 1.0], output="final")(ps.explicit.bias, ps.explicit, {})[0]
     np.testing.assert_allclose(split(jnp.ones((3, 2)), ps, st)[0], jnp.broadcast_to(later, (3, 2)), rtol=1e-4)
+    masked = kick.replace(jumps=lux.Jumps([0.5], lux.Chain(net, lux.Dropout(0.5))), on_state_update="discard")
+    _, st = lux.setup(jax.random.key(0), masked)
+    _, after = masked(jnp.ones(2), {"model": {}, "jumps": {"effect": {"layer_0": {"weight": jnp.eye(2),
+                      "bias": jnp.ones(2)}, "layer_1": {}}}}, st)  # fmt: skip
+    before, now = (x["jumps"]["effect"]["layer_1"]["key"] for x in (st, after))
+    assert before != now
+
+
+def test_an_effect_that_sets_a_component_to_a_number():
+    def rate(y):
+        return {"x": y["v"], "v": -2.0}
+
+    stop = lux.Jumps([1.0], lambda t, y, ps: {**y, "v": 0})
+    ys, _ = lux.NeuralODE(rate, ts=[0.0, 2.0], jumps=stop, output="final")(dict.fromkeys("xv", jnp.array(0.0)), {}, {})
+    np.testing.assert_allclose([ys["x"], ys["v"]], [-2.0, -2.0], rtol=1e-6)  # -1, and -1 from the rest
 
 
 def test_fixed_jumps_leave_parameters_and_the_program_without_them_as_they_are():
@@ -193,6 +226,9 @@ def test_what_is_refused():
         lambda: solved(lux.Jumps([0.5], add), throw=True): "takes no throw",
         lambda: lux.NeuralDDE(decay, [0.5], ts=[0.0, 1.0], dt0=0.1, jumps=lux.Jumps([0.5], add)): "has no jumps",
         lambda: lux.NeuralODE(decay, jumps=[0.5]): "expected jumps, lux.Jumps",
+        lambda: lux.diffeq.multiple_shooting(
+            lux.NeuralODE(decay, jumps=lux.Jumps([0.5], add)), {}, {}, jnp.ones((3, 1)), [0.0, 1.0, 2.0], group_size=2
+        ): "takes a layer without jumps",
     }.items():
         with pytest.raises((TypeError, ValueError), match=sentence):
             make()

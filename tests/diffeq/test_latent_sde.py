@@ -133,6 +133,8 @@ def test_what_it_does_not_take_is_refused():
         net(dt0=None)
     with pytest.raises(ValueError, match="no event"):
         net(event=diffrax.Event(lambda *_, **__: False))
+    with pytest.raises(ValueError, match="no events"):
+        net(events=[lux.Event(lambda t, y, ps: y[0])])
     with pytest.raises(ValueError, match="whole path"):
         net(output="final")
     model = net()

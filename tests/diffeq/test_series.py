@@ -205,6 +205,7 @@ def test_times_that_are_no_series_are_a_sentence_and_nan_where_they_are_traced()
         (lambda: lux.diffeq.pad({"who": [1], "time": [0.0], "x": [1.0]}), "'who', 'time', 'x', and none for 'id'"),
         (lambda: lux.diffeq.pad({"id": [1.0, np.nan], "time": [0.0, 1], "x": [1.0, 2]}), "row 1 of the table has"),
         (lambda: lux.diffeq.pad({"id": [1], "time": ["noon"], "x": [1.0]}), "series 1 holds numbers, got .*noon"),
+        (lambda: lux.diffeq.pad([(np.array(["2020-01-01"], "M8[D]"), [1.0])]), r"your own, got datetime64\[D"),
         (lambda: SERIES_OF(np.zeros((2, 3)), None, np.ones((2, 2), bool)), r"got \(2, 3\) and \(2, 2\)"),
         (lambda: SERIES_OF(np.zeros((2, 3)), None, np.ones((2, 3))), "True and False, got float64"),
         (lambda: SERIES_OF(np.zeros((2, 3)), np.zeros((2, 4))), r"values of shape \(batch, times, ...\), got \(2, 4\)"),

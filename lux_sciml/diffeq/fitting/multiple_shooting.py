@@ -62,6 +62,10 @@ def multiple_shooting(
     equation = equation_of(layer)
     if equation is None or "ts" not in equation.options():
         raise TypeError(f"multiple_shooting takes a NeuralODE, or an equation like it, got {short(layer)}")
+    if equation.jumps is not None:
+        raise ValueError(
+            "multiple_shooting takes a layer without jumps: their times are not in the spans of all groups"
+        )
     if equation.ts is not None or equation.output == "final" or equation.batching == "vmap" or equation.controlled:
         raise ValueError(
             "multiple_shooting takes a layer built without `ts`, with output 'ys' or 'solution', batching='joint' and "

@@ -101,7 +101,7 @@ class LatentSDE(Container, Equation):
     fixed_steps: ClassVar = True
     lacks: ClassVar = {
         "controlled": "its data give the context of its posterior",
-        **dict.fromkeys(("saveat", "event", "jumps"), "it decodes its path at the times asked for"),
+        **dict.fromkeys(("saveat", "event", "jumps", "events"), "it decodes its path at the times asked for"),
     }
 
     encoder: Layer = field(converter=as_layer)
