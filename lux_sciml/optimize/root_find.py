@@ -179,6 +179,9 @@ def _scipy(method: str, tol: float | None, max_steps: int, options: dict[str, An
         program = Programs(function, params, inputs, True, mode="forward")(jacobian, cast(start), inputs)
         slopes = lambda x: np.asarray(program(cast(x), inputs), np.float64)  # noqa: E731
     limit = {"hybr": "maxfev", "lm": "maxiter", "df-sane": "maxfev"}.get(method, "maxiter")
+    limits: dict[str, Any] = {limit: max_steps}
+    if method == "krylov":  # differences that the parameters' precision resolves
+        limits["jac_options"] = {"rdiff": float(jnp.finfo(function.loss.dtype).eps) ** 0.5}
     best = [start, np.inf]
 
     def f(x):
@@ -189,8 +192,12 @@ def _scipy(method: str, tol: float | None, max_steps: int, options: dict[str, An
         return np.where(np.isfinite(value), value, 1e150)
 
     try:
-        found = scipy.optimize.root(f, start, method=method, jac=slopes, tol=tol, options={limit: max_steps} | options)
-    except scipy.optimize.NoConvergence as error:
+        found = scipy.optimize.root(f, start, method=method, jac=slopes, tol=tol, options=limits | options)
+    except (scipy.optimize.NoConvergence, ValueError) as error:
+        if isinstance(error, ValueError) and "Jacobian inversion" not in str(
+            error
+        ):  # where the function stays as it is
+            raise
         return best[0], False, f"{method} did not converge: {error}"[:80], max_steps
     steps = int(found.get("nit", found.get("nfev", 0)))
     return (found.x if found.success else best[0]), bool(found.success), " ".join(str(found.message).split()), steps

@@ -43,6 +43,10 @@ def test_all_methods_find_the_root(method, start):
 def test_trees_bounds_float32_and_what_has_no_root(start):
     tree = lux.root_find(lambda t: {"f": t["x"] ** 2 - 2}, {"x": np.float32([1.0, -1.0])}, method=OPTIMISTIX["Newton"])
     assert tree.params["x"].dtype == "float32" and np.allclose(tree.params["x"], [2**0.5, -(2**0.5)], atol=1e-6)
+    single = lux.root_find(lambda x: x**2 - 2, np.float32([1.0, 1.5]), method="krylov")
+    assert single.success and np.allclose(single.params, 2**0.5, atol=1e-5)
+    level = lux.root_find(lambda x: 0 * x + 1, np.ones(2), method="krylov")
+    assert not level.success and "krylov did not converge: Jacobian inversion" in level.message
     wave = lambda x: jnp.sin(x)  # noqa: E731
     bounded = lux.root_find(wave, 1.9, method=OPTIMISTIX["Newton"], bounds=(1.5, 4.0))
     assert bounded.success and np.isclose(bounded.params, np.pi)
