@@ -99,7 +99,9 @@ def _constraint(given: Any, problem: Problem, params: Any, inputs: Inputs) -> _C
     if _named(given):
         return _linear(given[0], given[1], given[2], False, problem, inputs)
     if isinstance(given, LinearConstraint):
-        return _linear(given.A, given.lb, given.ub, given.keep_feasible, problem, inputs)
+        a: Any = given.A
+        a = a.toarray() if hasattr(a, "toarray") else a  # sparse
+        return _linear(a, given.lb, given.ub, given.keep_feasible, problem, inputs)
     if isinstance(given, Mapping):
         if not {"type", "fun"} <= set(given) or given["type"] not in ("eq", "ineq"):
             raise TypeError("a constraint as a dict is {'type': 'eq' or 'ineq', 'fun': function of the parameters}")
@@ -153,7 +155,6 @@ def _linear(a: Any, lower: Any, upper: Any, keep_feasible: Any, problem: Problem
     n = problem.whole.size
     if isinstance(a, ComponentVector | ComponentMatrix):
         problem.whole.require_same(a.layout if isinstance(a, ComponentVector) else a.columns)
-    a = a.toarray() if hasattr(a, "toarray") else a  # sparse
     matrix = np.atleast_2d(np.asarray(a.data if isinstance(a, ComponentVector | ComponentMatrix) else a, np.float64))
     if matrix.ndim != 2 or matrix.shape[1] != n:
         raise ValueError(
