@@ -341,9 +341,9 @@ def not_finite(problem: ResidualProblem, params: Any, data: Data) -> str:
         if wrong.size:
             i = int(wrong[0])
             holds = [leaf[i] for leaf in jax.tree.leaves(data.samples[name]) if is_inexact(leaf)]
-            itself = "" if all(np.isfinite(x).all() for x in holds) else ", which itself holds NaN or inf"
+            itself = "" if all(np.isfinite(x).all() for x in holds) else ", which itself holds NaN or inf,"
             many = f"; {wrong.size} of {len(r)} are so" if wrong.size > 1 else ""
-            return f" (the residual{_of_group(name)} of sample {i}{itself}, is not finite{many})"
+            return f" (the residual{_of_group(name)} of sample {i}{itself} is not finite{many})"
     return ""
 
 
