@@ -11,10 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._libraries import library
+from .._tree import describe
 from ..components import ComponentMatrix, ComponentVector
+from ..core.converters import checks_itself, converted, count
 from ..inference import Draws, LogPosterior
 
 
+@checks_itself
 def nuts(
     density: LogPosterior,
     start: ComponentVector,
@@ -43,10 +46,13 @@ def nuts(
     posterior with narrow necks: another parametrization, or a higher `target_acceptance`, helps.
 
     Hoffman & Gelman, "The No-U-Turn sampler", JMLR 15, 2014; Cabezas et al., "BlackJAX", arXiv:2402.10797. Raises
-    `ValueError` where the density or its gradient is not finite at a start, `ImportError` without BlackJAX:
-    `pip install lux-sciml[inference]`.
+    `ValueError` where the density or its gradient is not finite at a start and for counts below one, `ImportError`
+    without BlackJAX: `pip install lux-sciml[inference]`.
     """
     blackjax = library("blackjax", "lux-sciml[inference]")
+    _require_counts(density, chains=chains, warmup=warmup, draws=draws, max_depth=max_depth)
+    if not 0 < target_acceptance < 1:
+        raise ValueError(f"target_acceptance is a probability, between 0 and 1, got {target_acceptance:g}")
     positions = _starts(density, start, chains)
     initial = None
     if covariance is not None:
@@ -89,6 +95,7 @@ def nuts(
     return Draws(density.params(free), np.asarray(values), jax.tree.map(np.asarray, stats))
 
 
+@checks_itself
 def pathfinder(
     density: LogPosterior,
     start: ComponentVector,
@@ -109,6 +116,7 @@ def pathfinder(
     the density or its gradient is not finite at a start, or along all paths, `ImportError` without BlackJAX.
     """
     blackjax = library("blackjax", "lux-sciml[inference]")
+    _require_counts(density, draws=draws, paths=paths, max_steps=max_steps)
     key, first, last = jax.random.split(key, 3)
     positions = _starts(density, start, paths)
     if start.ndim == 1:
@@ -137,6 +145,7 @@ def pathfinder(
     return Draws(density.params(_one_chain(free)), np.asarray(values)[None], stats)
 
 
+@checks_itself
 def smc(
     density: LogPosterior,
     key: jax.Array,
@@ -164,10 +173,13 @@ def smc(
     where a prior cannot be drawn from, `ImportError` without BlackJAX.
     """
     blackjax = library("blackjax", "lux-sciml[inference]")
+    _require_counts(density, particles=particles, moves=moves, steps=steps, max_stages=max_stages)
     if not 0 < target_ess < 1:
         raise ValueError(f"target_ess is a share of the particles, between 0 and 1, got {target_ess:g}")
     key, first = jax.random.split(key)
     params = density.sample_prior(first, (particles,)) if start is None else start
+    if not isinstance(params, ComponentVector):
+        raise TypeError(f"samplers start at parameters with names, a ComponentVector, got {describe(params)}")
     if params.shape != (particles, density.layout.size):
         raise ValueError(
             f"the start is parameters ({particles}, {density.layout.size}), one vector for each particle, got shape "
@@ -227,10 +239,18 @@ def _one_chain(free: ComponentVector) -> ComponentVector:
     return ComponentVector(free.data[None], free.layout)
 
 
+def _require_counts(density: Any, **counts: Any) -> None:
+    if not isinstance(density, LogPosterior):
+        raise TypeError(f"the density is what lux.inference.log_posterior makes, got a {type(density).__name__}")
+    for name, value in counts.items():
+        converted(name, count, value)
+
+
+@checks_itself
 def _starts(density: LogPosterior, start: ComponentVector, count: int) -> Any:
     """Free vectors `(count, n)`, each checked."""
-    if count < 1:
-        raise ValueError(f"expected one chain at least, got {count}")
+    if not isinstance(start, ComponentVector):
+        raise TypeError(f"samplers start at parameters with names, a ComponentVector, got {describe(start)}")
     if start.ndim == 1:
         start = ComponentVector(start.data[None], start.layout)
     if len(start.data) not in (1, count):

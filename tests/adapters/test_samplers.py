@@ -73,6 +73,19 @@ def test_samplers_of_blackjax_find_the_posterior(ps, exact, key):
         lux.adapters.blackjax.smc(density, key, particles=100, start=ps)
     with pytest.raises(ValueError, match="target_ess is a share of the particles, between 0 and 1, got 2"):
         lux.adapters.blackjax.smc(density, key, target_ess=2.0)
+    for wrong, sentence in (
+        ({"warmup": 0}, "warmup: expected a whole number of at least 1, got 0"),
+        ({"draws": 0}, "draws: expected a whole number of at least 1, got 0"),
+        ({"target_acceptance": 1.5}, "target_acceptance is a probability, between 0 and 1, got 1.5"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            lux.adapters.blackjax.nuts(density, ps, key, **wrong)
+    with pytest.raises(ValueError, match="moves: expected a whole number of at least 1, got 0"):
+        lux.adapters.blackjax.smc(density, key, moves=0)
+    with pytest.raises(TypeError, match="samplers start at parameters with names"):
+        lux.adapters.blackjax.pathfinder(density, ps.data, key)
+    with pytest.raises(TypeError, match=r"what lux.inference.log_posterior makes, got a function"):
+        lux.adapters.blackjax.nuts(log_likelihood, ps, key)
     with pytest.raises(ValueError, match="one for each of 2 chains"):
         lux.adapters.blackjax.nuts(density, lux.ComponentVector(near.params.data[0, :3], ps.layout), key, chains=2)
 
