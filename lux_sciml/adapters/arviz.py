@@ -6,10 +6,13 @@ from typing import Any
 import numpy as np
 
 from .._libraries import library
+from .._tree import describe
 from ..components import ComponentVector, Layout
+from ..core.converters import checks_itself
 from ..inference import Draws
 
 
+@checks_itself
 def to_arviz(
     draws: Draws | ComponentVector,
     *,
@@ -30,21 +33,34 @@ def to_arviz(
     * `prior`: draws of the prior, `(draws, n)` or `(chains, draws, n)`.
     * `log_likelihood`, `posterior_predictive`: arrays `(chains, draws, ...)` by name; `observed_data`: arrays by name.
 
-    `arviz.summary(data)` has r-hat and effective sample sizes. Raises `ValueError` for another shape of the draws
-    and for `dims` that do not fit an array, `KeyError` for `dims` of an array, and `coords` of an axis, that there is
-    not, `ImportError` without ArviZ, which is in the extra `inference`.
+    `arviz.summary(data)` has r-hat and effective sample sizes. Raises `TypeError` for draws without names, `ValueError`
+    for another shape of the draws or of what goes with them and for `dims` that do not fit an array, `KeyError` for
+    `dims` of an array, and `coords` of an axis, that there is not, `ImportError` without ArviZ, which is in the extra
+    `inference`.
     """
     arviz = library("arviz", "lux-sciml[inference]")
     params = draws.params if isinstance(draws, Draws) else draws
+    for x in (params, *([] if prior is None else [prior])):
+        if not isinstance(x, ComponentVector):
+            raise TypeError(f"draws have names, Draws of a sampler or a ComponentVector, got {describe(x)}")
     if params.ndim != 3:
         raise ValueError(f"the draws are a batch (chains, draws, {params.layout.size}), got shape {params.shape}")
     groups: dict[str, dict[str, Any]] = {"posterior": _variables(params)}
     if isinstance(draws, Draws):
         groups["sample_stats"] = {"lp": np.asarray(draws.log_density), **draws.stats}
     if prior is not None:
+        if prior.ndim not in (2, 3):
+            raise ValueError(
+                f"draws of the prior are a batch (draws, n) or (chains, draws, n), got shape {prior.shape}"
+            )
         rows = prior if prior.ndim == 3 else ComponentVector(prior.data[None], prior.layout)
         groups["prior"] = _variables(rows)
     more = {"log_likelihood": log_likelihood, "posterior_predictive": posterior_predictive}
+    for group, arrays in more.items():
+        for name, x in (arrays or {}).items():
+            if np.shape(x)[:2] != params.shape[:2]:
+                expected = (*params.shape[:2], "...")
+                raise ValueError(f"{name!r} of {group} has an array for each draw, {expected}, got shape {np.shape(x)}")
     groups |= {name: dict(arrays) for name, arrays in more.items() if arrays is not None}
     if observed_data is not None:
         groups["observed_data"] = {name: np.asarray(x) for name, x in observed_data.items()}
@@ -71,6 +87,7 @@ def to_arviz(
 
 def _variables(params: ComponentVector) -> dict[str, np.ndarray]:
     layout, data = params.layout, np.asarray(params.data)
+    data = data.astype("float32") if data.dtype.kind == "V" else data  # bfloat16
     return {
         layout.name(leaf.path) or "value": data[..., leaf.offset : leaf.offset + leaf.size].reshape(
             *data.shape[:-1], *leaf.shape

@@ -12,6 +12,7 @@ from ..components import ComponentVector, Layout, Path
 from ..components.layout import as_layout
 from ..core import Layer
 from ..inference.priors import priors_of
+from .functions import as_function
 
 
 def sample(layout: Layout | ComponentVector, priors: Mapping[str | Path, Any], name: str = "") -> ComponentVector:
@@ -50,29 +51,35 @@ def random_layer(
     """A layer with parameters drawn from priors, inside a NumPyro model: a function from its input to its output.
 
     `ps, st = lux.setup(key, layer)` outside of the model; of `ps` only the layout counts. The state stays as it is, in
-    test mode: `lux.testmode(st)`. `priors` and `name` are those of `sample`.
+    test mode: `lux.testmode(st)`; `ValueError` for a layer that updates it. `priors` and `name` are those of `sample`.
     """
-    drawn = sample(ps, priors, name)
-    return lambda x: layer(x, drawn, st)[0]
+    drawn, function = sample(ps, priors, name), as_function(layer, st)
+    return lambda x: function(drawn, x)
 
 
 def collect(samples: Mapping[str, Any], layout: Layout | ComponentVector, name: str = "") -> ComponentVector:
     """The sites of `sample` in what `MCMC.get_samples` returns, as a batch of vectors, `(draws, n)`.
 
-    With `group_by_chain=True`, `(chains, draws, n)`. Raises `KeyError` where a site is missing.
+    With `group_by_chain=True`, `(chains, draws, n)`. Raises `KeyError` where a site is missing, `ValueError` for one of
+    another shape.
 
     >>> layout = ComponentVector(a=1.0, b=[2.0, 3.0]).layout
     >>> collect({"a": jnp.zeros(10), "b": jnp.ones((10, 2))}, layout).b.shape
     (10, 2)
     """
     layout = as_layout(layout)
-    blocks = []
+    blocks, lead = [], None
     for leaf in layout.blocks:
         site = _site(layout, leaf.path, name)
         if site not in samples:
             raise KeyError(f"there is no site {site!r} in the samples; there is {', '.join(samples) or 'none'}")
         x = jnp.asarray(samples[site])
-        blocks.append(x.reshape(*x.shape[: x.ndim - len(leaf.shape)], leaf.size))
+        draws, shape = x.shape[: x.ndim - len(leaf.shape)], x.shape[x.ndim - len(leaf.shape) :]
+        lead = draws if lead is None else lead
+        if shape != leaf.shape or draws != lead:
+            expected = (*lead, *leaf.shape)
+            raise ValueError(f"site {site!r} should have the shape {expected}, draws of {leaf.shape}, got {x.shape}")
+        blocks.append(x.reshape(*draws, leaf.size))
     with jax.numpy_dtype_promotion("standard"):
         return ComponentVector(jnp.concatenate(blocks, axis=-1), layout)
 

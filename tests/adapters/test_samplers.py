@@ -111,6 +111,8 @@ def test_parameters_are_sites_of_a_hierarchical_model(ps, key):
     np.testing.assert_allclose(draws.line.data.mean(0), mean, atol=0.05)
     with pytest.raises(KeyError, match=r"no site 'line\.offset'"):
         lux.adapters.numpyro.collect(samples, ps.layout)
+    with pytest.raises(ValueError, match=r"'p\.rate' should have the shape \(1000,\), draws of .*, got \(999,\)"):
+        lux.adapters.numpyro.collect(samples | {"p.rate": samples["p.rate"][1:]}, ps.layout, "p")
     with numpyro.handlers.seed(rng_seed=0), pytest.raises(ValueError, match="`rate` has no prior"):
         lux.adapters.numpyro.sample(ps.layout, {"line.*": dist.Normal(0.0, 1.0)})
     with numpyro.handlers.seed(rng_seed=0), pytest.raises(TypeError, match="`rate` is no distribution of NumPyro"):
@@ -131,6 +133,10 @@ def test_a_random_layer_is_a_function(key):
     assert y.shape == (4, 1) and sites["net.layer_0.weight"]["value"].shape == (2, 3)
     drawn = lux.adapters.numpyro.collect({name: site["value"][None] for name, site in sites.items()}, ps.layout, "net")
     np.testing.assert_allclose(net(jnp.ones((4, 2)), row(drawn), st)[0], y)
+    noisy = lux.Chain(net, lux.Dropout(0.5))
+    ps, st = lux.setup(key, noisy)
+    with numpyro.handlers.seed(rng_seed=0), pytest.raises(ValueError, match=r"updates its state.*lux\.testmode"):
+        lux.adapters.numpyro.random_layer(noisy, ps, st, {"*": dist.Normal(0.0, 1.0)})(jnp.ones(2))
 
 
 def row(draws):
@@ -162,5 +168,13 @@ def test_arviz_has_every_component_by_name(key):
     for wrong in ("species", ["species", "year"]):
         with pytest.raises(ValueError, match="the dims of 'u0' are a list of names, one for each of its 1 axes"):
             lux.adapters.arviz.to_arviz(draws, dims={"u0": wrong})
+    with pytest.raises(
+        ValueError, match=r"'y' of log_likelihood has .* each draw, \(4, 50, '...'\), got shape \(50, 3\)"
+    ):
+        lux.adapters.arviz.to_arviz(draws, log_likelihood={"y": np.ones((50, 3))})
+    with pytest.raises(ValueError, match=r"draws of the prior are a batch .*, got shape \(9,\)"):
+        lux.adapters.arviz.to_arviz(draws, prior=row(draws.flat))
+    with pytest.raises(TypeError, match=r"draws have names, .*, got f64\[4,50,9\]"):
+        lux.adapters.arviz.to_arviz(params.data)
     with pytest.raises(ValueError, match=r"a batch \(chains, draws, 9\), got shape \(200, 9\)"):
         lux.adapters.arviz.to_arviz(draws.flat)
