@@ -5,6 +5,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import lux_sciml as lux
@@ -214,3 +215,12 @@ def test_flat_rows_are_the_same_stack(key):
     assert half.rows.dtype == y.dtype == jnp.bfloat16
     with pytest.raises(ValueError, match=r"Stack\.flat_rows: expected a whole number of at least 0, got -1"):
         named.replace(flat_rows=-1)
+
+
+def test_rows_of_stacks_whose_paths_read_the_same_are_told_apart(key):
+    """As they are where they are sharded."""
+    rows = lux.Stack(lux.Dense(2, 2), 2, flat_rows=True)
+    state = lux.TrainState.create(lux.Chain(**{"a.b": rows, "a": lux.Chain(b=rows)}), optax.sgd(0.1), key=key)
+    sharded = lux.distributed.shard(state, lux.distributed.mesh(), "full")
+    assert {name: len(x) for name, x in sharded.ps.rows.items()} == {"a.b.rows": 2, "('a', 'b', 'rows')": 2}
+    assert lux.distributed.gather(sharded).ps.equals(state.ps)
