@@ -52,9 +52,10 @@ class Change(eqx.Module):
 
 def change_of(jumps: Field | None, given: dict[str, Any], ps: Any, y0: Any, ts: jax.Array) -> Change:
     """What jumps, an entry of the fields of an equation, do in one solve; `given` is what the call brought."""
+    none = jnp.zeros(0, ts.dtype)
+    nothing = Change(none, none, jnp.zeros(0, int), jnp.zeros(0, bool), None, None, None, False, 0)
     if jumps is None:
-        none = jnp.zeros(0, ts.dtype)
-        return Change(none, none, jnp.zeros(0, int), jnp.zeros(0, bool), None, None, None, False, 0)
+        return nothing
     layer = jumps.layer
     assert isinstance(layer, Jumps)
     own = jumps.own(ps) if layer.trainable else {}
@@ -64,6 +65,8 @@ def change_of(jumps: Field | None, given: dict[str, Any], ps: Any, y0: Any, ts: 
         raise ValueError(
             f"the times of jumps have shape (jumps,), or (batch, jumps) with batching='vmap', got {times.shape}"
         )
+    if times.size == 0:
+        return nothing
     count, sign = len(times), jnp.where(ts[-1] >= ts[0], 1, -1).astype(ts.dtype)
     doses = None if amounts is None else Doses(amounts, durations, count)
     jump, starts, spans, rates = jnp.arange(count), jnp.ones(count, bool), None, None

@@ -48,6 +48,8 @@ def test_a_trained_lag_and_its_gradient_are_exact():
     gradient = jax.jit(jax.grad(lambda tau: weights @ run(tau)))(jnp.array(tau))
     np.testing.assert_allclose(gradient, weights @ by_tau, rtol=1e-10)
     assert ps.physics.tau == 1.0
+    by_number, _ = dde(jnp.ones(1), {"physics": {"tau": 0.77}}, st)  # of Python
+    np.testing.assert_allclose(by_number[:, 0], run(0.77), rtol=1e-12)
 
 
 @pytest.mark.exhaustive
@@ -155,9 +157,11 @@ def test_single_precision_joint_batches_and_several_lags():
         ({"ts": [1.0, 0.0]}, "increase"),
         ({"history": lambda t, y0, ps: jnp.ones(3)}, r"shape of the initial value, \(1,\); got \(3,\)"),
         ({"saveat": diffrax.SaveAt(dense=True)}, "has no saveat"),
+        ({"lags": [1.0], "ts": None}, "give it adaptive=True"),
     ],
 )
 def test_bad_input_is_one_sentence(options, sentence):
     with pytest.raises(ValueError, match=sentence):
         dde = lux.NeuralDDE(**{"model": DELAYED, "lags": "physics.tau", "ts": [0.0, 1.0], "max_steps": 64} | options)
-        dde(jnp.ones(1), *lux.setup(jax.random.key(0), dde))
+        x = (jnp.ones((1, 1)), lux.diffeq.Series([[0.0, 1.0]])) if dde.ts is None else jnp.ones(1)
+        dde(x, *lux.setup(jax.random.key(0), dde))

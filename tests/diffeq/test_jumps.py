@@ -56,6 +56,9 @@ def test_equal_times_follow_each_other_and_time_may_run_backward():
     assert back(jnp.zeros(1), {}, {})[0] == 4  # (0 + 1.5) * 2 + 1.0
     never = back.replace(jumps=lux.Jumps([1.5, 1.0, np.inf], amounts=[1.0, 2.0, 4.0], durations=[0.0, 0.0, 1.0]))
     assert never(jnp.zeros(1), {}, {})[0] == 3  # a dose at once has no end, and the last one no start
+    none = never.replace(jumps=lux.Jumps(amounts=1.0, limits=True), output="solution")
+    sol, _ = none((jnp.ones(1), {"times": jnp.zeros(0)}), {}, {})
+    assert (sol.ys == 1).all() and sol.stats["jumps"]["left"].shape == (0, 1)
 
 
 def test_times_of_each_sample_may_be_learned():

@@ -84,6 +84,11 @@ def test_a_constant_pull_costs_what_it_should_and_none_costs_nothing(solver):
     same = model.replace(batching="vmap")
     separate, _ = jax.jit(same)((np.stack([TS, 2 * TS]), DATA[:2]), ps, st)
     np.testing.assert_allclose(separate.kl_path, [expected, 2 * expected], rtol=1e-9)
+    series = lux.diffeq.pad([(TS, DATA[0]), (TS[:2], DATA[1, :2])])  # the second ends half as soon
+    ragged = same.replace(encoder=lux.Lambda(lambda series: jnp.nan_to_num(series.data)))
+    for new, ends in (((), [1.0, 0.5]), ((np.array([0.25, 0.4]),), [0.4, 0.4])):
+        path, _ = jax.jit(ragged)((series, *new) if new else series, ps, st)
+        np.testing.assert_allclose(path.kl_path, np.array(ends) * expected, rtol=1e-9)
     drawn = jax.jit(lambda key: model.sample(key, TS, (BATCH,), ps, st))(jax.random.key(1))
     stationary = SIGMA**2 / (2 * RATE)
     assert drawn.shape == (BATCH, 3, 1)

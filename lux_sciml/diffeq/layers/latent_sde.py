@@ -16,9 +16,10 @@ from ...core import Container, Layer, as_layer, field
 from ...core.container import call_child
 from ...core.converters import count
 from ...core.parameters import parameter_tree
+from ...series import Series
 from ..equation import Equation, Problem, diffeqsolve, half_type, output_kind, solver_object
 from ..field import Field
-from ..inputs import times_and_data
+from ..inputs import spread, times_and_data
 from ..times import times_like
 from .neural_sde import require_forward, require_steps, stochastic_terms
 
@@ -54,8 +55,9 @@ class LatentSDE(Container, Equation):
 
     and the divergence of the starts, :math:`N(m, \sigma^2)` of the posterior and a trained normal one of the prior.
     Input `(ts, xs)`, or `(ts, xs, new_ts)` to predict at other times; times `(times,)`, data `(..., times, channels)`
-    with NaN for what was not observed. Output: a `LatentSDEPath`, of one path for each series; `lux.diffeq.elbo` of it
-    is what to maximize.
+    with NaN for what was not observed. With `batching="vmap"` a `lux.diffeq.Series` stands for both, and may be the new
+    times; the encoder is called with it. Output: a `LatentSDEPath`, of one path for each series; `lux.diffeq.elbo` of
+    it is what to maximize.
 
     * `encoder`: from `(ts, xs)` to a context for each time, `(..., times, context)`, linear between them, or one for
       all, `(..., context)`. A `Recurrence` with `reverse` and `return_sequence` tells each time what follows;
@@ -127,15 +129,17 @@ class LatentSDE(Container, Equation):
         return {**super().init_state(key), "key": jax.random.fold_in(key, len(self))}
 
     def problem(self, x, ps, st):
+        x = spread(x)
         if not (isinstance(x, tuple) and len(x) in (2, 3)):
             raise ValueError("a LatentSDE takes the tuple (times, data), or (times, data, times to predict at)")
-        seen, xs = times_and_data(self, x[:2])
+        known = x[0] if isinstance(x[0], Series) else x[:2]
+        seen, xs = times_and_data(self, known)
         ts = seen if len(x) == 2 else times_like(x[2], xs, self.batching)
         if not is_traced(ts):
             require_forward(np.asarray(ts))
         key, start_key, path_key = jax.random.split(st["key"], 3)
         st = {**st, "key": key}
-        context, st["encoder"] = call_child("encoder", self.encoder, x[:2], ps, st)
+        context, st["encoder"] = call_child("encoder", self.encoder, known, ps, st)
         context = _at_all_times(context, xs)
         statistics, st["initial"] = call_child("initial", self.initial, context[..., 0, :], ps, st)
         expected = (*xs.shape[:-2], 2 * self.latent)

@@ -16,6 +16,7 @@ from jax import lax
 from ..._tree import is_traced
 from ...core import Constant, Layer, Wrapper, as_layer, field
 from ...core.converters import checks_itself, flag, function, number, optional
+from ...series import Series
 from ..delays import Delays, solve_with_delays
 from ..equation import Equation, Fields
 from ..failure import guarded, mark_failure
@@ -135,6 +136,8 @@ class NeuralDDE(Wrapper, Equation):
         if self.ts is None and isinstance(x, tuple) and len(x) > 1 and is_traced(x[1]):
             raise ValueError("the times of a NeuralDDE are known while tracing: give `ts` to the layer")
         ts = self.ts if self.ts is not None else x[1] if isinstance(x, tuple) and len(x) > 1 else None
+        if isinstance(ts, Series):
+            raise ValueError("a NeuralDDE with fixed steps has the same times for all samples: give it adaptive=True")
         times = None if ts is None else np.asarray(save_times(ts), float)
         if times is not None and (times.ndim != 1 or times[-1] < times[0]):
             raise ValueError(f"the times of a NeuralDDE increase, and have shape (times,); got shape {times.shape}")
@@ -314,7 +317,7 @@ def _parameter(ps: Any, name: str) -> Any:
             found = ", ".join(ps) if isinstance(ps, dict) else "no more names"
             raise ValueError(f"the lag {name!r} names a parameter of the model, which has no {part!r} but {found}")
         ps = ps[part]
-    if not hasattr(ps, "dtype"):
+    if isinstance(ps, dict):
         raise ValueError(f"the lag {name!r} names one parameter of the model, and there are {', '.join(ps)}")
     return ps
 
