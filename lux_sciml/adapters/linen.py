@@ -102,8 +102,9 @@ def from_linen(
     Parameters: the collection `params`. State, where there is any: `variables`, all other collections, such as
     `batch_stats`, all of which a call may change; `key`, where a call in training draws from `rngs`; and `mode`.
 
-    Raises `TypeError` for what is no Linen module, `ValueError` for one without parameters and state and for variables
-    of another architecture, `ImportError` without Flax, which comes with `pip install lux-sciml[adapters]`.
+    Raises `TypeError` for what is no Linen module, `ValueError` for one without parameters and state, for variables of
+    another architecture and for a random stream that `rngs` does not name, `ImportError` without Flax, which comes with
+    `pip install lux-sciml[adapters]`.
 
     >>> import lux_sciml as lux
     >>> from flax import linen as nn  # doctest: +SKIP
@@ -119,8 +120,13 @@ def from_linen(
     train, test = mode_arguments(module.__call__, train, test)
     example = Constant({"x": jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), x)})
     layer = LinenLayer(module, example, rngs=rngs, spread=spread, train=train, test=test)
-    shapes = jax.eval_shape(layer.drawn, jax.random.key(0))
-    random = _is_random(layer, shapes)
+    try:
+        shapes = jax.eval_shape(layer.drawn, jax.random.key(0))
+        random = _is_random(layer, shapes)
+    except library("flax.errors").InvalidRngError as error:
+        raise ValueError(
+            f"a call draws from a random stream that rngs={layer.rngs} does not name: {error}: name all of them"
+        ) from error
     if not jax.tree.leaves(shapes) and not random:
         raise ValueError(
             f"the {type(module).__name__} has no parameters: `lux.Lambda(lambda x: module.apply({{}}, x))`"

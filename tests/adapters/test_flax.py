@@ -152,6 +152,7 @@ def test_what_does_not_fit_is_told():
         (lambda: from_linen(nn.Sequential([jnp.tanh]), X), ValueError, "the Sequential has no parameters"),
         (lambda: lux.Chain(nnx.Linear(2, 3, rngs=nnx.Rngs(0))), TypeError, r"lux.adapters.from_nnx\(module\)"),
         (lambda: lux.Chain(nn.Dense(3)), TypeError, r"lux.adapters.from_linen\(module, x\)"),
+        (lambda: from_linen(nn.Dropout(0.5), X, rngs=("noise",)), ValueError, r"rngs=\('noise',\) does not name"),
         (lambda: to_nnx(lux.Dense(2, 2), {}, {}), TypeError, "that from_nnx made"),
     ]
     for call, kind, sentence in cases:
