@@ -14,8 +14,8 @@ from .form import Form
 SCALES = (1e3, 1.0, 1e-3)  # of gradients, one a step: some are clipped
 
 
-def require_same_updates(optimizer: optax.GradientTransformationExtraArgs, rows: bool) -> None:
-    """Raise `ValueError` where an optimizer's steps depend on the form, tried with a few numbers.
+def require_same_updates(optimizer: optax.GradientTransformationExtraArgs, rows: bool) -> bool:
+    """Raise `ValueError` where an optimizer's steps depend on the form, tried with a few numbers; whether it was tried.
 
     Means over arrays count the zeros that fill a vector up, norms of single arrays are others where rows of stacks are
     arrays of their own, and some keep memory of other shapes than the parameters'.
@@ -46,10 +46,10 @@ def require_same_updates(optimizer: optax.GradientTransformationExtraArgs, rows:
         try:
             first = optimizer.init(vector)
             whole = jax.jit(lambda: steps(False, first))()
-        except Exception:  # made for one vector alone, as by a mask of its length: the step will tell
-            return
+        except Exception:  # made for one vector alone, as by a mask of its length
+            return False
         if rows and any(map(is_random_key, jax.tree.leaves(first))):  # other random numbers
-            return
+            return True
         try:
             same = np.allclose(whole, jax.jit(lambda: steps(True, first))(), rtol=1e-3, atol=1e-6, equal_nan=True)
         except (TypeError, ValueError):
@@ -61,3 +61,18 @@ def require_same_updates(optimizer: optax.GradientTransformationExtraArgs, rows:
             "optimizer's steps depend on that: take one that goes element by element, or by norms of all parameters, "
             'such as optax.adamw, or how="replicated"'
         )
+    return True
+
+
+def require_a_step(optimizer: optax.GradientTransformationExtraArgs, memory: Any, form: Form) -> None:
+    """Raise `ValueError` where an optimizer that was made for whole vectors alone does not take one in parts."""
+    ps = form.stored(ComponentVector(jnp.zeros(form.layout.size, form.layout.leaves[0].dtype), form.layout))
+    extra = {"value": jnp.zeros(()), "grad": ps, "value_fn": lambda ps: jnp.zeros(())}
+    with jax.numpy_dtype_promotion("standard"):
+        try:
+            jax.eval_shape(lambda memory: optimizer.update(ps, memory, ps, **extra), memory)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                'how="full" stores parameters in parts, which this optimizer does not take: give masks and labels as '
+                'functions of the parameters, `mask=lambda ps: jax.tree.map(...)`, or take how="replicated"'
+            ) from error

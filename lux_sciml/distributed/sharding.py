@@ -20,7 +20,7 @@ from ..training.state import copied
 from .agreement import broadcast as from_first, require_same_values
 from .form import PAD, Form, Sharded, flat_rows
 from .meshes import axes_of, put, require_mesh
-from .optimizers import require_same_updates
+from .optimizers import require_a_step, require_same_updates
 from .placement import OnMesh
 
 S = TypeVar("S", TrainState, ComponentVector)
@@ -88,12 +88,13 @@ def _sharded(state: Any, mesh: Mesh, how: Any) -> Any:
         raise ValueError(f'an ensemble of {jnp.size(state.step)} members is divided by how="members", got {how!r}')
     if how == "full":
         forms = _forms_of(state, mesh)
-        if isinstance(state, TrainState):
-            require_same_updates(state.optimizer, bool(forms[0].rows))
+        tried = not isinstance(state, TrainState) or require_same_updates(state.optimizer, bool(forms[0].rows))
         for form in forms:
             state = jax.tree.map(
                 lambda x, form=form: form.stored(x) if form.is_whole(x) else x, state, is_leaf=_is_parts
             )
+        if not tried:
+            require_a_step(state.optimizer, state.opt_state, forms[-1])
     specs = _specs(state, forms, P(axes) if how == "members" else P(), axes)
     return _placed(state, OnMesh(mesh, how, batch, members, specs, forms))
 

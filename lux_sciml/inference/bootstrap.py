@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..components import ComponentMatrix, ComponentVector
+from ..core.converters import converted, count
 from ..optimize import MinimizeResult
 
 
@@ -78,7 +79,7 @@ def bootstrap(
     """
     if (samples is None) == (simulate is None):
         raise ValueError("bootstrap draws from `samples=`, or by `simulate=`: pass one of them")
-    if draws < 2:
+    if converted("draws", count, draws) < 2:
         raise ValueError(f"draws: expected two fits at least, got {draws}")
     draw = _cases(samples) if simulate is None else simulate
     keys = jax.random.split(key, draws)

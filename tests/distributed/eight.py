@@ -223,6 +223,7 @@ def refused():
     flat = shard(lux.ComponentVector(a=jnp.ones(5), b=jnp.ones((2, 3))), all_of_them, "full")
     shards = jax.shard_map(lambda v: v.a.sum()[None], mesh=all_of_them, in_specs=P("devices"), out_specs=P("devices"))
     clipped = optax.chain(optax.clip_by_block_rms(0.1), optax.sgd(0.1))
+    masks = jax.tree.map(lambda x: True, lux.setup(jax.random.key(0), model)[0])
     calls = {
         "batch": lambda: lux.train_step(objective)(shard(create(model), all_of_them), (X[:60], Y[:60])),
         "fit": lambda: lux.fit(objective, shard(create(model), all_of_them, "full"), (X, Y), batch_size=20, epochs=1),
@@ -245,6 +246,7 @@ def refused():
         "mean": lambda: shard(create(model, clipped), all_of_them, "full"),
         "memory": lambda: shard(create(model, optax.adafactor(0.1)), all_of_them, "full"),
         "norms": lambda: shard(create(MODELS["rows"], optax.lamb(0.1)), all_of_them, "full"),
+        "mask": lambda: shard(create(model, optax.masked(optax.adam(0.1), masks)), all_of_them, "full"),
         "axis twice": lambda: shard(tree, all_of_them, {"weight": P("devices", "devices")}),
         "device twice": lambda: mesh(devices=jax.devices()[:1] * 2),
         "shard": lambda: shards(flat),

@@ -117,6 +117,7 @@ def test_the_estimate_is_what_the_compiler_counts(found):
         "mean": 'ValueError: how="full" stores parameters in parts, filled up with zeros, and this optimizer',
         "memory": 'ValueError: how="full" stores parameters in parts, filled up with zeros, and this optimizer',
         "norms": 'ValueError: how="full" stores parameters in parts, rows of stacks as arrays of their own',
+        "mask": 'ValueError: how="full" stores parameters in parts, which this optimizer does not take: give masks',
         "axis twice": "ValueError: 'weight' names an axis twice",
         "device twice": "ValueError: a mesh has each device once",
         "called": "ValueError: these are not the parameters of this Dense: `pad_` is unknown. `lux.distributed.gather`",
