@@ -67,27 +67,34 @@ def run(
         data = resample(steps, at(x), data)
         current = strong((x, method.again(x, state)))
     if state.converged:
-        return _verdict(x, state, bounds)
+        stored = len(state.point.jacobian) > 0
+        gradient = state.point.residual @ state.point.jacobian if stored else programs(_gradient, x, data)(x, data)
+        return _verdict(x, state, gradient, bounds)
     return False, f"max_steps={total} reached before convergence"
 
 
-def _verdict(x: jax.Array, state: State, bounds: tuple[np.ndarray, np.ndarray] | None) -> tuple[bool, str]:
+def _verdict(
+    x: jax.Array, state: State, gradient: jax.Array, bounds: tuple[np.ndarray, np.ndarray] | None
+) -> tuple[bool, str]:
     if not state.finite:
         return False, (
             "the residuals are not finite at any step from here, however short: keep them finite there, by bounds or "
             "by a transformation of the parameters"
         )
-    point = state.point
-    if len(point.jacobian):
-        gradient = np.asarray(point.residual @ point.jacobian, np.float64)
-        inside = (lambda x: x) if bounds is None else (lambda x: np.clip(x, *bounds))
-        slope = convergence.slope(np.asarray(x, np.float64), float(point.value), gradient, inside)
-        if slope > convergence.STEEP:
-            return False, (
-                f"no step lowers the loss, but its gradient, {slope:.1g} relative to the loss, is not small: the "
-                f"residuals are not smooth there; {convergence.ADVICE}"
-            )
+    inside = (lambda x: x) if bounds is None else (lambda x: np.clip(x, *bounds))
+    flat, slopes = np.asarray(x, np.float64), np.asarray(gradient, np.float64)
+    slope = convergence.slope(flat, float(state.point.value), slopes, inside)
+    if slope > convergence.STEEP:
+        return False, (
+            f"no step lowers the loss, but its gradient, {slope:.1g} relative to the loss, is not small: the "
+            f"residuals are not smooth there; {convergence.ADVICE}"
+        )
     return True, "converged: the loss or the parameters would change by less than the tolerance"
+
+
+def _gradient(problem: ResidualProblem, method: LevenbergMarquardt, x: jax.Array, data: Data) -> jax.Array:
+    """Of the loss, without its Jacobian."""
+    return jax.grad(lambda x: problem.loss.value(problem.at(data).values(x)[0]))(x)
 
 
 def _advance(

@@ -174,3 +174,17 @@ def test_factorizations_take_one_thread_where_it_is_said():
 def test_a_derivative_that_is_not_finite_is_no_convergence(solver):
     result = lux.least_squares(lambda p: jnp.sqrt(jnp.abs(p)) - 1.0, jnp.zeros(2), jacobian="forward", solver=solver)
     assert not result.success and "finite" in result.message and np.array_equal(result.params, [0.0, 0.0])
+
+
+@pytest.mark.parametrize("solver", ["qr", "cg"])
+def test_where_it_sticks_is_no_success(solver):
+    """Meyer's problem, MGH10 of NIST's, from its far start."""
+    y = [34780, 28610, 23650, 19630, 16370, 13720, 11540, 9744, 8261, 7030, 6005, 5147, 4427, 3820, 3307, 2872]
+    samples = np.arange(50.0, 126.0, 5.0), np.array(y, float)
+    start = jnp.array([2.0, 400_000.0, 25_000.0])
+    for loss in ("linear", "huber"):
+        result = lux.least_squares(
+            lambda p, s: p[0] * jnp.exp(p[1] / (s[0] + p[2])) - s[1],
+            start, samples=samples, solver=solver, loss=loss, loss_scale=1e3, max_steps=400,
+        )  # fmt: skip
+        assert not result.success and ("max_steps" in result.message or "is not small" in result.message)
