@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import lax
 
 from .._compat import for_tensorflow, to_tensorflow
 from .._libraries import library
@@ -84,7 +85,7 @@ def _content(function: PlainFunction) -> bytes:
 def _tensorflow_function(tf: Any, function: PlainFunction) -> Any:
     """The function in TensorFlow, in JAX's types without x64 inside."""
     options = {"with_gradient": False, "native_serialization_platforms": ("cpu",)}
-    converted = to_tensorflow(in_plain_operations(function.call), function.specs, **options)
+    converted = to_tensorflow(in_plain_operations(function.call, _RULES), function.specs, **options)
     signature = [
         tf.TensorSpec([n if isinstance(n, int) else None for n in spec.shape], spec.dtype, name=name)
         for name, spec in function.inputs.items()
@@ -97,3 +98,23 @@ def _tensorflow_function(tf: Any, function: PlainFunction) -> Any:
         return {name: tf.cast(y, spec.dtype) for (name, spec), y in outputs}
 
     return tf.function(call, autograph=False, input_signature=signature)
+
+
+def _rem(x: Any, y: Any) -> Any:
+    """With the sign of `x`, where LiteRT's has that of `y`."""
+    return None if x.dtype.kind == "u" else lax.sign(x) * lax.rem(lax.abs(x), lax.abs(y))
+
+
+def _conv(*_: Any, padding: Any, **__: Any) -> None:
+    if any(n < 0 for pad in padding for n in pad):  # on which the converter ends the process
+        raise ValueError("a convolution with less than no padding")
+
+
+def _scatter(*_: Any, **__: Any) -> None:
+    """LiteRT's own operation takes none of the sums and products that the converter writes, when it is run."""
+    raise ValueError("numbers that are added or multiplied at indices, as in gradients of indexing")
+
+
+_SCATTERS = ("scatter-add", "scatter_add", "scatter-sub", "scatter_sub", "scatter-mul", "scatter_mul")
+_SCATTERS += ("scatter-min", "scatter_min", "scatter-max", "scatter_max")
+_RULES = {"rem": _rem, "conv_general_dilated": _conv, **dict.fromkeys(_SCATTERS, _scatter)}

@@ -48,6 +48,18 @@ def test_gradient_of_a_loss_with_trees_and_whole_numbers(tmp_path):
     np.testing.assert_allclose(out["y_1"], gradient.data, rtol=2e-5, atol=2e-6)
 
 
+def test_remainders_have_the_sign_of_what_is_divided(tmp_path):
+    x = np.array([[5.5, -5.5, -0.3], [1.0, -1.0, 7.0]], "float32")
+
+    def remainders(x):
+        whole = x.astype("int32")
+        return jax.lax.rem(x, x[:, ::-1]), x % 0.7, jax.lax.rem(whole, 0 * whole + 3), whole % -3, whole // 3
+
+    lux.export.tflite(tmp_path / "model.tflite", remainders, x=x)
+    for name, y in run(tmp_path / "model.tflite", x=x).items():
+        np.testing.assert_allclose(y, jax.jit(remainders)(x)[int(name[2:])], rtol=1e-6, atol=1e-6)
+
+
 def test_what_is_refused_is_not_written(tmp_path):
     path = tmp_path / "model.tflite"
     path.write_bytes(b"old")
@@ -58,6 +70,12 @@ def test_what_is_refused_is_not_written(tmp_path):
         lux.export.tflite(path, node, ps.astype(float), st, jnp.ones((2, 3)))
     with pytest.raises(ValueError, match=r"no form in TFLite because of its operation `sort`.*lux.export.onnx"):
         lux.export.tflite(path, jnp.sort, x=x)
+    with pytest.raises(ValueError, match=r"because .*added or multiplied at indices.*lux.export.onnx"):
+        lux.export.tflite(path, lambda x: x.at[0].add(1), x=x, batch_axis=None)
+    with pytest.raises(ValueError, match=r"because .*a convolution with less than no padding.*lux.export.onnx"):
+        lux.export.tflite(
+            path, lambda x: jax.lax.conv(x, x[:1], (1, 1), ((-1, 0), (0, 0))), x=jnp.ones((2, 1, 4, 4), "float32")
+        )
     with pytest.raises(ValueError, match=r"not the reverse mode of a solve.*lux.export.stablehlo"):
         lux.export.tflite(path, jax.grad(lambda ps, x: jnp.sum(node(x, ps, st)[0])), ps, x=x)
     assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
