@@ -317,7 +317,8 @@ class _Source:
         # One operand at least has the full shape and the type; NumPy brings the others to these.
         loose = [self.is_loose(v) or (v.shape == () and v.known is not None) for v in op.inputs]
         if all(loose[1:] if name == "select_n" else loose):
-            loose[-1] = False
+            whole = [k for k, v in enumerate(op.inputs) if v.shape == out.shape and (k or name != "select_n")]
+            loose[whole[-1] if whole else -1] = False
         x = [self.loose(v) if free else self.read(v) for v, free in zip(op.inputs, loose, strict=True)]
         real = op.inputs[-1].dtype.kind == "f"
         if name == "div" and not real:

@@ -69,12 +69,14 @@ def _solve(
     saveat: diffrax.SaveAt,
     stepsize_controller: diffrax.AbstractStepSizeController,
     max_steps: int | None,
-    event: Any,
-    throw: bool,
-    progress_meter: diffrax.AbstractProgressMeter,
+    event: Any = "none is asked for",  # where a solve is one of several pieces
+    throw: bool = True,
+    progress_meter: diffrax.AbstractProgressMeter | None = None,
     **options: Any,
 ) -> diffrax.Solution:
     """What `diffrax.diffeqsolve` returns, without statistics of its own."""
+    if isinstance(event, str):
+        raise _refusal("jumps and events that change the state")
     _require_plain(terms, solver, stepsize_controller, saveat, event)
     if throw or not isinstance(progress_meter, diffrax.NoProgressMeter):
         raise ValueError("exported solves do not call back to Python: leave throw=True and the progress meter out")

@@ -72,6 +72,7 @@ def test_operations(tmp_path):
 def test_whole_numbers_booleans_and_products_of_sizes(tmp_path):
     check(tmp_path, lambda i, x: list(of_types(i, x)), (bytes_of(3), samples(3, 5)))
     check(tmp_path, lambda x: (jnp.mean(x @ x.T), (x[:, None] - x).reshape(-1, 5), x[::2].mean(0)), (samples(3, 5),))
+    check(tmp_path, lambda x: (jnp.ones(x.shape[0], x.dtype) / 2, jnp.where(True, x, 0)), (samples(3, 5),))
     long = np.arange(-3, 3) + 1_700_000_000_123_456_789
     check(tmp_path, lambda t: (t // 1000, t % 1000), (long,), batch_axis=None)
     (size,) = jax.export.symbolic_shape("2*n")

@@ -81,6 +81,7 @@ def test_failed_solves_are_nan():
         ({"solver": diffrax.Kvaerno3()}, "Kvaerno3"),
         ({"event": diffrax.Event(lambda t, y, args, **_: jnp.sum(y))}, "an event"),
         ({"saveat": diffrax.SaveAt(steps=True)}, "steps"),
+        ({"jumps": lux.Jumps([0.5], lambda t, y, ps: -y)}, "jumps and events"),
         ({"stepsize_controller": diffrax.PIDController(1e-3, 1e-3, jump_ts=[0.5])}, "ClipStepSizeController"),
     ],
 )
