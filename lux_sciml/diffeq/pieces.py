@@ -424,7 +424,8 @@ def _travel(
             times = jnp.where(beyond, end, jnp.where(sign * (ts - t) <= 0, t, ts))
             shift = 0
         else:
-            times = jnp.where(beyond | (jnp.arange(len(ts)) < behind), sign * jnp.inf, ts)
+            never = end + (end - t)  # a number, by which other samples of a batch may look, and drop what they see
+            times = jnp.where(beyond | (jnp.arange(len(ts)) < behind), never, ts)
             times, shift = jnp.roll(times, -behind), behind
         saveat = diffrax.SaveAt(ts=times, t1=True, controller_state=stops)
         sol = solve(terms, t0=t, t1=end, y0=y, args=args, saveat=saveat)

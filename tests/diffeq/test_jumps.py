@@ -162,6 +162,22 @@ def test_times_and_doses_of_each_sample_in_the_call():
 
 
 @pytest.mark.exhaustive
+def test_samples_whose_pieces_have_other_lengths_by_two_adjoints():
+    """One is at its end, or has not begun, where another goes on and saves."""
+    node = lux.NeuralODE(lux.Scale(1), ts=[0.0, 1.0, 2.0, 3.0], jumps=lux.Jumps(amounts=1.0), batching="vmap",
+                         output="ys", max_steps=64)  # fmt: skip
+
+    def total(ps, times, adjoint):
+        y0 = jnp.array([[1.0], [2.0], [3.0], [4.0]])
+        return jnp.sum(node.replace(adjoint=adjoint)((y0, {"times": times}), ps, {})[0] ** 2)
+
+    ps, times = {"weight": jnp.array([-0.5]), "bias": jnp.array([0.1])}, jnp.array([[0.5], [3.0], [jnp.inf], [0.0]])
+    got, want = (jax.jit(jax.grad(total, (0, 1)), static_argnums=2)(ps, times, name) for name in ("direct", "auto"))
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+@pytest.mark.exhaustive
 def test_an_effect_that_is_a_layer_and_one_that_reads_the_parameters():
     net = lux.Dense(2, 2, jnp.tanh)
     kick = lux.NeuralODE(lux.Lambda(jnp.zeros_like), ts=[0.0, 1.0], jumps=lux.Jumps([0.5], net), output="final")
