@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import equinox as eqx
@@ -22,10 +21,6 @@ jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_disable_most_optimizations", True)
 if jax.__version_info__ < (0, 11):  # later versions do not have the choice
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_use_fusion_emitters=false"
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 gc.set_threshold(50_000)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # tests interrupt themselves; the background ignores it
 TESTS = itertools.count(1)
@@ -35,15 +30,6 @@ CORE = """
 components/test_vector core/test_layer nn/test_nn nn/test_stack diffeq/test_neural_ode equilibrium/test_deep_equilibrium
 training/test_step
 """.split()
-
-
-def pytest_configure(config):
-    """What is compiled in one process is there for the others, and for the next file: a cache for this run."""
-    if not hasattr(config, "workerinput"):
-        folder = tempfile.TemporaryDirectory(prefix="lux_sciml_", ignore_cleanup_errors=True)
-        config.add_cleanup(folder.cleanup)
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder.name  # also of scripts
-    jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marks
