@@ -74,13 +74,13 @@ def machine_table(on: str, ran: dict[str, dict[str, Any]]) -> str:
         for library, version in result["versions"].items():
             used.setdefault(library, set()).add(version)
     one = ", ".join(f"{library} {min(versions)}" for library, versions in used.items() if len(versions) == 1)
-    columns, rows = ["script", "date", "load at its start", "seconds"], []
     differ = [library for library, versions in used.items() if len(versions) > 1]
+    rows = [("script", "date", "load at its start", "seconds", "with")]
     for script, result in ran.items():
-        versions = result["versions"]
-        own = ", ".join(f"{library} {versions[library]}" for library in differ if library in versions)
-        rows.append((script, result["date"], result["machine"]["load"], result["seconds"], *([own] if differ else [])))
-    return f"{on}; {one}.\n\n" + timing.markdown((*columns, *(["with"] if differ else [])), rows)
+        own = ", ".join(f"{name} {result['versions'][name]}" for name in differ if name in result["versions"])
+        rows.append((script, result["date"], result["machine"]["load"], result["seconds"], own))
+    columns, *rows = rows if differ else [row[:-1] for row in rows]
+    return f"{on}; {one}.\n\n{timing.markdown(columns, rows)}"
 
 
 def write() -> None:

@@ -36,8 +36,7 @@ def save(path: str | os.PathLike[str], tree: Any) -> None:
     replaced. What killed processes left beside it is removed.
 
     Raises `TypeError`, with the path, at what is no value: functions, traced arrays; `ValueError` for an array of which
-    other processes have parts; `OSError` where it cannot be
-    written, and what was there is still there.
+    other processes have parts; `OSError` where it cannot be written, and what was there is still there.
 
     >>> import os, tempfile
     >>> path = os.path.join(tempfile.mkdtemp(), "run.safetensors")

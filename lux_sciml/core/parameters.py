@@ -16,6 +16,12 @@ def parameter_layout(layer: Any) -> Layout:
     return _parameter_layout(layer, jax.dtypes.canonicalize_dtype(float))
 
 
+def layout_like(layer: Any, tree: Any) -> Layout:
+    """The layout of a layer's parameters, in the type of those in a tree, where they have one."""
+    layout, types = parameter_layout(layer), {x.dtype for x in jax.tree.leaves(tree) if hasattr(x, "dtype")}
+    return layout.astype(types.pop()) if len(types) == 1 else layout
+
+
 @functools.lru_cache(maxsize=4096)
 def _parameter_layout(layer: Any, default_dtype: Any) -> Layout:
     return layout_now(layer)

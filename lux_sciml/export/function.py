@@ -21,7 +21,7 @@ from .._tree import describe, is_random_key
 from ..components import ComponentVector, Layout, path_string, to_json
 from ..components.nodes import Path, close_container, open_container
 from ..core import Layer, Mode, StatefulLayer
-from ..core.parameters import parameter_layout, parameter_tree
+from ..core.parameters import layout_like, parameter_layout, parameter_tree
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 BATCH = "batch"  # the name of the symbolic size
@@ -247,9 +247,7 @@ def _layout(model: Any, ps: Any) -> Layout | None:
     if isinstance(ps, ComponentVector):
         return ps.layout
     if isinstance(model, Layer):
-        types = {getattr(leaf, "dtype", None) for leaf in jax.tree.leaves(ps)} - {None}
-        layout = parameter_layout(model)
-        return layout.astype(types.pop()) if len(types) == 1 and not isinstance(ps, _ARRAYS) else layout
+        return parameter_layout(model) if isinstance(ps, _ARRAYS) else layout_like(model, ps)
     if ps is None or isinstance(ps, _ARRAYS):
         return None
     return Layout.of(ps)

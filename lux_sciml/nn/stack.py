@@ -15,7 +15,7 @@ from ..components import ComponentVector, Layout
 from ..core import Layer, Wrapper, as_layer, field
 from ..core.converters import checks_itself, flag, function, natural
 from ..core.frozen import kept_entries
-from ..core.parameters import parameter_layout
+from ..core.parameters import layout_like, parameter_layout
 from ._affine import shared_by_steps
 from ._shapes import cast_like, shapes_of, shapes_text
 
@@ -122,8 +122,7 @@ class Stack(Wrapper):
         return (self._in_rows(ps) if self.flat_rows else ps), st
 
     def _in_rows(self, trees: Any) -> dict[str, jax.Array]:
-        layout, dtypes = parameter_layout(self.layer), {leaf.dtype for leaf in jax.tree.leaves(trees)}
-        layout = layout.astype(dtypes.pop()) if len(dtypes) == 1 else layout
+        layout = layout_like(self.layer, trees)
         rows = jax.vmap(layout.ravel, axis_size=self.n)(trees)
         return {"rows": jnp.pad(rows, ((0, 0), (0, -layout.size % self.flat_rows)))}
 

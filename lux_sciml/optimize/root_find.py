@@ -194,9 +194,8 @@ def _scipy(method: str, tol: float | None, max_steps: int, options: dict[str, An
     try:
         found = scipy.optimize.root(f, start, method=method, jac=slopes, tol=tol, options=limits | options)
     except (scipy.optimize.NoConvergence, ValueError) as error:
-        if isinstance(error, ValueError) and "Jacobian inversion" not in str(
-            error
-        ):  # where the function stays as it is
+        stood_still = "Jacobian inversion" in str(error)  # of krylov, where the function stays as it is
+        if isinstance(error, ValueError) and not stood_still:
             raise
         return best[0], False, f"{method} did not converge: {error}"[:80], max_steps
     steps = int(found.get("nit", found.get("nfev", 0)))
