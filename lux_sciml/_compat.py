@@ -260,6 +260,7 @@ _STATE = {
     "y", "tprev", "tnext", "made_jump", "solver_state", "controller_state", "result", "num_steps",
     "num_accepted_steps", "save_state", "dense_ts", "dense_infos", "dense_save_index",
 }  # fmt: skip
+_CLIP = {"tprev", "tnext", "t1", "t1_clip_floor", "keep_step"}
 _SAVED = {"saveat_ts_index", "ts", "ys", "save_index"}
 
 
@@ -270,7 +271,23 @@ def solver_loop(adjoint: diffrax.AbstractAdjoint, state: Any) -> Callable[..., A
         return None
     saved = jax.tree.leaves(getattr(state, "save_state", None), is_leaf=lambda x: hasattr(x, "saveat_ts_index"))
     known = [_STATE <= vars(state).keys(), *(_SAVED <= getattr(part, "__dict__", {}).keys() for part in saved)]
-    return loop if all(known) and _has_loops() else None
+    return _with_short_clip(loop) if all(known) and _has_loops() else None
+
+
+def _with_short_clip(loop: Callable[..., Any]) -> Callable[..., Any]:
+    """diffrax's loop, which finds in one operation, not a hundred, the times so near to the end that a step goes there.
+
+    They were an eighth of the program of a small solve.
+    """
+    scope = loop.__globals__
+    clip = scope.get("_clip_to_end")
+    if clip is None or inspect.signature(clip).parameters.keys() != _CLIP:
+        return loop
+
+    def clip_to_end(tprev, tnext, t1, t1_clip_floor, keep_step):
+        return clip(tprev, tnext, t1, t1 - 100 * jnp.finfo(t1.dtype).eps * jnp.abs(t1), keep_step)
+
+    return rebound(loop, _clip_to_end=clip_to_end, eqxi=_Instead(scope["eqxi"], prevbefore=_itself))
 
 
 def _has_loops() -> bool:
@@ -301,17 +318,19 @@ def rebound(function: Callable[..., Any], **names: Any) -> Callable[..., Any]:
     return copy
 
 
-class _Without:
-    """A module of Equinox whose `error_if` checks nothing."""
+class _Instead:
+    """A module, with other objects for some of its names."""
 
-    def __init__(self, module: types.ModuleType):
+    def __init__(self, module: types.ModuleType, **names: Any):
         self._module = module
+        vars(self).update(names)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._module, name)
 
-    def error_if(self, x: Any, pred: Any, msg: str, **options: Any) -> Any:
-        return x
+
+def _itself(x: Any, *_: Any, **__: Any) -> Any:
+    return x
 
 
 def unchecked(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -321,10 +340,26 @@ def unchecked(function: Callable[..., Any]) -> Callable[..., Any]:
     calls, the user's among them, are as before. Where the function looks up other names, it is returned as it is.
     """
     scope = getattr(inspect.unwrap(function), "__globals__", {})
-    return rebound(function, **{name: _Without(scope[name]) for name in ("eqx", "eqxi") if name in scope})
+    modules = {name: scope[name] for name in ("eqx", "eqxi") if name in scope}
+    return rebound(function, **{name: _Instead(module, error_if=_itself) for name, module in modules.items()})
 
 
-diffeqsolve = eqx.filter_jit(unchecked(diffrax.diffeqsolve))
+_diffeqsolve = unchecked(diffrax.diffeqsolve)
+_compiled_diffeqsolve = eqx.filter_jit(_diffeqsolve)
+
+
+def diffeqsolve(*args: Any, **options: Any) -> diffrax.Solution:
+    """`diffrax.diffeqsolve` without its checks; compiled, or where a program is being traced a part of that one.
+
+    A jitted function inside of a program is traced again for batches, and again for derivatives.
+    """
+    solve = _diffeqsolve if being_traced() else _compiled_diffeqsolve
+    return solve(*args, **options)
+
+
+def being_traced() -> bool:
+    """Whether what is computed here becomes part of a program, and is not computed at once."""
+    return isinstance(lax.full((), 0), Tracer)
 
 
 class BrownianTree(diffrax.VirtualBrownianTree):

@@ -9,11 +9,17 @@ Weights have the shape `(*kernel, in, out)`: `fan_in` is the size of the kernel 
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from ._compat import being_traced
+from ._tree import is_traced
+
+_SIZES = (2**12, 2**16)  # of draws of which arrays up to that size are a part
 
 
 class _Initializer:
@@ -42,7 +48,7 @@ class Uniform(_Initializer):
     bound: float
 
     def __call__(self, key: Any, shape: Sequence[int], dtype: Any = float) -> jax.Array:
-        return jax.random.uniform(key, shape, dtype, -self.bound, self.bound)
+        return _drawn(lambda row: jax.random.uniform(key, row, dtype, -self.bound, self.bound), key, shape)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -56,7 +62,7 @@ class Normal(_Initializer):
     std: float = 1.0
 
     def __call__(self, key: Any, shape: Sequence[int], dtype: Any = float) -> jax.Array:
-        return self.std * jax.random.normal(key, shape, dtype)
+        return _drawn(lambda row: self.std * jax.random.normal(key, row, dtype), key, shape)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -81,7 +87,11 @@ class TruncatedNormal(_Initializer):
 
     def __call__(self, key: Any, shape: Sequence[int], dtype: Any = float) -> jax.Array:
         lower, upper = ((bound - self.mean) / self.std for bound in (self.lower, self.upper))
-        return self.mean + self.std * jax.random.truncated_normal(key, lower, upper, shape, dtype)
+
+        def draw(row: tuple[int, int]) -> jax.Array:
+            return self.mean + self.std * jax.random.truncated_normal(key, lower, upper, row, dtype)
+
+        return _drawn(draw, key, shape)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -235,4 +245,31 @@ def _variance_scaling(
 ) -> jax.Array:
     if 0 in shape:
         return jnp.zeros(shape, dtype)
-    return jax.nn.initializers.variance_scaling(gain**2, mode, distribution)(key, shape, dtype)
+    if len(shape) < 2 or jnp.issubdtype(dtype, jnp.complexfloating):  # the first is an error
+        return jax.nn.initializers.variance_scaling(gain**2, mode, distribution)(key, shape, dtype)
+    size = math.prod(shape[:-2])
+    fans = {"fan_in": size * shape[-2], "fan_out": size * shape[-1], "fan_avg": size * (shape[-2] + shape[-1]) / 2}
+    dtype = jax.dtypes.canonicalize_dtype(dtype)
+    variance = np.asarray(gain**2 / fans[mode], dtype)
+    if distribution == "normal":
+        return _drawn(lambda row: jax.random.normal(key, row, dtype) * np.sqrt(variance), key, shape)
+    return _drawn(lambda row: jax.random.uniform(key, row, dtype, -1.0, 1.0) * np.sqrt(3 * variance), key, shape)
+
+
+def _drawn(draw: Callable[[tuple[int, int]], jax.Array], key: Any, shape: Sequence[int]) -> jax.Array:
+    """Independent elements, from `draw((1, n))`.
+
+    XLA compiles a draw for each `n`. With JAX's default keys an element depends on its place alone, so that small
+    arrays are the beginning of one and the same long draw.
+    """
+    size = math.prod(shape)
+    enough = next((n for n in _SIZES if size <= n), None)
+    if enough is None or being_traced() or is_traced(key) or not _by_place(key):
+        return draw((1, size)).reshape(shape)
+    elements = np.array(draw((1, enough)))[0, :size].reshape(shape)
+    return jnp.asarray(elements, elements.dtype)  # with a type JAX compiles nothing
+
+
+def _by_place(key: Any) -> bool:
+    by_place = getattr(jax.config, "jax_threefry_partitionable", False)
+    return by_place and str(jax.random.key_impl(key)) == "threefry2x32"

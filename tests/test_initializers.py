@@ -80,6 +80,40 @@ def test_variances(key, uniform, glorot):
     assert (np.abs(weight).max() <= math.sqrt(3 * var)) == uniform
 
 
+DRAWS = {
+    init.Uniform(0.2): lambda *shape: jax.random.uniform(*shape, -0.2, 0.2),
+    init.Normal(0.2): lambda *shape: 0.2 * jax.random.normal(*shape),
+    init.TruncatedNormal(): lambda key, *shape: jax.random.truncated_normal(key, -2.0, 2.0, *shape),
+    init.KaimingUniform(1.3): jax.nn.initializers.variance_scaling(1.3**2, "fan_in", "uniform"),
+    init.GlorotNormal(0.7): jax.nn.initializers.variance_scaling(0.7**2, "fan_avg", "normal"),
+}
+
+
+@pytest.mark.parametrize("initializer", DRAWS, ids=str)
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+def test_elements_do_not_depend_on_how_they_are_drawn(initializer, dtype):
+    """Small arrays are the beginning of a long draw where nothing is being traced."""
+    for impl in ("threefry2x32", "rbg"):
+        key = jax.random.key(3, impl=impl)
+        for shape in ((3, 4), (2, 5, 7), (70, 60), (300, 220)):  # in each size of draws, and above
+            expected = DRAWS[initializer](key, shape, dtype)
+            got = initializer(key, shape, dtype)
+            assert got.dtype == dtype and got.shape == shape and np.array_equal(got, expected)
+            compiled = jax.jit(initializer, static_argnums=(1, 2))(key, shape, dtype)
+            assert np.allclose(compiled, got, rtol=64 * jnp.finfo(dtype).eps, atol=4 * jnp.finfo(dtype).eps)
+
+
+def test_setup_compiles_no_program_for_each_shape(key, caplog):
+    def compiled(widths):
+        caplog.clear()
+        jax.clear_caches()
+        with jax.log_compiles():
+            lux.setup(key, lux.MLP(3, widths, 2))
+        return sum("Finished XLA compilation" in record.getMessage() for record in caplog.records)
+
+    assert compiled(range(5, 35)) == compiled((8, 9)) > 0
+
+
 def test_truncated_normal_stays_within_its_bounds(key):
     numbers = np.asarray(init.TruncatedNormal(1.0, 2.0, -1.0, 4.0)(key, (20_000,)))
     assert -1 <= numbers.min() < -0.95 and 3.95 < numbers.max() <= 4

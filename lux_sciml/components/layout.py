@@ -531,9 +531,9 @@ class Layout:
                 raise TypeError(f"{quoted(leaf.path)} is complex, where the layout is real")
         if not blocks:
             return jnp.zeros(0, dtype)
-        if any(isinstance(x, jax.Array) for x in blocks):
-            return jnp.concatenate([jnp.asarray(x).astype(dtype).reshape(-1) for x in blocks])
-        return jnp.asarray(np.concatenate([np.asarray(x).astype(dtype).reshape(-1) for x in blocks]))
+        if all(map(_is_small_on_host, blocks)):  # without a program to compile for each shape
+            return jnp.asarray(np.concatenate([np.asarray(x).astype(dtype).reshape(-1) for x in blocks]), dtype)
+        return jnp.concatenate([jnp.asarray(x).astype(dtype).reshape(-1) for x in blocks])
 
     def unravel(self, flat: Any) -> Any:
         """The tree of a flat vector `(n,)`, every leaf in its recorded shape and dtype.
@@ -667,6 +667,15 @@ def _parameter_dtype(x: Any, path: Path, in_module: bool = False) -> np.dtype:
     if in_module:
         way_out = "`eqx.partition(module, eqx.is_inexact_array)` separates them"
     raise TypeError(f"{problem}: parameters are floating-point arrays; {way_out}")
+
+
+def _is_small_on_host(x: Any) -> bool:
+    """Whether NumPy reads it at once: what is no array of JAX, and small ones on the CPU that nobody has placed."""
+    if not isinstance(x, jax.Array):
+        return True
+    if is_traced(x) or x.size > 2**16 or x.committed:
+        return False
+    return all(device.platform == "cpu" for device in x.devices())
 
 
 def _has_64_bits() -> bool:
