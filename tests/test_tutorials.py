@@ -62,7 +62,14 @@ SHORT = {
         "WIDTH": 8,
         "INVERSE_STEPS": 10,
     },
-    "stiff_chemistry": {"POINTS": 10, "STEPS": 2, "NET_STEPS": 2, "HIDDEN": 2, "REPEAT": 1},
+    "stiff_chemistry": {
+        "POINTS": 10,
+        "STEPS": 2,
+        "NET_STEPS": 2,
+        "HIDDEN": 2,
+        "ADJOINTS": ("forward",),
+        "REPEAT": 1,
+    },
 }
 
 

@@ -23,6 +23,7 @@ jax.config.update("jax_enable_x64", True)  # stiff equations want double precisi
 
 # %%
 POINTS, STEPS, NET_STEPS, HIDDEN = 40, 60, 50, 6
+ADJOINTS = ("forward", "checkpointed", "gauss")
 LAST, REPEAT = 1e11, 10  # the last time of the reference; runs of each timing
 NOISE = 0.02  # of the range of each species
 
@@ -235,7 +236,7 @@ def cost(f):
 tight = jax.jit(jax.jacfwd(misfit_with("forward", 1e-9, 1e-13)))(first).data
 alone = cost(jax.jit(misfit_with("auto")))
 print(f"{'adjoint':13} {'error of the gradient':>22} {'cost':>6}")
-for adjoint in ("forward", "checkpointed", "gauss"):
+for adjoint in ADJOINTS:
     derivative = jax.jacfwd if adjoint == "forward" else jax.grad
     gradient = jax.jit(derivative(misfit_with(adjoint)))
     error = jnp.linalg.norm(gradient(first).data - tight) / jnp.linalg.norm(tight)

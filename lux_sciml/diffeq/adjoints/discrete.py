@@ -245,7 +245,7 @@ def _backward(residuals, cotangent, perturbed, moving, adjoint, kwargs):
             lower = jnp.where(start <= rest.tprev, -jnp.inf, start)
             j, ct_info = _of_saved(solver, info, ts, ct_ys, lower, start, end, j, moved)
         before = (ct_y, ct_k)
-        cts = jax.tree.map(lambda ct: jnp.where(moved, ct, 0), (ct_y, ct_k, ct_info))
+        cts = (*jax.tree.map(lambda ct: jnp.where(moved, ct, 0), before), ct_info)
         new, ct_y, ct_k, *undone = pull(params, (*state, start, end), cts, moved & ~unused)
         ct_y, ct_k = where(moved, (ct_y, ct_k), before)
         if undone:
