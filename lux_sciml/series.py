@@ -74,6 +74,8 @@ class Series:
         return len(self.times)
 
     def __getitem__(self, rows: Any) -> "Series":
+        if isinstance(rows, int) and not -len(self) <= rows < len(self):
+            raise IndexError(f"no row {rows} in {len(self)} series")  # JAX's arrays have none, and iteration no end
         picked = (None if part is None else part[rows] for part in (self.times, self.values, self.mask, self.ids))
         return _series(*picked)
 

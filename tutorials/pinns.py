@@ -245,7 +245,7 @@ _ = right.set(xlabel="x", title="Fisher, t = 0, 1.5, 3, and the data")
 #   and Adam at 4e-4. Steps differ in cost: the first factorizes the Jacobian, the second a matrix of the size of the
 #   parameters, the others are linear in it.
 # * Burgers: an error of 3e-4, less than half of the published one with a fifth of the parameters; more steps and
-#   points go further, to 3e-5 in [Fitting](../docs/fitting.md). The shock is the place where a method of finite
+#   points go further, to 1e-5 in [Fitting](../docs/fitting.md). The shock is the place where a method of finite
 #   volumes would still be the better and faster choice: a net pays where there is data to fit too.
 # * Fisher: that is the third picture. Both constants lie within their intervals; $r$ is known ten times better than
 #   $D$, as the speed of the wave depends on it more, and the field is three times better than its measurements. The

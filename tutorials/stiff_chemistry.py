@@ -129,7 +129,7 @@ for i, name in enumerate(truth):
     print(f"{name:4} {10 ** true_ps.data[i]:9.3g} {fit:9.3g}   {low:.3g} to {high:.3g}")
 
 # %% [markdown]
-# Without scaling the residuals of $B$ are a hundred thousand times smaller than those of $A$, and two of the three
+# Without scaling the residuals of $B$ are some thirty thousand times smaller than those of $A$, and two of the three
 # rates are lost. The logarithm turns out not to matter to this method, which scales parameters itself and started
 # within a factor of ten; it keeps rates positive, and it is what a gradient method needs, since a step of Adam is the
 # same for all.

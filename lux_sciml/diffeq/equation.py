@@ -471,6 +471,13 @@ class Equation(Layer, kw_only=True):
 
     def _require_samples(self, problem: Problem) -> list[tuple[Any, ...]]:
         """The shapes of the initial value; `ValueError` unless all inputs have the same number of samples."""
+        for part in jax.tree.leaves(problem.y0, is_leaf=lambda x: isinstance(x, ComponentVector)):
+            if isinstance(part, ComponentVector) and jnp.ndim(part.data) == 1:
+                raise ValueError(
+                    f'with batching="vmap" named states have the samples along the first axis, an array (batch, '
+                    f"{part.layout.size}) and the names: lux.ComponentVector(jnp.stack(states), names.layout). Got one "
+                    f"vector of {part.layout.summary()}"
+                )
         arrays = eqx.filter((problem.y0, problem.control, problem.data, problem.jumps), eqx.is_array)
         shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(arrays)]
         shapes += [problem.ts.shape] if problem.ts.ndim == 2 else []

@@ -13,6 +13,7 @@ from .._tree import floating, is_inexact, is_traced
 from ..components import ComponentVector
 from ..core import Constant, Container, Layer, field
 from ..core.converters import checks_itself, choice, flag, function, numbers, optional, short
+from ..series import Series
 
 _FROM_CALL = ("times", "amounts", "durations")
 
@@ -114,9 +115,9 @@ class Jumps(Container):
 
     An equation that jumps is a hybrid system; Corner, Sandu and Sandu, "Adjoint sensitivity analysis of hybrid
     multibody dynamical systems", Multibody System Dynamics 49, 2020, have its derivatives. Raises `ValueError` for
-    times that are NaN, not in order, or outside of the span of the solve, for durations that are negative or not finite
-    (where they are traced, the solution is NaN), and for effects that change the structure, the shapes or the types of
-    the state.
+    times that are NaN, turn back, or lie outside of the span of the solve, for durations that are negative or not
+    finite (where they are traced, the solution is NaN), and for effects that change the structure, the shapes or the
+    types of the state.
 
     >>> import jax, jax.numpy as jnp, lux_sciml as lux
     >>> doses = lux.Jumps([0.0, 12.0], amounts={"depot": 100.0})
@@ -172,6 +173,11 @@ class Jumps(Container):
             raise ValueError(
                 f"the jumps of this {name} were built without {' and '.join(asked)}, so its input ends in a dict with "
                 f"{' and '.join(map(repr, asked))}, as in (y0, {{{asked[0]!r}: ...}}); got {got}"
+            )
+        if isinstance(given.get("times"), Series):
+            raise TypeError(
+                "the times of jumps are an array (samples, jumps), with inf where there is none: of a Series, "
+                "np.where(doses.mask, doses.times, np.inf)"
             )
         return (x[0] if len(x) == 2 else x[:-1]), {**own, **floating(given)}
 

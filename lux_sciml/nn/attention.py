@@ -208,7 +208,7 @@ class MultiHeadAttention(Container):
     finite makes NaN of the queries that see it, and changes nothing of the others. Output `(..., queries,
     out_features)`. Children: `query`, `key`, `value`, `output`, each a `Dense`, and `dropout`.
 
-    The products are written out: the gradient of `jax.nn.dot_product_attention` takes 1.4 to 2.6 times as long on the
+    The products are written out: the gradient of `jax.nn.dot_product_attention` takes 1.2 to 1.4 times as long on the
     CPU (`benchmarks/bench_attention.py`).
 
     Vaswani et al., "Attention is all you need", NeurIPS 2017. Raises `ValueError` for sizes that do not divide, and

@@ -18,6 +18,7 @@ from .._compat import one_blas_thread
 from .._tree import describe
 from ..components import ComponentMatrix, Layout, Path
 from ..core.converters import checks_itself, converted, count, flag, number, optional
+from ..core.setup import as_key
 from . import damped_systems, fit_statistics, levenberg_marquardt_backend, optimistix_backend, scipy_least_squares
 from .levenberg_marquardt import DIFFERENCE, EXACT, LevenbergMarquardt, prefers_forward
 from .minimize import MinimizeResult, is_whole
@@ -261,7 +262,7 @@ def least_squares(
     box = problem.bounds(bounds)
     backend = _backend(method, problem, box, tol, solver, dict(options or {}))
     if resample is not None:
-        renew = functools.partial(_resampled, problem, resample, jax.random.key(0) if key is None else key)
+        renew = functools.partial(_resampled, problem, resample, jax.random.key(0) if key is None else as_key(key))
         backend = _with_resampling(backend, samples, renew, resample_every)
 
     ends = None if max_seconds is None else time.monotonic() + max_seconds

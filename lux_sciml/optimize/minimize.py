@@ -337,7 +337,8 @@ def _backend(
         if method.lower() in global_methods.METHODS:
             global_methods.check(method.lower(), bounds, constraints)
             return global_methods, (), shared | dict(of_scipy, method=method.lower())
-        name = scipy_backend.method_name(method, bounds, constraints)
+        others = (*(ours.__name__ for ours in OURS.values()), *global_methods.METHODS)
+        name = scipy_backend.method_name(method, bounds, constraints, others)
         return scipy_backend, (), shared | dict(of_scipy, method=name)
     if constraints:
         raise ValueError(

@@ -91,7 +91,8 @@ class Problem(FittedParameters):
             raise TypeError("the loss returned a tuple: pass has_aux=True where it returns (value, aux)")
         if len(names) > 1 and not (isinstance(out, tuple) and len(out) == len(names)):
             asked = " and ".join((["state="] if self.has_state else []) + (["has_aux=True"] if self.has_aux else []))
-            raise TypeError(f"with {asked} the loss must return ({', '.join(names)}), got {text_of(out)}")
+            hint = ", or leave out has_aux=True" if len(names) == 3 and isinstance(out, tuple) and len(out) == 2 else ""
+            raise TypeError(f"with {asked} the loss must return ({', '.join(names)}), got {text_of(out)}{hint}")
         found = dict(zip(names, out if len(names) > 1 else [out], strict=True))
         value = one_number(found["value"])
         if self.has_state:

@@ -13,6 +13,7 @@ from jax.flatten_util import ravel_pytree
 
 from .._tree import describe, is_inexact
 from ..components import ComponentVector
+from ..core import Mode
 from .chunks import strong
 from .fitted_parameters import FittedParameters, kind_of, text_of
 from .levenberg_marquardt import Residuals, forward_jacobian, prefers_forward, reverse_jacobian
@@ -110,6 +111,11 @@ class ResidualProblem(FittedParameters):
         names = [("ps", True), ("sample", self.has_samples), ("args", self.has_args)]
         function = self.function[name] if isinstance(self.function, dict) else self.function
         out = called(f"residual{_of_group(name)}", function, [name for name, has in names if has], *given)
+        if _holds_state(out):
+            raise TypeError(
+                f"the residual{_of_group(name)} returned a state beside its numbers. A layer returns (y, st), of which "
+                "only y is compared with data: y, _ = model(x, ps, st)"
+            )
         leaves = jax.tree.leaves(out)
         if not all(isinstance(x, float) or (is_inexact(x) and not jnp.iscomplexobj(x)) for x in leaves):
             raise TypeError(
@@ -367,3 +373,10 @@ def _samples(name: str, samples: Any) -> Any:
 
 def _of_group(name: str) -> str:
     return f" of group {name!r}" if name != WHOLE else ""
+
+
+def _holds_state(out: Any) -> bool:
+    """Whether a function has returned what a layer does, an output and its state, an empty one too."""
+    if any(isinstance(x, Mode) for x in jax.tree.leaves(out, is_leaf=lambda x: isinstance(x, Mode))):
+        return True
+    return isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], dict) and not jax.tree.leaves(out[1])

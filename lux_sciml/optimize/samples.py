@@ -6,15 +6,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 from .._tree import floating, is_traced, widened
 from ..components import ComponentVector
 from ..core.converters import checks_itself, converted, count, integer
+from ..core.setup import as_key
 
 
 @checks_itself
-def sobol_samples(key: Key[Array, ""], n: int, lower: Any, upper: Any) -> Any:
+def sobol_samples(key: Any, n: int, lower: Any, upper: Any) -> Any:
     """Draw n points `(n, d)` evenly over a box: scrambled Sobol points, each uniform, together without gaps.
 
     `lower` and `upper` are the sides of the box: arrays `(d,)`, numbers beside such, or ComponentVectors; points are
@@ -35,7 +36,7 @@ def sobol_samples(key: Key[Array, ""], n: int, lower: Any, upper: Any) -> Any:
 
     if any(map(is_traced, jax.tree.leaves((key, lower, upper)))):
         raise TypeError("sobol_samples runs outside of jax.jit, grad and vmap: draw the points before")
-    n = converted("n", count, n)
+    key, n = as_key(key), converted("n", count, n)
     layout = next((side.layout for side in (lower, upper) if isinstance(side, ComponentVector)), None)
     for side in (lower, upper):
         if layout is not None and isinstance(side, ComponentVector):
@@ -59,7 +60,7 @@ def sobol_samples(key: Key[Array, ""], n: int, lower: Any, upper: Any) -> Any:
 
 @checks_itself
 def adaptive_samples(
-    key: Key[Array, ""],
+    key: Any,
     candidates: Any,
     residuals: Float[Array, "n ..."],
     n: int,
@@ -92,7 +93,7 @@ def adaptive_samples(
         raise ValueError(
             f"candidates and residuals have one leading axis, got {sorted(sizes)} and residuals {residuals.shape}"
         )
-    total, n = residuals.shape[0], converted("n", integer, n)
+    key, total, n = as_key(key), residuals.shape[0], converted("n", integer, n)
     if not 1 <= n <= total:
         raise ValueError(f"n points of {total} candidates: expected from 1 to {total}, got {n}")
     size = jnp.linalg.norm(widened(residuals).reshape(total, math.prod(residuals.shape[1:])), axis=-1)

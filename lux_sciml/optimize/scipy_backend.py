@@ -2,7 +2,7 @@
 
 import contextlib
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -41,16 +41,18 @@ SMALL = 2000  # parameters: their matrices take one thread
 BOUNDED = ("L-BFGS-B", "TNC", "SLSQP", "trust-constr", "Nelder-Mead", "Powell", "COBYLA", "COBYQA")
 
 
-def method_name(name: str, bounds: Any, constraints: Any = None) -> str:
-    """SciPy's spelling of a method's name. Raises `ValueError`, listing what there is, for one that will not do."""
+def method_name(name: str, bounds: Any, constraints: Any = None, others: Sequence[str] = ()) -> str:
+    """SciPy's spelling of a method's name. Raises `ValueError` for one that will not do, listing what there is, and the
+    `others` that are not SciPy's."""
     known = {known.lower(): known for known in METHODS}
     if name.lower() not in known:
-        letters = {"".join(filter(str.isalpha, known)).lower(): known for known in METHODS}
+        letters = {"".join(filter(str.isalpha, known)).lower(): known for known in (*METHODS, *others)}
         near = difflib.get_close_matches("".join(filter(str.isalpha, name)).lower(), letters, 1)
         meant = f"; did you mean {letters[near[0]]!r}?" if near else ""
         if not near and callable(getattr(optax, name.lower(), None)):
             meant = f"; optax's optimizer is an object, method=optax.{name.lower()}(...)"
-        raise ValueError(f"SciPy has no method {name!r}; it has {', '.join(METHODS)}{meant}")
+        besides = f"; besides there are {', '.join(others)}" if others else ""
+        raise ValueError(f"SciPy has no method {name!r}; it has {', '.join(METHODS)}{besides}{meant}")
     method = known[name.lower()]
     if bounds is not None and method not in BOUNDED:
         raise ValueError(f"{method} takes no bounds; these methods do: {', '.join(BOUNDED)}")

@@ -241,6 +241,9 @@ def test_what_is_refused():
         lambda: solved(lux.Jumps([0.5], amounts={"depot": 1.0})): "added to 'depot', but the state is a",
         lambda: solved(lux.Jumps([0.5, 0.6], amounts=[1.0, 2.0, 3.0])): "have shape",
         lambda: solved(lux.Jumps(effect=add)): "built without times, so its input ends in a dict",
+        lambda: lux.NeuralODE(decay, ts=[0.0, 1.0], jumps=lux.Jumps(effect=add))(
+            (jnp.ones(2), {"times": lux.diffeq.Series([[0.2, 0.4]])}), {}, {}
+        ): r"of a Series, np.where\(doses.mask, doses.times, np.inf\)",
         lambda: solved(lux.Jumps([0.5], add), adjoint="implicit"): "has no derivatives of solves in pieces",
         lambda: solved(lux.Jumps([0.5], add), throw=True): "takes no throw",
         lambda: lux.NeuralDDE(decay, [0.5], ts=[0.0, 1.0], dt0=0.1, jumps=lux.Jumps([0.5], add)): "has no jumps",

@@ -398,3 +398,12 @@ def test_solvers_of_several_terms_are_refused_where_there_is_one(solver):
         with pytest.raises(ValueError, match=r"has one vector field, and .* takes several apart"):
             make(net, solver=solver)
     assert lux.SplitODE(net, net, solver=diffrax.KenCarp4()).option("solver") == diffrax.KenCarp4()
+
+
+def test_a_vector_of_names_that_hold_batches_is_refused_for_samples():
+    node = lux.NeuralODE(lux.Lambda(jnp.negative), ts=[0.0, 1.0], batching="vmap", output="ys")
+    names = lux.ComponentVector(prey=0.0, predator=0.0)
+    with pytest.raises(ValueError, match=r"samples along the first axis, an array \(batch, 6\).*names.layout"):
+        node(lux.ComponentVector(prey=[1.0, 2.0, 3.0], predator=[2.0, 1.0, 3.0]), {}, {})
+    ys, _ = node(lux.ComponentVector(jnp.ones((3, 2)), names.layout), {}, {})
+    assert ys.prey.shape == (3, 2)

@@ -159,7 +159,8 @@ def test_a_long_table_and_a_list_are_the_same_series():
     np.testing.assert_array_equal(series[np.array([1, 2])].ids, ["b", "c"])
     only = lux.diffeq.pad(columns, id="who", time="when", values="v", length=8)
     assert only.values.shape == (3, 8, 1) and only.lengths.tolist() == [3, 5, 3]
-    assert jax.tree.map(jnp.asarray, series).ids is None
+    of_jax = jax.tree.map(jnp.asarray, series)
+    assert of_jax.ids is None and len(list(of_jax)) == 3 and of_jax[-1].times.shape == (5,)
     early = lux.diffeq.pad(columns, id="who", time="when", start=0.0)  # "a" begins later, the others do not
     np.testing.assert_array_equal(early.times[:, :2], [[0.0, 0.3], [0.0, 0.2], [0.0, 0.8]])
     assert early.lengths.tolist() == [4, 5, 3] and np.isnan(early.values[0, 0]).all() and early.mask[0, 0]

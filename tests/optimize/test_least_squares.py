@@ -376,6 +376,17 @@ WRONG = {
         ValueError,
         "not negative",
     ),
+    "a state": (
+        lambda: lux.least_squares(lambda p: (p, lux.setup(jax.random.key(0), lux.BatchNorm(2))[1]), jnp.zeros(2)),
+        TypeError,
+        r"returned a state beside its numbers.*y, _ = model\(x, ps, st\)",
+    ),
+    "an empty state": (lambda: lux.least_squares(lambda p: (p, {}), jnp.zeros(2)), TypeError, "a state beside"),
+    "a seed": (
+        lambda: lux.least_squares(linear, jnp.zeros(2), samples=T, resample=lambda key, ps: T, key=0),
+        TypeError,
+        r"expected a random key, jax.random.key\(seed\)",
+    ),
     "integers": (
         lambda: lux.least_squares(lambda p: jnp.arange(3), jnp.zeros(2)),
         TypeError,

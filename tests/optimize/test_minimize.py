@@ -644,6 +644,7 @@ def test_has_aux_without_aux(method):
     [
         (dict(method="LBFGS"), ValueError, "it has Nelder-Mead, .*L-BFGS-B.* did you mean 'L-BFGS-B'?"),
         (dict(method="nelder_mead"), ValueError, "did you mean 'Nelder-Mead'?"),
+        (dict(method="SSBroydn"), ValueError, "besides there are SSBFGS, .*shgo.* did you mean 'SSBroyden'?"),
         (dict(method="Adam"), ValueError, "SciPy has no method 'Adam'; it has Nelder-Mead"),
         (dict(method="Adam"), ValueError, r"an object, method=optax\.adam\(\.\.\.\)"),
         (dict(method=optax.adam), TypeError, "method must be the name of a SciPy method"),

@@ -13,8 +13,7 @@ class _UnrolledStep:
     """`init` and `step` of an explicit Runge-Kutta solver without a loop over the stages.
 
     diffrax runs the stages in a checkpointed loop, whose gradient recomputes and copies. Written out they fuse, and the
-    gradient of a small net is 1.3 times faster, for the same compile time (benchmarks/bench_neural_ode.py). The numbers
-    are the same, up to rounding.
+    gradient of a small net is faster, for the same compile time. The numbers are the same, up to rounding.
     """
 
     tableau: diffrax.ButcherTableau  # of the method that it stands before
