@@ -23,7 +23,8 @@ parameters of equations in a jaxpr                jax 0.10 to 0.12    what a tra
 `equinox.internal.while_loop`                     equinox 0.13        `jax.lax.while_loop`; see the next line
 diffrax's loop and the states that it carries     diffrax 0.7         `diffrax.RecursiveCheckpointAdjoint`
 `diffrax.BacksolveAdjoint._diffeqsolve`           diffrax 0.7         failed backward solves raise
-global names that functions of diffrax look up    diffrax 0.7         its checks stay, as host callbacks
+global names that functions of diffrax look up    diffrax 0.7         its checks stay, as host callbacks;
+                                                                      its end of a solve is found by a hundred calls
 `scipy_openblas_set_num_threads`, in the wheels   scipy, numpy 2.0    small factorizations wait for each other's threads
 ================================================  ==================  ==================================================
 

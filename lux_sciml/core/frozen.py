@@ -7,7 +7,7 @@ import jax
 
 from .._compat import passed_through
 from .layer import Layer
-from .mode import Mode
+from .mode import Mode, modes
 from .printing import option_text
 from .static import is_random_key
 from .walk import walk
@@ -67,8 +67,7 @@ def refuse_updates(layer: Layer, call: Callable[[Any], Any], st: Any, kept: Any)
 
 def refuse_training(st: Any) -> None:
     """Raise `ValueError` for a state in training where every sample is solved independently."""
-    modes = jax.tree.leaves(st, is_leaf=lambda x: isinstance(x, Mode))
-    if Mode.TRAIN in [mode for mode in modes if isinstance(mode, Mode)]:
+    if Mode.TRAIN in modes(st):
         raise ValueError(
             'batching="vmap" solves every sample independently, where a state in training has no meaning; '
             'pass `lux.testmode(st)` or use batching="joint"'

@@ -1,6 +1,7 @@
 """Mode: the switch between training and testing, an entry of the state."""
 
 import enum
+from typing import Any
 
 import jax
 
@@ -35,3 +36,9 @@ jax.export.register_pytree_node_serialization(
     serialize_auxdata=lambda mode: mode.value.encode(),
     deserialize_auxdata=lambda data: Mode(data.decode()),
 )
+
+
+def modes(tree: Any) -> set[Mode]:
+    """The modes in a state, or in any other tree."""
+    leaves = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, Mode))
+    return {leaf for leaf in leaves if isinstance(leaf, Mode)}

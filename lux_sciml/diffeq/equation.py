@@ -18,7 +18,7 @@ from ..components import ComponentVector
 from ..core import Constant, Container, Lambda, Layer, Wrapper, field
 from ..core.converters import checks_itself, choice, count, flag, number, optional, short, tuple_of
 from ..core.frozen import refuse_training
-from ..core.parameters import parameter_layout
+from ..core.parameters import layout_like
 from ..core.reads import reading
 from ..core.static import fields_of, holds_arrays
 from .adjoints.backsolve import BacksolveAdjoint
@@ -580,7 +580,7 @@ def diffeqsolve(
     ps, ts = fields.ps, fields.problem.ts if ts is None else ts
     adjoint = equation.chosen_adjoint()
     if isinstance(adjoint, diffrax.BacksolveAdjoint):  # integrates the gradients of its args: better flat
-        ps = _flat(equation, ps)
+        ps = ComponentVector.from_tree(ps, like=layout_like(equation, ps))
     if isinstance(adjoint, DiscreteAdjoint) and equation.batching == "vmap":
         adjoint = dataclasses.replace(adjoint, over_samples=True)
     saveat = equation.option("saveat")
@@ -625,12 +625,6 @@ def _event_of(equation: Equation, controller: Any) -> Any:
     adaptive = isinstance(controller, diffrax.AbstractAdaptiveStepSizeController)
     tolerances = (None, None) if adaptive else (equation.rtol, equation.atol)
     return diffrax.Event(diffrax.steady_state_event(*tolerances))
-
-
-def _flat(layer: Layer, ps: Any) -> ComponentVector:
-    """The layer's parameters as a vector, in their own type where they have one in common."""
-    layout, dtypes = parameter_layout(layer), {leaf.dtype for leaf in jax.tree.leaves(ps)}
-    return ComponentVector.from_tree(ps, like=layout.astype(*dtypes) if len(dtypes) == 1 else layout)
 
 
 def _sample(problem: Problem, of: Callable[[Any], Any]) -> Problem:

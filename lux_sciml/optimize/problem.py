@@ -14,6 +14,7 @@ import numpy as np
 from .._tree import describe, is_inexact
 from ..components import ComponentVector
 from ..core import Layer, Mode, StatefulLayer
+from ..core.mode import modes
 from .fitted_parameters import FittedParameters, kind_of, text_of
 
 
@@ -178,8 +179,7 @@ def _by_name(x: Any) -> Any:
 
 def in_training(tree: Any) -> bool:
     """Whether a state has a layer in training."""
-    leaves = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, Mode))
-    return any(leaf is Mode.TRAIN for leaf in leaves)
+    return Mode.TRAIN in modes(tree)
 
 
 def _outline(tree: Any) -> Any:

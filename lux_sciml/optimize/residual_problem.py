@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 
 from .._tree import describe, is_inexact
 from ..components import ComponentVector
-from ..core import Mode
+from ..core.mode import modes
 from .chunks import strong
 from .fitted_parameters import FittedParameters, kind_of, text_of
 from .levenberg_marquardt import Residuals, forward_jacobian, prefers_forward, reverse_jacobian
@@ -377,6 +377,5 @@ def _of_group(name: str) -> str:
 
 def _holds_state(out: Any) -> bool:
     """Whether a function has returned what a layer does, an output and its state, an empty one too."""
-    if any(isinstance(x, Mode) for x in jax.tree.leaves(out, is_leaf=lambda x: isinstance(x, Mode))):
-        return True
-    return isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], dict) and not jax.tree.leaves(out[1])
+    is_pair = isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], dict)
+    return bool(modes(out)) or (is_pair and not jax.tree.leaves(out[1]))

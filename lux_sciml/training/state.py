@@ -15,6 +15,7 @@ from .._tree import describe, is_inexact, is_random_key, single
 from ..components import ComponentVector, Path
 from ..core import Layer, Mode, setup
 from ..core.converters import checks_itself
+from ..core.mode import modes
 from ..core.printing import brief
 from ..core.setup import as_key
 from ..optimize.part import Part
@@ -215,9 +216,7 @@ def copied(tree: Any) -> Any:
 
 
 def _only_testing(st: Any) -> bool:
-    leaves = jax.tree.leaves(st, is_leaf=lambda x: isinstance(x, Mode))
-    modes = {leaf for leaf in leaves if isinstance(leaf, Mode)}
-    return modes == {Mode.TEST}
+    return modes(st) == {Mode.TEST}
 
 
 def _is_hyperparameter(path: Any, name: str) -> bool:
