@@ -25,8 +25,9 @@ from .static import FrozenDict, fields_of
 # Libraries whose functions depend on their arguments, their closures and JAX's switches only.
 LIBRARIES = {
     *("jax", "jaxlib", "numpy", "scipy", "lux_sciml", "equinox", "diffrax", "optimistix", "lineax", "optax"),
-    *("jaxtyping", "builtins", "math", "cmath", "operator", "functools", "itertools", "collections", "typing", "types"),
-    *("dataclasses", "enum", "abc", "contextlib", "numbers", "fractions", "string", "re", "warnings"),
+    *("jaxtyping", "beartype", "builtins", "math", "cmath", "operator", "functools", "itertools", "collections"),
+    *("typing", "types", "dataclasses", "enum", "abc", "contextlib", "inspect", "numbers", "fractions", "string", "re"),
+    "warnings",
 }
 _NOT_SO = ("numpy.random", "scipy.io", "scipy.datasets")  # what in them depends on random states, and on files
 # What in them, and in Python, does not: files, settings, and names that the code does not show.
@@ -34,6 +35,7 @@ OPAQUE = {
     *("compile", "delattr", "dir", "eval", "exec", "getattr", "globals", "id", "input", "locals", "open", "setattr"),
     *("vars", "__import__", "breakpoint", "load", "loadtxt", "genfromtxt", "fromfile", "fromregex", "memmap"),
     *("load_into", "load_npz", "open_memmap", "tree_deserialise_leaves", "DataSource", "geterr", "get_printoptions"),
+    *("currentframe", "getattr_static", "getclosurevars", "getmembers", "getmembers_static"),
 }
 OPAQUE_ATTRIBUTES = {"__globals__", "__builtins__", "__subclasses__", "f_globals", "f_locals"}
 MOST = 20_000  # objects to look at: beyond, tracing is cheaper
@@ -218,6 +220,9 @@ class _Walk:
     def slice(self, x: slice, _: Any) -> Hashable:
         return (slice, self.keys((x.start, x.stop, x.step)))
 
+    def reference(self, x: weakref.ref, _: Any) -> Hashable:
+        return (weakref.ref, self.key(x())) if type(x) is weakref.ref else self.unknown()
+
     # --- functions --------------------------------------------------------------------------------------------
 
     def function(self, f: types.FunctionType, _: Any) -> Hashable:
@@ -387,6 +392,7 @@ _METHODS = {
     Layout: _Walk.layout,
     jax.tree_util.PyTreeDef: _Walk.treedef,
     slice: _Walk.slice,
+    weakref.ref: _Walk.reference,
     types.FunctionType: _Walk.function,
     types.BuiltinFunctionType: _Walk.builtin,
     types.MethodType: _Walk.method,

@@ -73,10 +73,12 @@ def test_profile_of_a_curved_model_agrees_with_a_grid_and_a_flat_one_is_open():
     np.testing.assert_allclose(profiles["a"].nll, profiles["a"].nll.min(), rtol=1e-4)  # only the product counts
     profile = profiles["rate"]
 
+    times, data = np.asarray(t), np.asarray(y)
+
     def lowest(rate):  # over the product
-        basis = np.exp(-rate * np.asarray(t))
-        product = basis @ np.asarray(y) / (basis @ basis)
-        return np.sum((product * basis - y) ** 2) / (2 * 0.2**2)
+        basis = np.exp(-rate * times)
+        product = basis @ data / (basis @ basis)
+        return np.sum((product * basis - data) ** 2) / (2 * 0.2**2)
 
     np.testing.assert_allclose(profile.nll, [lowest(rate) for rate in profile.values], atol=2e-3)
     grid = np.linspace(-3, 6, 40001)

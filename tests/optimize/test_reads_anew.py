@@ -23,8 +23,11 @@ import optax
 import optimistix as optx
 import pytest
 import scipy.io
+from beartype import beartype
+from jaxtyping import Array, Float, jaxtyped
 
 import lux_sciml as lux
+from lux_sciml.core.reads import _Walk
 
 METHODS = {
     "SciPy": lambda: "BFGS",
@@ -889,3 +892,19 @@ def test_what_is_known_is_not_traced_again(method):
     options["weight"] *= 0.5
     lux.minimize(loss, ps, method=method(), args=jnp.ones((3, 1)), max_steps=3)
     assert len(traces) == 2
+
+
+def test_a_loss_whose_types_are_checked_is_soon_read(method):
+    """A closure that holds its own signature, as jaxtyping's do: no walk through all that checks it."""
+    target = np.array([3.0, 3.0])
+
+    @jaxtyped(typechecker=beartype)
+    def loss(p: Float[Array, " n"]) -> Float[Array, ""]:
+        return distance(p, target)
+
+    walk = _Walk()
+    walk.key(loss)
+    assert walk.known and len(walk.seen) < 300
+    for value in (3.0, 5.0):
+        target.fill(value)
+        np.testing.assert_allclose(fitted(loss, method), value, atol=1e-4)
