@@ -40,6 +40,13 @@ def to_arviz(
     """
     arviz = library("arviz", "lux-sciml[inference]")
     params = draws.params if isinstance(draws, Draws) else draws
+
+    >>> layout = ComponentVector(u0=[30.0, 4.0], rate=1.0).layout
+    >>> draws = ComponentVector(np.random.default_rng(0).normal(size=(4, 100, 3)), layout)
+    >>> names = {"dims": {"u0": ["species"]}, "coords": {"species": ["hare", "lynx"]}}
+    >>> data = to_arviz(draws, **names)  # doctest: +SKIP
+    >>> data.posterior.u0.sel(species="lynx").shape  # doctest: +SKIP
+    (4, 100)
     for x in (params, *([] if prior is None else [prior])):
         if not isinstance(x, ComponentVector):
             raise TypeError(f"draws have names, Draws of a sampler or a ComponentVector, got {describe(x)}")

@@ -51,6 +51,15 @@ def nuts(
     """
     blackjax = library("blackjax", "lux-sciml[inference]")
     _require_counts(density, chains=chains, warmup=warmup, draws=draws, max_depth=max_depth)
+
+    >>> import lux_sciml as lux
+    >>> def log_likelihood(ps):
+    ...     return -(ps.rate**2) / 2
+    >>> ps = lux.ComponentVector(rate=1.0)
+    >>> density = lux.inference.log_posterior(log_likelihood, ps, {"rate": None})
+    >>> run = lux.adapters.blackjax.nuts(density, ps, jax.random.key(0), warmup=100, draws=50)  # doctest: +SKIP
+    >>> run.params.rate.shape, run.stats["diverging"].any()  # doctest: +SKIP
+    ((4, 50), np.False_)
     if not 0 < target_acceptance < 1:
         raise ValueError(f"target_acceptance is a probability, between 0 and 1, got {target_acceptance:g}")
     positions = _starts(density, start, chains)
@@ -117,6 +126,15 @@ def pathfinder(
     """
     blackjax = library("blackjax", "lux-sciml[inference]")
     _require_counts(density, draws=draws, paths=paths, max_steps=max_steps)
+
+    >>> import lux_sciml as lux
+    >>> def log_likelihood(ps):
+    ...     return -(ps.rate**2) / 2
+    >>> ps = lux.ComponentVector(rate=1.0)
+    >>> density = lux.inference.log_posterior(log_likelihood, ps, {"rate": None})
+    >>> run = lux.adapters.blackjax.pathfinder(density, ps, jax.random.key(0), draws=100)  # doctest: +SKIP
+    >>> run.params.rate.shape, list(run.stats)  # doctest: +SKIP
+    ((1, 100), ['elbo'])
     key, first, last = jax.random.split(key, 3)
     positions = _starts(density, start, paths)
     if start.ndim == 1:
@@ -174,6 +192,16 @@ def smc(
     """
     blackjax = library("blackjax", "lux-sciml[inference]")
     _require_counts(density, particles=particles, moves=moves, steps=steps, max_stages=max_stages)
+
+    >>> import lux_sciml as lux
+    >>> import numpyro.distributions as dist  # doctest: +SKIP
+    >>> def log_likelihood(ps):
+    ...     return -((ps.rate - 1) ** 2) / 0.02
+    >>> ps, prior = lux.ComponentVector(rate=1.0), {"rate": dist.Normal(0.0, 1.0)}  # doctest: +SKIP
+    >>> density = lux.inference.log_posterior(log_likelihood, ps, prior)  # doctest: +SKIP
+    >>> run = lux.adapters.blackjax.smc(density, jax.random.key(0), particles=200)  # doctest: +SKIP
+    >>> run.params.rate.shape, list(run.stats)  # doctest: +SKIP
+    ((1, 200), ['log_evidence', 'tempering'])
     if not 0 < target_ess < 1:
         raise ValueError(f"target_ess is a share of the particles, between 0 and 1, got {target_ess:g}")
     key, first = jax.random.split(key)

@@ -13,7 +13,13 @@ from ..core.parameters import parameter_tree
 
 
 class InitApply(NamedTuple):
-    """What `init_apply` makes: `ps, st = init(key)` and `y, st = apply(ps, st, x)`."""
+    """What `init_apply` makes: `ps, st = init(key)` and `y, st = apply(ps, st, x)`.
+
+    >>> import jax.numpy as jnp, lux_sciml as lux
+    >>> pair = lux.adapters.init_apply(jnp.tanh)
+    >>> pair.apply(*pair.init(jax.random.key(0)), jnp.zeros(2))[0].tolist()
+    [0.0, 0.0]
+    """
 
     init: Callable[..., tuple[Any, State]]
     apply: Callable[[Parameters, State, Any], tuple[Any, State]]

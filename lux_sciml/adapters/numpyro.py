@@ -25,11 +25,17 @@ def sample(layout: Layout | ComponentVector, priors: Mapping[str | Path, Any], n
     Raises `KeyError` for a pattern that matches nothing, `ValueError` for a component without a prior, `TypeError` for
     what is no distribution of NumPyro, `ImportError` without NumPyro: `pip install lux-sciml[inference]`. A model:
 
-        def model(t, y):
-            scale = numpyro.sample("scale", dist.HalfNormal(1.0))
-            priors = {"net.*": dist.Normal(0.0, scale), "rate": dist.LogNormal(0.0, 1.0)}
-            ps = lux.adapters.numpyro.sample(layout, priors)
-            numpyro.sample("y", dist.Normal(predict(ps, t), 0.1), obs=y)
+    >>> import lux_sciml as lux
+    >>> import numpyro, numpyro.distributions as dist  # doctest: +SKIP
+    >>> layout = lux.ComponentVector(net=[0.0, 0.0], rate=1.0).layout
+    >>> def model(t, y):
+    ...     scale = numpyro.sample("scale", dist.HalfNormal(1.0))
+    ...     priors = {"net": dist.Normal(0.0, scale), "rate": dist.LogNormal(0.0, 1.0)}
+    ...     ps = lux.adapters.numpyro.sample(layout, priors)
+    ...     numpyro.sample("y", dist.Normal(ps.net @ t - ps.rate, 0.1), obs=y)
+    >>> seeded = numpyro.handlers.seed(model, 0)  # doctest: +SKIP
+    >>> list(numpyro.handlers.trace(seeded).get_trace(jnp.ones(2), 0.0))  # doctest: +SKIP
+    ['scale', 'net', 'rate', 'y']
     """
     numpyro = library("numpyro", "lux-sciml[inference]")
     dist = importlib.import_module("numpyro.distributions")
@@ -56,6 +62,17 @@ def random_layer(
     drawn, function = sample(ps, priors, name), as_function(layer, st)
     return lambda x: function(drawn, x)
 
+
+    >>> import lux_sciml as lux
+    >>> import numpyro, numpyro.distributions as dist  # doctest: +SKIP
+    >>> net = lux.Dense(2, 1)
+    >>> ps, st = lux.setup(jax.random.key(0), net)
+    >>> def model(x, y):
+    ...     f = lux.adapters.numpyro.random_layer(net, ps, st, {"*": dist.Normal(0.0, 1.0)}, "net")
+    ...     numpyro.sample("y", dist.Normal(f(x), 0.1), obs=y)
+    >>> seeded = numpyro.handlers.seed(model, 0)  # doctest: +SKIP
+    >>> list(numpyro.handlers.trace(seeded).get_trace(jnp.ones((5, 2)), jnp.ones((5, 1))))  # doctest: +SKIP
+    ['net.weight', 'net.bias', 'y']
 
 def collect(samples: Mapping[str, Any], layout: Layout | ComponentVector, name: str = "") -> ComponentVector:
     """The sites of `sample` in what `MCMC.get_samples` returns, as a batch of vectors, `(draws, n)`.

@@ -19,6 +19,10 @@ class Bootstrap:
 
     A fit that ends with parameters that are not finite, or, of `lux.minimize` and `lux.least_squares`, without success,
     has failed and is left out.
+
+    >>> fits = Bootstrap(ComponentVector(jnp.array([[1.0], [2.0], [3.0]]), ComponentVector(rate=0.0).layout), 0)
+    >>> fits.standard_errors
+    ComponentVector(rate=1)
     """
 
     params: ComponentVector

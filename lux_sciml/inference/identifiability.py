@@ -50,7 +50,12 @@ class Identifiability:
     * `eigenvalues`: `(n,)`, ascending;
     * `directions`: the eigenvectors, a batch `(n, n)` of vectors with names, in the same order;
     * `standard_errors`: `(n,)`, of the parameters along each direction, one over the root of its eigenvalue;
-    * `sloppy`: `(n,)`, whether an eigenvalue is below `cutoff` times the largest one.
+    * `sloppy`: `(n,)`, whether an eigenvalue is at most `cutoff` times the largest one.
+
+    >>> p = ComponentVector(a=1.0, b=1.0)
+    >>> found = identifiability(ComponentMatrix(jnp.array([[1.0, 1.0], [1.0, 1.0]]), p, p))
+    >>> found.sloppy.tolist(), round(float(found.standard_errors[1]), 3)
+    ([True, False], 0.707)
     """
 
     eigenvalues: np.ndarray

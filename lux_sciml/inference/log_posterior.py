@@ -26,6 +26,10 @@ class LogPosterior:
     function of JAX: samplers take it and its gradient as they are.
     """
 
+    >>> density = log_posterior(lambda p: -(p.rate**2), ComponentVector(rate=1.0), {"rate": None})
+    >>> jax.value_and_grad(density)(density.start(ComponentVector(rate=2.0)))
+    (Array(-4., dtype=float32), ComponentVector(rate=-4))
+
     log_likelihood: Callable[[ComponentVector], Any]
     priors: tuple[Any, ...]  # one for each block
     constrained: Constrained

@@ -11,14 +11,27 @@ from ..optimize import MinimizeResult
 
 
 class Optimum(NamedTuple):
-    """An optimum: the result of the lowest of its runs, and the indices of all of them."""
+    """An optimum: the result of the lowest of its runs, and the indices of all of them.
+
+    >>> import lux_sciml as lux
+    >>> run = lux.minimize(lambda p: (p.x - 1) ** 2, lux.ComponentVector(x=0.0), method="BFGS")
+    >>> optima([run, run])[0].runs
+    (0, 1)
+    """
 
     result: MinimizeResult[Any]
     runs: tuple[int, ...]
 
 
 class Optima(tuple[Optimum, ...]):
-    """Optima, the lowest first, printed as a table."""
+    """A tuple of `Optimum`, the lowest first, printed as a table.
+
+    >>> import lux_sciml as lux
+    >>> run = lux.minimize(lambda p: (p.x - 1) ** 2, lux.ComponentVector(x=0.0), method="BFGS")
+    >>> optima([run, run])
+    value  runs  success  parameters
+    0      2     True     ComponentVector(x=1)
+    """
 
     __slots__ = ()
 

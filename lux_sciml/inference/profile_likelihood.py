@@ -35,6 +35,14 @@ class ProfileLikelihood:
       after `max_points` points, as where the data do not fix the parameter.
     """
 
+    >>> p = ComponentVector(a=1.0, b=2.0)
+    >>> profile = profile_likelihood(lambda p: (p.a - 1) ** 2 / 2 + (p.b - 2) ** 2, p, "a")["a"]
+    >>> profile
+    parameter  optimum  lower      upper    ends below  above
+    a          1        -0.959964  2.95996  threshold   threshold
+    >>> profile.values.shape, profile.params.shape
+    ((11,), (11, 2))
+
     name: str
     optimum: float
     values: np.ndarray
@@ -49,7 +57,14 @@ class ProfileLikelihood:
 
 
 class Profiles(dict[str, ProfileLikelihood]):
-    """Profiles by the labels of the elements; printed as a table of their confidence intervals."""
+    """A dict of `ProfileLikelihood`, by the labels of the elements; printed as a table of their confidence intervals.
+
+    >>> nll = lambda p: jnp.sum(p.rates**2) / 2
+    >>> profile_likelihood(nll, ComponentVector(rates=[0, 0]), "rates", limits={"rates": (0, None)})
+    parameter  optimum  lower  upper    ends below  above
+    rates[0]   0        -inf   1.95996  limit       threshold
+    rates[1]   0        -inf   1.95996  limit       threshold
+    """
 
     def __repr__(self) -> str:
         rows = [("parameter", "optimum", "lower", "upper", "ends below", "above")]

@@ -19,7 +19,16 @@ LAST = ("drop", "pad")
 
 
 class Padded(NamedTuple):
-    """A batch with `last="pad"`: `mask` `(batch_size,)` is false where `data` is repeated to fill the last batch."""
+    """A batch with `last="pad"`: `mask` `(batch_size,)` is false where `data` is repeated to fill the last batch.
+
+    >>> import optax, lux_sciml as lux
+    >>> state = lux.TrainState.create(lux.Scale((1,)), optax.sgd(0.1), key=jax.random.key(0))
+    >>> def objective(model, ps, st, batch):
+    ...     y, st = model(batch.data, ps, st)
+    ...     return jnp.mean(y, where=batch.mask[:, None]), st, {"samples": jnp.sum(batch.mask)}
+    >>> lux.fit(objective, state, jnp.ones((5, 1)), batch_size=2, epochs=1, last="pad").history["samples"].tolist()
+    [2, 2, 1]
+    """
 
     data: Any
     mask: Any

@@ -46,7 +46,19 @@ class FitResult:
 
 
 class FitError(RuntimeError):
-    """What data, a callback, the validation or the disk raised in a run; `result` is the `FitResult` so far."""
+    """What data, a callback, the validation or the disk raised in a run; `result` is the `FitResult` so far.
+
+    >>> import jax, jax.numpy as jnp, optax, lux_sciml as lux
+    >>> state = lux.TrainState.create(lux.Dense(2, 1), optax.sgd(0.1), key=jax.random.key(0))
+    >>> def batches():
+    ...     yield jnp.ones((8, 2)), jnp.zeros((8, 1))
+    ...     raise OSError("the disk is gone")
+    >>> try:
+    ...     lux.fit(lux.losses.Objective(lux.losses.mse), state, batches())
+    ... except FitError as error:
+    ...     error.result.steps
+    1
+    """
 
     def __init__(self, message: str, result: FitResult):
         super().__init__(message)
@@ -60,6 +72,14 @@ class Report:
     * `stats`: the last step's loss and stats, arrays by name;
     * `validation`: the newest validation's values, `None` before the first;
     * `state`: a copy of the training state, made where it is asked for.
+
+    >>> import jax, jax.numpy as jnp, optax, lux_sciml as lux
+    >>> state = lux.TrainState.create(lux.Dense(2, 1), optax.sgd(0.1), key=jax.random.key(0))
+    >>> data, objective = (jnp.ones((8, 2)), jnp.zeros((8, 1))), lux.losses.Objective(lux.losses.mse)
+    >>> def stop_at_two(report):
+    ...     return report.step == 2
+    >>> lux.fit(objective, state, data, steps=5, callbacks=stop_at_two, callback_every=1).steps
+    2
     """
 
     def __init__(self, step: int, epoch: int, steps: int | None, stats: Any, validation: Any, state: TrainState):

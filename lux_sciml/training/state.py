@@ -26,7 +26,13 @@ MODES = "in test mode: dropout is off and running statistics stay as they are"
 
 
 class LossScale(NamedTuple):
-    """What losses in float16 are multiplied by, so that their gradients do not vanish; it follows their overflows."""
+    """What losses in float16 are multiplied by, so that their gradients do not vanish; it follows their overflows.
+
+    >>> import lux_sciml as lux
+    >>> state = TrainState.create(lux.Dense(2, 3), optax.adam(1e-3), key=jax.random.key(0), dtype=jnp.float16)
+    >>> float(state.loss_scale.scale)
+    32768.0
+    """
 
     scale: jax.Array
     good: jax.Array  # steps since it changed
