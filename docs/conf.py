@@ -70,14 +70,6 @@ ROOMS = {
 }
 
 
-def public_names(room):
-    """The names that a room lists, and those that its `__init__` imports from its files by an alias."""
-    there = {name: value for name, value in vars(room).items() if not name.startswith("_")}
-    files = room.__name__, *(["lux_sciml.series"] if room is lux_sciml.diffeq else [])
-    mine = [name for name, value in there.items() if getattr(value, "__module__", "").startswith(files)]
-    return sorted({*getattr(room, "__all__", ()), *mine} - {"T"}, key=str.lower)
-
-
 def copy_tutorials(folder):
     """The notebooks with what `make tutorials` has run, and their links from here on."""
     folder.mkdir(exist_ok=True)
@@ -98,11 +90,12 @@ def setup(app):
     copy_tutorials(Path(app.srcdir) / "tutorials")
     folder = Path(app.srcdir) / "api"
     folder.mkdir(exist_ok=True)
-    for name, title in ROOMS.items():
-        room = operator.attrgetter(name)(lux_sciml)
+    for path, title in ROOMS.items():
+        room = operator.attrgetter(path)(lux_sciml)
         lines = [title, "=" * len(title), "", f".. currentmodule:: {room.__name__}", ""]
         lines += [inspect.getdoc(room) or "", "", ".. autosummary::", "   :toctree: names", "   :nosignatures:", ""]
-        text = "\n".join([*lines, *(f"   {found}" for found in public_names(room))]) + "\n"
-        page = folder / f"{name.replace('.', '_')}.rst"
+        names = sorted((name for name in dir(room) if not inspect.ismodule(getattr(room, name))), key=str.lower)
+        text = "\n".join([*lines, *(f"   {name}" for name in names)]) + "\n"
+        page = folder / f"{path.replace('.', '_')}.rst"
         if not page.exists() or page.read_text() != text:
             page.write_text(text)

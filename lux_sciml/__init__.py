@@ -109,7 +109,9 @@ _LATER: dict[str, tuple[str, ...]] = {
 __all__ = [
     "activations",
     "compilation",
+    "components",
     "constraints",
+    "core",
     "derivatives",
     "diffeq",
     "hessian",
@@ -138,4 +140,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted([*__all__, "__version__"])

@@ -11,7 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from . import _names
 from ._tree import floating, widened
+
+__dir__ = _names.public(__name__)
 
 
 def identity(x: Any) -> Any:

@@ -17,9 +17,9 @@ import jax.export
 import numpy as np
 
 from ._tree import describe, is_random_key
-from .components import ComponentVector, load, path_string, safetensors
+from .components import ComponentVector, load, safetensors
 from .components.files import STRUCTURE
-from .components.nodes import DICT, LIST, NONE, TUPLE, Path as ComponentPath
+from .components.nodes import DICT, LIST, NONE, TUPLE, Path as ComponentPath, path_string
 from .core import Layer, setup, testmode
 from .export import read_metadata
 from .export.save import WRITERS

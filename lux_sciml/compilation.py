@@ -9,7 +9,10 @@ import platform
 
 import jax
 
+from . import _names
 from ._compat import reopen_compilation_cache
+
+__dir__ = _names.public(__name__)
 
 __all__ = ["compilation_cache"]
 

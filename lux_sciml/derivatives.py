@@ -16,10 +16,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from . import _names
 from ._compat import JitKey
 from ._forward_laplacian import second_order
 from ._tree import describe, floating, is_traced, widened
-from .components import ComponentMatrix, ComponentVector, Layout, layout_of
+from .components import ComponentMatrix, ComponentVector, Layout
+from .components.layout import layout_of
+
+__dir__ = _names.public(__name__)
 
 _MODES = ("forward", "reverse", "both")
 
@@ -141,7 +145,7 @@ def jacobian(f: Callable[..., Any], *, mode: str | None = None, has_aux: bool = 
             (rows,), _ = jax.eval_shape(lambda flat: ((flat_f(flat)[0],), None), flat)
             chosen = "forward" if columns.size <= rows.size else "reverse"
         transform = jax.jacfwd if chosen == "forward" else jax.jacrev
-        with _mode(chosen), explained():
+        with _mode(chosen), _explained():
             matrix, (rows, aux) = transform(flat_f, has_aux=True)(flat)
         named = ComponentMatrix(matrix, rows.value, columns)
         return (named, aux) if has_aux else named
@@ -162,7 +166,7 @@ def hessian(f: Callable[..., Any], *, has_aux: bool = False) -> Callable[..., An
 
     def value(x, *args):
         flat, layout = _flat(x)
-        with _mode("both"), explained(second_order=True):
+        with _mode("both"), _explained(second_order=True):
             gradient = jax.grad(_scalar_function(f, x, args, has_aux), has_aux=True)
             matrix, aux = jax.jacfwd(gradient, has_aux=True)(flat)
         named = ComponentMatrix(matrix, layout, layout)
@@ -184,7 +188,7 @@ def hvp(f: Callable[..., Any]) -> Callable[..., Any]:
     def value(x, v, *args):
         flat, layout = _flat(x)
         direction = (layout.ravel(v) if layout_of(x) is None else layout.check(v)).astype(flat.dtype)
-        with _mode("both"), explained(second_order=True):
+        with _mode("both"), _explained(second_order=True):
             gradient = jax.grad(_scalar_function(f, x, args, False), has_aux=True)
             return _like(x, jax.jvp(lambda flat: gradient(flat)[0], (flat,), (direction,))[1], layout)
 
@@ -258,7 +262,7 @@ _EXPLAINED = {  # what JAX and diffrax say of a mode that a function lacks: why,
 
 
 @contextlib.contextmanager
-def explained(second_order: bool = False) -> Iterator[None]:
+def _explained(second_order: bool = False) -> Iterator[None]:
     """Turns errors about a mode that a function does not have into what to do about it."""
     try:
         yield

@@ -16,8 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from . import _names
 from ._compat import being_traced
 from ._tree import is_traced
+
+__dir__ = _names.public(__name__)
 
 _SIZES = (2**12, 2**16)  # of draws of which arrays up to that size are a part
 

@@ -19,8 +19,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from . import _names
 from ._tree import floating, is_inexact, real_type, squared, widened
 from .series import Series, counting, observed
+
+__dir__ = _names.public(__name__)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,13 +12,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from . import _names
 from ._libraries import library
 from ._tree import describe
 from .components import ComponentMatrix, ComponentVector
 from .core.converters import checks_itself
 
-# Colors that people of all kinds of color vision tell apart: Okabe and Ito, Color Universal Design, 2008, blue first.
+__dir__ = _names.public(__name__)
+
+#: Colors that people of all kinds of color vision tell apart: Okabe and Ito, Color Universal Design, 2008, blue first.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+#: What `style` sets beside the colors, as matplotlib's `rcParams`.
 STYLE = {
     "axes.grid": True,
     "axes.spines.right": False,

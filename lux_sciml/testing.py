@@ -13,12 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import keystr, tree_leaves_with_path
 
+from . import _names
 from ._tree import floating, is_inexact
 from .components import ComponentVector, Layout
 from .core import Layer, Mode, parameter_length, setup, testmode, trainmode
 from .core.static import fields_of, is_random_key
 
-__all__ = ["check_layer", "require_slope", "require_test_mode"]
+__dir__ = _names.public(__name__)
 
 _STEP = 1e-5  # of the finite differences: eps^(1/3) in float64
 _SAME = 1e-9  # two programs of one computation in float64, relative to the largest element

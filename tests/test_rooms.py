@@ -70,17 +70,34 @@ def test_names_of_the_root():
         assert set(getattr(lux, room).__all__) <= set(lux.__all__)
     for room, names in lux._LATER.items():
         assert not names or set(names) == set(getattr(lux, room).__all__)
-    assert set(lux.__all__) <= set(dir(lux))
+    assert {*lux.__all__, "__version__"} == set(dir(lux))
     with pytest.raises(AttributeError, match="no attribute 'minimise'"):
         lux.minimise  # noqa: B018
     assert lux.__version__.count(".") == 2
     assert callable(lux.plot.plot) and callable(lux.testing.check_layer)
 
 
+def rooms(place=lux):
+    """The modules among the public names, and those among theirs."""
+    for module in filter(inspect.ismodule, (getattr(place, name) for name in dir(place))):
+        yield module
+        yield from rooms(module)
+
+
+def test_what_is_public():
+    """Completion shows what a module has for users, and nothing that it imports for itself."""
+    public = {f"{room.__name__}.{name}": getattr(room, name) for room in [lux, *rooms()] for name in dir(room)}
+    assert {"lux_sciml.nn.apply_rotary", "lux_sciml.diffeq.Series", "lux_sciml.plot.COLORS"} < public.keys()
+    modules = {value for value in public.values() if inspect.ismodule(value)}
+    assert modules == set(rooms()) and all(module.__name__.startswith("lux_sciml.") for module in modules)
+    values = [value for value in public.values() if not inspect.ismodule(value)]
+    assert not [value for value in values if not getattr(value, "__module__", "lux_sciml").startswith("lux_sciml")]
+    assert not {"lux_sciml.components.nest", "lux_sciml.nn.attention", "lux_sciml.losses.Series"} & public.keys()
+
+
 def test_every_public_name_has_an_example():
-    rooms = [lux, *(getattr(lux, name) for name in lux.__all__ if inspect.ismodule(getattr(lux, name)))]
-    there = {f"{room.__name__}.{name}": getattr(room, name) for room in rooms for name in getattr(room, "__all__", ())}
-    ours = {name: x for name, x in there.items() if getattr(x, "__module__", "").startswith("lux_sciml")}
+    there = {f"{room.__name__}.{name}": getattr(room, name) for room in rooms() for name in dir(room)}
+    ours = {name: x for name, x in there.items() if hasattr(x, "__module__")}  # no module and no constant
     assert len(ours) > 300
     assert [name for name, x in ours.items() if ">>>" not in (x.__doc__ or "")] == []
 

@@ -7,9 +7,10 @@ is imported by the function that needs it; see `docs/adapters.md`. `numpyro`, `b
 posteriors: see `docs/inference.md`.
 """
 
-from . import arviz as arviz, blackjax as blackjax, numpyro as numpyro
+from .. import _names
+from . import arviz, blackjax, numpyro
 from .equinox import from_equinox, to_equinox
-from .functions import InitApply as InitApply, as_function, init_apply
+from .functions import InitApply, as_function, init_apply
 from .haiku import from_haiku, to_haiku
 from .keras import from_keras, to_keras
 from .linen import from_linen, to_linen
@@ -17,7 +18,10 @@ from .nnx import from_nnx, to_nnx
 from .pytorch import load_torch, to_torch
 
 __all__ = [
+    "InitApply",
+    "arviz",
     "as_function",
+    "blackjax",
     "from_equinox",
     "from_haiku",
     "from_keras",
@@ -25,6 +29,7 @@ __all__ = [
     "from_nnx",
     "init_apply",
     "load_torch",
+    "numpyro",
     "to_equinox",
     "to_haiku",
     "to_keras",
@@ -32,3 +37,5 @@ __all__ = [
     "to_nnx",
     "to_torch",
 ]
+
+__dir__ = _names.public(__name__)

@@ -5,11 +5,14 @@ from typing import Any
 
 import numpy as np
 
+from .. import _names
 from .._libraries import library
 from .._tree import describe
 from ..components import ComponentVector, Layout
 from ..core.converters import checks_itself
 from ..inference import Draws
+
+__dir__ = _names.public(__name__)
 
 
 @checks_itself
@@ -37,9 +40,6 @@ def to_arviz(
     for another shape of the draws or of what goes with them and for `dims` that do not fit an array, `KeyError` for
     `dims` of an array, and `coords` of an axis, that there is not, `ImportError` without ArviZ, which is in the extra
     `inference`.
-    """
-    arviz = library("arviz", "lux-sciml[inference]")
-    params = draws.params if isinstance(draws, Draws) else draws
 
     >>> layout = ComponentVector(u0=[30.0, 4.0], rate=1.0).layout
     >>> draws = ComponentVector(np.random.default_rng(0).normal(size=(4, 100, 3)), layout)
@@ -47,6 +47,9 @@ def to_arviz(
     >>> data = to_arviz(draws, **names)  # doctest: +SKIP
     >>> data.posterior.u0.sel(species="lynx").shape  # doctest: +SKIP
     (4, 100)
+    """
+    arviz = library("arviz", "lux-sciml[inference]")
+    params = draws.params if isinstance(draws, Draws) else draws
     for x in (params, *([] if prior is None else [prior])):
         if not isinstance(x, ComponentVector):
             raise TypeError(f"draws have names, Draws of a sampler or a ComponentVector, got {describe(x)}")

@@ -10,11 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .. import _names
 from .._libraries import library
 from .._tree import describe
 from ..components import ComponentMatrix, ComponentVector
 from ..core.converters import checks_itself, converted, count
 from ..inference import Draws, LogPosterior
+
+__dir__ = _names.public(__name__)
 
 
 @checks_itself
@@ -48,9 +51,6 @@ def nuts(
     Hoffman & Gelman, "The No-U-Turn sampler", JMLR 15, 2014; Cabezas et al., "BlackJAX", arXiv:2402.10797. Raises
     `ValueError` where the density or its gradient is not finite at a start and for counts below one, `ImportError`
     without BlackJAX: `pip install lux-sciml[inference]`.
-    """
-    blackjax = library("blackjax", "lux-sciml[inference]")
-    _require_counts(density, chains=chains, warmup=warmup, draws=draws, max_depth=max_depth)
 
     >>> import lux_sciml as lux
     >>> def log_likelihood(ps):
@@ -60,6 +60,9 @@ def nuts(
     >>> run = lux.adapters.blackjax.nuts(density, ps, jax.random.key(0), warmup=100, draws=50)  # doctest: +SKIP
     >>> run.params.rate.shape, run.stats["diverging"].any()  # doctest: +SKIP
     ((4, 50), np.False_)
+    """
+    blackjax = library("blackjax", "lux-sciml[inference]")
+    _require_counts(density, chains=chains, warmup=warmup, draws=draws, max_depth=max_depth)
     if not 0 < target_acceptance < 1:
         raise ValueError(f"target_acceptance is a probability, between 0 and 1, got {target_acceptance:g}")
     positions = _starts(density, start, chains)
@@ -123,9 +126,6 @@ def pathfinder(
 
     Zhang et al., "Pathfinder: parallel quasi-Newton variational inference", JMLR 23, 2022. Raises `ValueError` where
     the density or its gradient is not finite at a start, or along all paths, `ImportError` without BlackJAX.
-    """
-    blackjax = library("blackjax", "lux-sciml[inference]")
-    _require_counts(density, draws=draws, paths=paths, max_steps=max_steps)
 
     >>> import lux_sciml as lux
     >>> def log_likelihood(ps):
@@ -135,6 +135,9 @@ def pathfinder(
     >>> run = lux.adapters.blackjax.pathfinder(density, ps, jax.random.key(0), draws=100)  # doctest: +SKIP
     >>> run.params.rate.shape, list(run.stats)  # doctest: +SKIP
     ((1, 100), ['elbo'])
+    """
+    blackjax = library("blackjax", "lux-sciml[inference]")
+    _require_counts(density, draws=draws, paths=paths, max_steps=max_steps)
     key, first, last = jax.random.split(key, 3)
     positions = _starts(density, start, paths)
     if start.ndim == 1:
@@ -189,9 +192,6 @@ def smc(
     Del Moral, Doucet & Jasra, "Sequential Monte Carlo samplers", JRSS B 68, 2006. Raises `ValueError` where the power
     does not reach 1 in `max_stages`, for a `target_ess` that is no share and a start of another shape, `TypeError`
     where a prior cannot be drawn from, `ImportError` without BlackJAX.
-    """
-    blackjax = library("blackjax", "lux-sciml[inference]")
-    _require_counts(density, particles=particles, moves=moves, steps=steps, max_stages=max_stages)
 
     >>> import lux_sciml as lux
     >>> import numpyro.distributions as dist  # doctest: +SKIP
@@ -202,6 +202,9 @@ def smc(
     >>> run = lux.adapters.blackjax.smc(density, jax.random.key(0), particles=200)  # doctest: +SKIP
     >>> run.params.rate.shape, list(run.stats)  # doctest: +SKIP
     ((1, 200), ['log_evidence', 'tempering'])
+    """
+    blackjax = library("blackjax", "lux-sciml[inference]")
+    _require_counts(density, particles=particles, moves=moves, steps=steps, max_stages=max_stages)
     if not 0 < target_ess < 1:
         raise ValueError(f"target_ess is a share of the particles, between 0 and 1, got {target_ess:g}")
     key, first = jax.random.split(key)

@@ -7,12 +7,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .. import _names
 from .._libraries import library
-from ..components import ComponentVector, Layout, Path
+from ..components import ComponentVector, Layout
 from ..components.layout import as_layout
+from ..components.nodes import Path
 from ..core import Layer
 from ..inference.priors import priors_of
 from .functions import as_function
+
+__dir__ = _names.public(__name__)
 
 
 def sample(layout: Layout | ComponentVector, priors: Mapping[str | Path, Any], name: str = "") -> ComponentVector:
@@ -23,7 +27,7 @@ def sample(layout: Layout | ComponentVector, priors: Mapping[str | Path, Any], n
     in front where one is given. Returns a ComponentVector.
 
     Raises `KeyError` for a pattern that matches nothing, `ValueError` for a component without a prior, `TypeError` for
-    what is no distribution of NumPyro, `ImportError` without NumPyro: `pip install lux-sciml[inference]`. A model:
+    what is no distribution of NumPyro, `ImportError` without NumPyro: `pip install lux-sciml[inference]`.
 
     >>> import lux_sciml as lux
     >>> import numpyro, numpyro.distributions as dist  # doctest: +SKIP
@@ -58,10 +62,6 @@ def random_layer(
 
     `ps, st = lux.setup(key, layer)` outside of the model; of `ps` only the layout counts. The state stays as it is, in
     test mode: `lux.testmode(st)`; `ValueError` for a layer that updates it. `priors` and `name` are those of `sample`.
-    """
-    drawn, function = sample(ps, priors, name), as_function(layer, st)
-    return lambda x: function(drawn, x)
-
 
     >>> import lux_sciml as lux
     >>> import numpyro, numpyro.distributions as dist  # doctest: +SKIP
@@ -73,6 +73,10 @@ def random_layer(
     >>> seeded = numpyro.handlers.seed(model, 0)  # doctest: +SKIP
     >>> list(numpyro.handlers.trace(seeded).get_trace(jnp.ones((5, 2)), jnp.ones((5, 1))))  # doctest: +SKIP
     ['net.weight', 'net.bias', 'y']
+    """
+    drawn, function = sample(ps, priors, name), as_function(layer, st)
+    return lambda x: function(drawn, x)
+
 
 def collect(samples: Mapping[str, Any], layout: Layout | ComponentVector, name: str = "") -> ComponentVector:
     """The sites of `sample` in what `MCMC.get_samples` returns, as a batch of vectors, `(draws, n)`.

@@ -6,12 +6,14 @@ In this order, each file using those before it: `nodes` (containers opened and c
 or not at all), `safetensors` (their format), `trees` (structure and arrays apart), `files` and `constraints`.
 """
 
+from .. import _names
 from .documents import from_json as from_json, to_json as to_json
 from .files import load, load_into, save
-from .layout import Layout, layout_of as layout_of
+from .layout import Layout
 from .matrix import ComponentMatrix, outer as outer
-from .nodes import Path as Path, nest as nest, path_string as path_string
 from .tables import flat_dict
-from .vector import ComponentVector, concat, named_like as named_like, refuse_reserved as refuse_reserved
+from .vector import ComponentVector, concat
 
 __all__ = ["ComponentMatrix", "ComponentVector", "Layout", "concat", "flat_dict", "load", "load_into", "save"]
+
+__dir__ = _names.public(__name__)

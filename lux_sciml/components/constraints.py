@@ -10,10 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .. import _names
 from .._tree import floating, widened
 from .layout import Layout, as_layout
 from .nodes import Path
 from .vector import ComponentVector
+
+__dir__ = _names.public(__name__)
 
 
 def bounds(ps: ComponentVector, limits: Mapping[str | Path, Any]) -> tuple[ComponentVector, ComponentVector]:

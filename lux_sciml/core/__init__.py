@@ -1,5 +1,6 @@
 """The contract: what a layer is, its parameters, its state. Knows components; knows no concrete layer."""
 
+from .. import _names
 from .check_finite import check_finite
 from .compact import compact
 from .constant import Constant
@@ -34,3 +35,5 @@ __all__ = [
     "trainmode",
     "update_state",
 ]
+
+__dir__ = _names.public(__name__)

@@ -7,6 +7,7 @@ for series of unequal length `pad` and `Series`; for equations of one's own `Fie
 `equation_of`.
 """
 
+from .. import _names
 from ..series import Series as Series, pad as pad
 from .adjoints.gauss import GaussAdjoint
 from .adjoints.reversible import ReversibleAdjoint
@@ -85,3 +86,5 @@ __all__ = [
     "solution_to_xarray",
     "vector_field",
 ]
+
+__dir__ = _names.public(__name__)

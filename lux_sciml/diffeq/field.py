@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._tree import describe
-from ..components import ComponentVector, named_like
+from ..components import ComponentVector
+from ..components.vector import named_like
 from ..core import Layer, StatefulLayer, as_layer
 from ..core.container import errors_of
 from ..core.converters import checks_itself

@@ -3,12 +3,11 @@
 `symbolic` and `sparse_regression`, with `polynomials` for its library; see `docs/symbolic.md`.
 """
 
-from .sparse_regression import (
-    SparseFit as SparseFit,
-    polynomials as polynomials,
-    sparse_regression as sparse_regression,
-)
-from .sparse_terms import SparseTerms as SparseTerms
-from .symbolic import symbolic as symbolic
+from .. import _names
+from .sparse_regression import SparseFit, polynomials, sparse_regression
+from .sparse_terms import SparseTerms
+from .symbolic import symbolic
 
 __all__ = ["SparseFit", "SparseTerms", "polynomials", "sparse_regression", "symbolic"]
+
+__dir__ = _names.public(__name__)

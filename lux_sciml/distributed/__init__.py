@@ -9,10 +9,13 @@ In this order, each file using those before it: `watch` (of processes that are g
 runs ask) and `sharding`; and `estimate`.
 """
 
-from .estimate import Estimate as Estimate, estimate as estimate
-from .form import Sharded as Sharded
-from .meshes import mesh as mesh
-from .processes import initialize as initialize
-from .sharding import gather as gather, shard as shard
+from .. import _names
+from .estimate import Estimate, estimate
+from .form import Sharded
+from .meshes import mesh
+from .processes import initialize
+from .sharding import gather, shard
 
 __all__ = ["Estimate", "Sharded", "estimate", "gather", "initialize", "mesh", "shard"]
+
+__dir__ = _names.public(__name__)

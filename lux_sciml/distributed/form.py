@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..components import ComponentVector, Layout, Path
-from ..components.nodes import ARRAY, DICT, path_string
+from ..components import ComponentVector, Layout
+from ..components.nodes import ARRAY, DICT, Path, path_string
 from ..components.split import split
 from ..core import Layer
 from ..core.walk import walk

@@ -3,6 +3,7 @@
 Here only: the losses and measures `jacobian_loss`, `fixed_point_correction` and `spectral_radius`.
 """
 
+from .. import _names
 from .adjoints import CheckedImplicitAdjoint, FixedPointLinearSolver, PhantomAdjoint
 from .anderson import Anderson
 from .broyden import Broyden
@@ -32,3 +33,5 @@ __all__ = [
     "PhantomAdjoint",
     "SteadyState",
 ]
+
+__dir__ = _names.public(__name__)

@@ -14,7 +14,8 @@ import optimistix as optx
 from jax import Array, lax
 
 from .._tree import all_finite, describe, is_inexact, rms_norm, single
-from ..components import ComponentVector, named_like
+from ..components import ComponentVector
+from ..components.vector import named_like
 from ..core import Constant, Layer, Wrapper, field
 from ..core.container import errors_of
 from ..core.converters import checks_itself, choice, count, naturals, number, optional, short

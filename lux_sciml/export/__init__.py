@@ -7,6 +7,7 @@ others), `tflite` (for LiteRT on phones and other edge devices), `c_source` (for
 `read_metadata` reads what a file tells of itself.
 """
 
+from .. import _names
 from .c_source import c_source
 from .function import PlainFunction, plain_function
 from .metadata import read_metadata
@@ -31,3 +32,5 @@ __all__ = [
     "stablehlo",
     "tflite",
 ]
+
+__dir__ = _names.public(__name__)

@@ -18,8 +18,8 @@ import numpy as np
 from .. import _compat
 from .._platform import one_program
 from .._tree import describe, is_random_key
-from ..components import ComponentVector, Layout, path_string, to_json
-from ..components.nodes import Path, close_container, open_container
+from ..components import ComponentVector, Layout, to_json
+from ..components.nodes import Path, close_container, open_container, path_string
 from ..core import Layer, Mode, StatefulLayer
 from ..core.parameters import layout_like, parameter_layout, parameter_tree
 

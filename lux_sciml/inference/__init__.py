@@ -8,24 +8,34 @@ What they return: `LaplaceApproximation`, `Profiles` of one `ProfileLikelihood` 
 `Optima` of one `Optimum` each, `LogPosterior`, and of samplers `Draws`.
 """
 
-from .bands import sampled_band as sampled_band
-from .bootstrap import Bootstrap as Bootstrap, bootstrap as bootstrap
-from .draws import Draws as Draws
-from .identifiability import (
-    Identifiability as Identifiability,
-    fisher_information as fisher_information,
-    identifiability as identifiability,
-)
-from .laplace_approximation import (
-    LaplaceApproximation as LaplaceApproximation,
-    laplace_approximation as laplace_approximation,
-)
-from .log_posterior import LogPosterior as LogPosterior, log_posterior as log_posterior
-from .optima import Optima as Optima, Optimum as Optimum, optima as optima
-from .profile_likelihood import (
-    ProfileLikelihood as ProfileLikelihood,
-    Profiles as Profiles,
-    profile_likelihood as profile_likelihood,
-)
+from .. import _names
+from .bands import sampled_band
+from .bootstrap import Bootstrap, bootstrap
+from .draws import Draws
+from .identifiability import Identifiability, fisher_information, identifiability
+from .laplace_approximation import LaplaceApproximation, laplace_approximation
+from .log_posterior import LogPosterior, log_posterior
+from .optima import Optima, Optimum, optima
+from .profile_likelihood import ProfileLikelihood, Profiles, profile_likelihood
 
-__all__ = []
+__all__ = [
+    "Bootstrap",
+    "Draws",
+    "Identifiability",
+    "LaplaceApproximation",
+    "LogPosterior",
+    "Optima",
+    "Optimum",
+    "ProfileLikelihood",
+    "Profiles",
+    "bootstrap",
+    "fisher_information",
+    "identifiability",
+    "laplace_approximation",
+    "log_posterior",
+    "optima",
+    "profile_likelihood",
+    "sampled_band",
+]
+
+__dir__ = _names.public(__name__)

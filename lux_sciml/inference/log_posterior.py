@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._tree import describe, widened
-from ..components import ComponentVector, Layout, Path
+from ..components import ComponentVector, Layout
 from ..components.constraints import Constrained
 from ..components.layout import as_layout
+from ..components.nodes import Path
 from ..core.converters import checks_itself
 from ..optimize.problem import called
 from .priors import constrained_of, drawn, inside, log_prior, priors_of
@@ -24,11 +25,11 @@ class LogPosterior:
     Called with a free vector it returns one number, `prior(free) + likelihood(free)`, up to a constant. `layout` is
     that of the parameters, `free_layout` that of the free vectors, where the components have their names too. A pure
     function of JAX: samplers take it and its gradient as they are.
-    """
 
     >>> density = log_posterior(lambda p: -(p.rate**2), ComponentVector(rate=1.0), {"rate": None})
     >>> jax.value_and_grad(density)(density.start(ComponentVector(rate=2.0)))
     (Array(-4., dtype=float32), ComponentVector(rate=-4))
+    """
 
     log_likelihood: Callable[[ComponentVector], Any]
     priors: tuple[Any, ...]  # one for each block

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._tree import widened
-from ..components import Layout, Path
+from ..components import Layout
 from ..components.constraints import Constrained, Constraint
+from ..components.nodes import Path
 
 
 def priors_of(layout: Layout, priors: Mapping[str | Path, Any]) -> tuple[Any, ...]:

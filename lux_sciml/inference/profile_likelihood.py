@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._tree import describe
-from ..components import ComponentVector, Path
+from ..components import ComponentVector
 from ..components.constraints import bounds
+from ..components.nodes import Path
 from ..components.printing import in_columns
 from ..core.converters import checks_itself
 from ..derivatives import hessian
@@ -33,7 +34,6 @@ class ProfileLikelihood:
     * `interval`: where the profile crosses the threshold, minus or plus infinity where it does not;
     * `ends`: why the search ended below and above: `"threshold"` was crossed, the `"limit"` reached, or it is `"open"`
       after `max_points` points, as where the data do not fix the parameter.
-    """
 
     >>> p = ComponentVector(a=1.0, b=2.0)
     >>> profile = profile_likelihood(lambda p: (p.a - 1) ** 2 / 2 + (p.b - 2) ** 2, p, "a")["a"]
@@ -42,6 +42,7 @@ class ProfileLikelihood:
     a          1        -0.959964  2.95996  threshold   threshold
     >>> profile.values.shape, profile.params.shape
     ((11,), (11, 2))
+    """
 
     name: str
     optimum: float

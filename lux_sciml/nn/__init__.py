@@ -3,6 +3,7 @@
 Here only: `scaled_dot_product_attention`, `attention_weights`, `apply_rotary` and `rotary_angles`.
 """
 
+from .. import _names
 from .attention import (
     MultiHeadAttention,
     attention_weights as attention_weights,
@@ -130,3 +131,5 @@ __all__ = [
     "Upsample",
     "VariationalHiddenDropout",
 ]
+
+__dir__ = _names.public(__name__)

@@ -11,6 +11,7 @@ and `convergence` (how a run goes and ends), `resume`, `starts` and `in_turn` (m
 parameters), `minimize`, `least_squares`, `root_find`; `optax_transforms` and `samples`.
 """
 
+from .. import _names
 from .bounded_lbfgs import BoundedLBFGS
 from .least_squares import LeastSquaresResult, least_squares
 from .levenberg_marquardt import LevenbergMarquardt
@@ -34,3 +35,5 @@ __all__ = [
     "root_find",
     "sobol_samples",
 ]
+
+__dir__ = _names.public(__name__)

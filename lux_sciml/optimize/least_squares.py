@@ -16,7 +16,8 @@ import optimistix as optx
 
 from .._compat import one_blas_thread
 from .._tree import describe
-from ..components import ComponentMatrix, Layout, Path
+from ..components import ComponentMatrix, Layout
+from ..components.nodes import Path
 from ..core.converters import checks_itself, converted, count, flag, number, optional
 from ..core.setup import as_key
 from . import damped_systems, fit_statistics, levenberg_marquardt_backend, optimistix_backend, scipy_least_squares

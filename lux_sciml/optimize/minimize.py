@@ -13,7 +13,7 @@ import optax
 import optimistix as optx
 from jaxtyping import Float
 
-from ..components import Path
+from ..components.nodes import Path
 from ..core.converters import checks_itself, converted, count, flag, number, optional
 from . import global_methods, optax_backend, optimistix_backend, scipy_backend
 from .bounded_lbfgs import BoundedLBFGS

@@ -3,6 +3,7 @@
 At the root: `Frozen`, `SpectralNorm`, `WeightNorm`. Here: `freeze` and `unfreeze`, `share_parameters`, `layer_map`.
 """
 
+from .. import _names
 from .freeze import Frozen, freeze as freeze, unfreeze as unfreeze
 from .layer_map import layer_map as layer_map
 from .normalization import SpectralNorm, WeightNorm
@@ -13,3 +14,5 @@ __all__ = [
     "SpectralNorm",
     "WeightNorm",
 ]
+
+__dir__ = _names.public(__name__)

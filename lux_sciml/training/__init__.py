@@ -11,6 +11,7 @@ the best so far), `checkpoints`, `orbax_checkpoints`, `logs`, `interrupts` (Ctrl
 `fit`.
 """
 
+from .. import _names
 from .batches import Padded as Padded
 from .checkpoints import Checkpoints as Checkpoints
 from .fit import fit
@@ -22,3 +23,5 @@ from .step import apply_gradients, compute_gradients, train_step
 from .stopping import EarlyStopping as EarlyStopping
 
 __all__ = ["FitResult", "TrainState", "apply_gradients", "compute_gradients", "fit", "train_step"]
+
+__dir__ = _names.public(__name__)

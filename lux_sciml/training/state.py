@@ -12,7 +12,8 @@ import numpy as np
 import optax
 
 from .._tree import describe, is_inexact, is_random_key, single
-from ..components import ComponentVector, Path
+from ..components import ComponentVector
+from ..components.nodes import Path
 from ..core import Layer, Mode, setup
 from ..core.converters import checks_itself
 from ..core.mode import modes

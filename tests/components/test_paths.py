@@ -11,8 +11,9 @@ import pytest
 
 from lux_sciml import ComponentMatrix, ComponentVector, Layout, hessian, load, load_into, save
 from lux_sciml._tree import exact_key
-from lux_sciml.components import from_json, nest, to_json
+from lux_sciml.components import from_json, to_json
 from lux_sciml.components.constraints import Constrained, Interval, Positive, bounds
+from lux_sciml.components.nodes import nest
 
 DOTTED, NESTED = ("a.b",), ("a", "b")
 
