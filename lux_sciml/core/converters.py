@@ -52,6 +52,7 @@ Call = TypeVar("Call", bound=Callable[..., Any])
 __all__ = [
     "checks_itself",
     "choice",
+    "choices",
     "count",
     "dict_of",
     "flag",
@@ -214,6 +215,24 @@ def choice(*names: str) -> Callable[[str], str]:
         return value
 
     return one
+
+
+def choices(*names: str) -> Callable[[str | Sequence[str]], tuple[str, ...]]:
+    """The converter that takes some of the names, or one of them, to a tuple.
+
+    >>> choices("times", "amounts")("times")
+    ('times',)
+    """
+
+    @checks_itself
+    def some(value: str | Sequence[str]) -> tuple[str, ...]:
+        given = tuple(value) if _is_sequence(value) else (value,)
+        for name in given:
+            if name not in names:
+                raise ValueError(f"expected some of {', '.join(map(repr, names))}, got {short(name)}")
+        return given  # pyright: ignore[reportReturnType]  # strings, as the names are
+
+    return some
 
 
 def optional(converter: Callable[[T], R]) -> Callable[[T | None], R | None]:

@@ -12,7 +12,7 @@ import numpy as np
 from .._tree import floating, is_inexact, is_traced
 from ..components import ComponentVector
 from ..core import Constant, Container, Layer, field
-from ..core.converters import checks_itself, choice, flag, function, numbers, optional, short
+from ..core.converters import checks_itself, choice, choices, flag, function, numbers, optional, short
 from ..series import Series
 
 _FROM_CALL = ("times", "amounts", "durations")
@@ -75,15 +75,6 @@ def of_time_and_state(value: Any) -> Any:
     return value
 
 
-@checks_itself
-def _names(value: str | tuple[str, ...]) -> tuple[str, ...]:
-    names = (value,) if isinstance(value, str) else tuple(value)
-    unknown = [name for name in names if name not in _FROM_CALL]
-    if unknown:
-        raise ValueError(f"expected some of {', '.join(map(repr, _FROM_CALL))}, got {unknown[0]!r}")
-    return names
-
-
 class Jumps(Container):
     r"""Jumps of the state at known times, for the option `jumps` of equations: :math:`y(t_k^+) = g(t_k, y(t_k^-), p)`.
 
@@ -133,7 +124,7 @@ class Jumps(Container):
     effect: Layer | Callable[..., Any] | None = field(default=None, converter=optional(of_time_and_state))
     amounts: Constant | None = field(default=None, converter=optional(_amounts), kw_only=True)
     durations: Constant | None = field(default=None, converter=optional(_durations), kw_only=True)
-    trainable: tuple[str, ...] = field(default=(), converter=_names, kw_only=True)
+    trainable: tuple[str, ...] = field(default=(), converter=choices(*_FROM_CALL), kw_only=True)
     saves: str = field(default="right", converter=choice("right", "left"), kw_only=True)
     limits: bool = field(default=False, converter=flag, kw_only=True)
 

@@ -13,6 +13,7 @@ from jax.flatten_util import ravel_pytree
 
 from .._tree import where
 from ..diffeq.adjoints.differentiable import solved_by
+from ..diffeq.adjoints.gauss import is_part, parts_of
 from ..diffeq.failure import Guarded
 from ..equilibrium.loop import roots_found_by
 
@@ -86,7 +87,7 @@ def _solve(
     save = saveat.subs
     times = [save.t0 and start[None], save.ts is not None and save.ts * direction, save.t1 and end[None]]
     times = jnp.concatenate([part.astype(t0.dtype) for part in times if part is not False])
-    terms = jax.tree.map(lambda term: _Forward(term, direction), terms, is_leaf=_is_term)
+    terms = jax.tree.map(lambda term: _Forward(term, direction), terms, is_leaf=is_part)
     controller: Any = stepsize_controller.wrap(direction)
     order = solver.error_order(terms)
     dt0 = None if dt0 is None else dt0 * direction
@@ -168,10 +169,6 @@ def _like(old: Any, new: Any) -> Any:
     return jax.tree.map(lambda old, new: jnp.asarray(new).astype(old.dtype), old, new)
 
 
-def _is_term(x: Any) -> bool:
-    return isinstance(x, diffrax.AbstractTerm) and not isinstance(x, diffrax.MultiTerm)
-
-
 class _Forward(diffrax.AbstractTerm):
     """A term in a time that increases. For controllers it is, as what diffrax hands them, not an `ODETerm`."""
 
@@ -208,7 +205,7 @@ _CONTROLLERS = (diffrax.ConstantStepSize, diffrax.StepTo, diffrax.PIDController)
 
 
 def _all_ordinary(terms: Any) -> bool:
-    return all(isinstance(term, diffrax.ODETerm) for term in jax.tree.leaves(terms, is_leaf=_is_term))
+    return all(isinstance(term, diffrax.ODETerm) for term in parts_of(terms))
 
 
 # --- roots --------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import pytest
 import lux_sciml as lux
 from lux_sciml.core.converters import (
     choice,
+    choices,
     count,
     dict_of,
     flag,
@@ -106,6 +107,8 @@ def test_a_wrong_option_is_refused_by_name(make, sentence):
         (number, jnp.array(2.0), 2.0),
         (flag, np.True_, True),
         (choice("a", "b"), "b", "b"),
+        (choices("a", "b"), "b", ("b",)),
+        (choices("a", "b"), ["b", "a"], ("b", "a")),
         (dict_of(optional(count)), {"a": 1, "b": None}, {"a": 1, "b": None}),
         (tuple_of(tuple_of(count)), [[1], [2]], ((1,), (2,))),
     ],
@@ -135,6 +138,8 @@ def test_converters(converter, given, expected):
         (integers, [[1, 2]], r"expected whole numbers, got \[\[1, 2\]\]"),
         (choice("a", "b"), "c", "expected 'a' or 'b', got 'c'"),
         (choice("a", "b"), 1, "expected 'a' or 'b', got 1"),
+        (choices("a", "b"), ["a", "c"], "expected some of 'a', 'b', got 'c'"),
+        (choices("a", "b"), 1, "expected some of 'a', 'b', got 1"),
         (dict_of(count), [1], r"expected a dict, got \[1\]"),
         (tuple_of(tuple_of(count)), [[1], [0]], r"\[1\]\[0\]: expected a whole number of at least 1, got 0"),
     ],

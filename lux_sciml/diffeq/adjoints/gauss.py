@@ -108,13 +108,14 @@ def _refuse(terms: Any, saveat: Any, event: Any, max_steps: int | None) -> None:
         raise ValueError("GaussAdjoint saves at t0, t1 and ts only: without steps, dense, fn and subs in the SaveAt")
 
 
-def _is_part(x: Any) -> bool:
+def is_part(x: Any) -> bool:
+    """Whether this is a term by itself, no sum of terms."""
     return isinstance(x, diffrax.AbstractTerm) and not isinstance(x, diffrax.MultiTerm)
 
 
 def parts_of(terms: Any) -> list[Any]:
     """The terms of a sum, as diffrax wraps them for solves backward in time."""
-    return jax.tree.leaves(terms, is_leaf=_is_part)
+    return jax.tree.leaves(terms, is_leaf=is_part)
 
 
 def _rate(term: Any, t: Any, y: Any, args: Any) -> Any:
@@ -210,7 +211,7 @@ def _solve_backward(
     def adjoint_term(term):
         return diffrax.ODETerm(lambda s, a, _: jax.vjp(lambda y: _rate(term, -s, y, args), path(-s))[1](a)[0])
 
-    backward = jax.tree.map(adjoint_term, terms, is_leaf=_is_part)
+    backward = jax.tree.map(adjoint_term, terms, is_leaf=is_part)
     controller, rtol, atol = _backward_controller(self, stepsize_controller, dense_ts)
     solver = with_dense_error(solver, backward, controller)
     order = solver.error_order(backward)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import diffrax
@@ -14,7 +14,7 @@ import optimistix
 
 from ..._tree import rms_norm, single, squared
 from ...core import StatefulWrapper, field
-from ...core.converters import checks_itself, short
+from ...core.converters import checks_itself, choices, short
 from ..equation import Equation, Fields, diffeqsolve
 from ..failure import guarded
 
@@ -38,15 +38,6 @@ def _acceleration(t: Any, y: Any, dy: Any, f: Callable, probe: Any) -> jax.Array
 
 
 _COSTS = {"kinetic": _kinetic, "jacobian": _jacobian, "acceleration": _acceleration}
-
-
-@checks_itself
-def _cost_names(value: str | Sequence[str]) -> tuple[str, ...]:
-    names = (value,) if isinstance(value, str) else tuple(value)
-    unknown = [name for name in names if name not in _COSTS]
-    if unknown:
-        raise ValueError(f"expected some of {', '.join(map(repr, _COSTS))}, got {unknown[0]!r}")
-    return names
 
 
 @checks_itself
@@ -81,7 +72,7 @@ class WithCosts(StatefulWrapper):
     """
 
     layer: Equation = field(converter=_equation)
-    costs: tuple[str, ...] = field(default=("kinetic", "jacobian"), converter=_cost_names)
+    costs: tuple[str, ...] = field(default=("kinetic", "jacobian"), converter=choices(*_COSTS))
 
     def __check_init__(self):
         layer = self.layer
