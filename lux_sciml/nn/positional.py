@@ -116,12 +116,12 @@ def rotary_angles(
     """The angles `positions * base**(-2 i / features)`, `(..., features / 2)`, of `RotaryPositionalEmbedding`.
 
     In `dtype`, by default the floating-point type of the positions, but in float32 at least: half precision has no
-    position above 256.
+    position above 256. Raises `ValueError` for an odd number of features.
 
     >>> rotary_angles(jnp.arange(3), 4, base=100.0).shape
     (3, 2)
     """
-    positions = widened(positions)
+    features, positions = even(features), widened(positions)
     if dtype is not None:
         positions = positions.astype(widened(jnp.zeros((), dtype)).dtype)
     rates = base ** (-jnp.arange(0, features, 2, dtype=positions.dtype) / features)
@@ -132,13 +132,15 @@ def apply_rotary(x: Any, angles: Any) -> Inexact[Array, "..."]:
     """`x` `(..., tokens, heads, features)` with its pairs of features turned by `angles` `(..., tokens, features / 2)`.
 
     Feature i and feature i + features/2 are a pair. Sines, cosines and products are in float32 at least, the output in
-    the precision of `x`.
+    the precision of `x`. Raises `ValueError` for angles of another number.
 
     >>> x = jnp.array([1.0, 0.0]).reshape(1, 1, 2)
     >>> jnp.round(apply_rotary(x, jnp.array([[jnp.pi / 2]])), 5).ravel()
     Array([-0.,  1.], dtype=float32)
     """
     x, angles = floating(x), widened(angles)
+    if x.shape[-1] != 2 * angles.shape[-1]:
+        raise ValueError(f"each two features have one angle, got {x.shape[-1]} features and {angles.shape[-1]} angles")
     first, second = jnp.split(widened(x), 2, axis=-1)
     cos, sin = (wave(angles)[..., None, :].astype(first.dtype) for wave in (jnp.cos, jnp.sin))
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x.dtype)

@@ -229,10 +229,12 @@ def test_too_few_steps_are_nan():
             lambda: run(LINEAR.replace(batching="vmap"), (X, X[:2])),
             r'a CNF with batching="vmap" .* the same number in all; got the shapes \(3, 2\), \(2, 2\)',
         ),
+        (lambda: lux.diffeq.concat_time(X), r"takes \(t, x\) or \(t, x, condition\), got .* time_dependent=True"),
+        (lambda: lux.diffeq.flow_matching(lux.Dense(2, 2), X, {}, {}), r"the loss of a CNF, got Dense\(2, 2\)"),
     ],
 )
 def test_bad_input_is_one_sentence(make, sentence):
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises((TypeError, ValueError), match=sentence):
         make()
 
 

@@ -314,6 +314,8 @@ def test_options_that_are_wrong_are_refused_by_name():
         (lambda: lux.MultiHeadAttention(4, dropout_rate=2), r"dropout_rate: expected a rate between 0 and 1, got 2"),
         (lambda: lux.TransformerEncoderBlock(4, 2, 3, "gelu"), r"TransformerEncoderBlock\.activation: expected a func"),
         (lambda: lux.PatchEmbedding((2, 0), 1, 1), r"PatchEmbedding\.patch_size\[1\]: expected .* at least 1, got 0"),
+        (lambda: lux.nn.rotary_angles(jnp.arange(3), 3), "expected an even number of features, .* got 3"),
+        (lambda: lux.nn.apply_rotary(jnp.ones((5, 2, 4)), jnp.ones((5, 3))), "got 4 features and 3 angles"),
         (lambda: lux.RotaryPositionalEmbedding(3), r"features: expected an even number of features, .* got 3"),
         (
             lambda: lux.SinusoidalPositionalEmbedding(4, min_freq=0),

@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ..._tree import floating
+from ..._tree import describe, floating
 from ...core import Layer, StatefulWrapper, as_layer, field
 from ...core.converters import checks_itself, choice, flag, optional, short
 from ...core.parameters import parameter_tree
@@ -165,6 +165,7 @@ class CNF(StatefulWrapper, Equation):
         return self.solved(problem, parameter_tree(self, ps), st, solve)[0]
 
 
+@checks_itself
 def flow_matching(layer: CNF, x: Any, ps: Any, st: Any, *, sigma: float = 0.0) -> tuple[jax.Array, Any]:
     r"""The loss of flow matching for a `CNF` and data `x`, `(..., features)`, or `(x, condition)`; and the next state.
 
@@ -173,13 +174,14 @@ def flow_matching(layer: CNF, x: Any, ps: Any, st: Any, *, sigma: float = 0.0) -
 
     over `t` in U(0, 1) and `z` in N(0, I), or from the layer's `base`, one of each for every sample, from `key` in the
     state, which is renewed.
+
     * `layer`, `x`, `ps`, `st`: the `CNF` and what it is called with;
     * `sigma`: the standard deviation around each data point at the end of its path.
 
     The norm is over features, the mean over samples. There is no solve: the model is called once, with `t` of shape
     `(..., 1)`, and may update its state.
 
-    Lipman et al., "Flow matching for generative modeling", ICLR 2023.
+    Lipman et al., "Flow matching for generative modeling", ICLR 2023. Raises `TypeError` for a layer that is no `CNF`.
 
     >>> import jax, jax.numpy as jnp, lux_sciml as lux
     >>> flow = lux.CNF(lux.Chain(lux.diffeq.concat_time, lux.Dense(3, 2)))
@@ -188,6 +190,8 @@ def flow_matching(layer: CNF, x: Any, ps: Any, st: Any, *, sigma: float = 0.0) -
     >>> loss.shape
     ()
     """
+    if not isinstance(layer, CNF):
+        raise TypeError(f"flow_matching is the loss of a CNF, got {short(layer)}")
     (x, condition), ps = _parts(x), parameter_tree(layer, ps)
     key_t, key_z, next_key = jax.random.split(st["key"], 3)
     t = jax.random.uniform(key_t, (*x.shape[:-1], 1), x.dtype)
@@ -198,16 +202,23 @@ def flow_matching(layer: CNF, x: Any, ps: Any, st: Any, *, sigma: float = 0.0) -
     return loss, {**st, "model": model_st, "key": next_key}
 
 
+@checks_itself
 def concat_time(inputs: tuple[Any, ...]) -> jax.Array:
     """Time, features and, where there is one, condition side by side: `(..., 1 + features + conditions)`.
 
     The input is `(t, x)` or `(t, x, condition)`, `t` a scalar or of shape `(..., 1)`. In front of a net it makes a
-    model for a `CNF`, or for a `NeuralODE` with `time_dependent`.
+    model for a `CNF`, or for a `NeuralODE` with `time_dependent`. Raises `ValueError` for an input that is no such
+    tuple.
 
     >>> import jax.numpy as jnp
     >>> concat_time((0.5, jnp.ones((2, 3)))).shape
     (2, 4)
     """
+    if not (isinstance(inputs, tuple) and len(inputs) in (2, 3)):
+        raise ValueError(
+            f"concat_time takes (t, x) or (t, x, condition), got {describe(inputs)}: a NeuralODE calls its model so "
+            "with time_dependent=True"
+        )
     t, x, *condition = inputs
     x, condition = floating((x, condition))
     parts = (jnp.atleast_1d(jnp.asarray(t, x.dtype)), x, *condition)
