@@ -96,10 +96,12 @@ def scaled_dot_product_attention(
     is_causal: bool = False,
     scale: float | None = None,
 ) -> Float[Array, "... queries heads value_size"]:
-    r"""Attention, :math:`\mathrm{softmax}_k(s\, q \cdot k + \mathrm{bias})\, v`, `(..., queries, heads, size)`.
+    r"""Attention, :math:`\mathrm{softmax}_k(s\, q \cdot k + \mathrm{bias})\, v`, `(..., queries, heads, value_size)`.
 
     * `query`, `key`, `mask`, `bias`, `is_causal`, `scale`: as in `attention_weights`;
     * `value`: `(..., keys, kv_heads, value_size)`; values that no query sees count as zeros.
+
+    Raises as `attention_weights` does, and `ValueError` for values that do not belong to the keys.
 
     Vaswani et al., "Attention is all you need", NeurIPS 2017; grouped queries: Ainslie et al., EMNLP 2023.
 

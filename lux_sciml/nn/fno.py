@@ -79,7 +79,8 @@ class SpectralConv(Layer):
 class FourierBlock(Container):
     """A layer of an FNO: `activation(SpectralConv(x) + Dense(x))`, from `features` to `features`.
 
-    `modes` are those of `SpectralConv`. Children: `spectral` and `pointwise`.
+    Input and output `(..., *space, features)`. `modes` and errors are those of `SpectralConv`; the `activation` is
+    `gelu` by default. Children: `spectral` and `pointwise`.
 
     >>> import jax, jax.numpy as jnp, lux_sciml as lux
     >>> block = lux.FourierBlock(3, modes=4)
@@ -117,7 +118,7 @@ class FNO(Container):
     `project`. Trained on one grid it can be applied on finer ones.
 
     Li et al., "Fourier neural operator for parametric partial differential equations", ICLR 2021. Raises `ValueError`
-    for grids too coarse for the modes.
+    for grids too coarse for the modes, and for another number of features.
 
     >>> import jax, jax.numpy as jnp, lux_sciml as lux
     >>> model = lux.FNO(1, 1, width=8, modes=4, depth=2)

@@ -36,7 +36,8 @@ class MLP(Wrapper):
     * `residual`: whether hidden layers that keep the number of features get a skip connection;
     * `init_weight`, `init_bias`: as in `Dense`.
 
-    Raises `TypeError` and `ValueError` for options of another kind, such as `MLP(2, 8, 8, 1)` for `MLP(2, (8, 8), 1)`.
+    Raises `TypeError` and `ValueError` for options of another kind, such as `MLP(2, 8, 8, 1)` for `MLP(2, (8, 8), 1)`,
+    and `ValueError` for inputs with another number of features.
 
     >>> import jax, jax.numpy as jnp, lux_sciml as lux
     >>> model = lux.MLP(2, (32, 32), 1)
@@ -98,7 +99,8 @@ class Siren(Wrapper):
     * `omega`: the frequency of the layers but the first, 30 by default;
     * `first_omega`: that of the first layer, which sets the frequencies of the function, 30 by default.
 
-    Sitzmann et al., "Implicit neural representations with periodic activation functions", NeurIPS 2020.
+    Sitzmann et al., "Implicit neural representations with periodic activation functions", NeurIPS 2020. Raises
+    `ValueError` for another number of features.
 
     >>> import jax, jax.numpy as jnp, lux_sciml as lux
     >>> model = lux.Siren(2, (32, 32), 1)

@@ -79,7 +79,8 @@ class MonotoneMLP(Container):
     * `activation`: must not decrease; `tanh`, the default, can fit any monotone function, a convex one cannot;
     * `signs`: 1 or -1 for each input; where it is -1, the output falls with that input.
 
-    Sill, "Monotonic networks", NeurIPS 1997. Raises `ValueError` for signs other than 1 and -1, one for each input.
+    Sill, "Monotonic networks", NeurIPS 1997. Raises `ValueError` for another number of features, and for signs other
+    than 1 and -1, one for each input.
 
     >>> import jax, jax.numpy as jnp, lux_sciml as lux
     >>> model = lux.MonotoneMLP(2, 16, 1, signs=(1, -1))

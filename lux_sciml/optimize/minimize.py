@@ -105,7 +105,7 @@ def minimize(
     trainable: str | Sequence[str | Path] | None = None,
     options: dict[str, Any] | None = None,
 ) -> MinimizeResult[P]:
-    """Find parameters where a loss is small: $\\min_p L(p)$.
+    """Find parameters where a loss is small: :math:`\\min_p L(p)`.
 
     `loss(ps)`, or `loss(ps, args)` where `args` is given, returns one floating-point number, and with `has_aux=True`
     `(value, aux)`. With a state it is `loss(ps, state)` or `loss(ps, state, args)`, and returns `(value, state)` or

@@ -28,7 +28,8 @@ class ReversibleAdjoint(DiscreteAdjoint):
 
     The gradient is that of this discrete solution, up to rounding. A step costs two of the solver's, and the last stage
     of one is not the first of the next; on the way back too there are two, and their products. Kept are one number for
-    each of `max_steps`, the time at which it ended, so that steps may be adaptive, and `anchors` states.
+    each of `max_steps`, the time at which it ended, so that steps may be adaptive, and `anchors` states. Options, by
+    keyword:
 
     * `coupling`: the :math:`\lambda`, above 0 and at most 1. The difference of the two states is damped by it in each
       step, and grows where the solution contracts: with the default the solution is less accurate there than the

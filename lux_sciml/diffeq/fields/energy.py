@@ -178,7 +178,8 @@ class SecondOrder(Wrapper):
     `model` is the acceleration: from positions and velocities along the last axis, `(..., 2 n)`, to `(..., n)`. For a
     `NeuralODE` whose initial value is the tuple `(x0, v0)`; its `ys` are the tuple of positions and velocities.
 
-    Norcliffe et al., "On second order behaviour in neural ODEs", NeurIPS 2020.
+    Norcliffe et al., "On second order behaviour in neural ODEs", NeurIPS 2020. Raises `ValueError` for a state that is
+    no such pair.
 
     >>> import jax, jax.numpy as jnp, lux_sciml as lux
     >>> node = lux.NeuralODE(lux.SecondOrder(lux.Dense(4, 2)), ts=[0.0, 0.5, 1.0], output="ys")

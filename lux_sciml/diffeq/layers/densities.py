@@ -12,10 +12,11 @@ from ...core.parameters import parameter_tree
 
 
 class NormalDensity(Layer):
-    """The density of independent normal features with trained means and scales: input `(..., features)`, output its
-    logarithm `(...)`.
+    """The density of independent normal features, with trained means and scales.
 
-    `sample(key, shape, ps, st)` draws from it, `log_prob(x, ps, st)` is the output alone. It begins as N(0, I).
+    Input `(..., features)`, output its logarithm `(...)`. `sample(key, shape, ps, st)` draws from it, `log_prob(x, ps,
+    st)` is the output alone. Parameters: `mean` and `log_scale`, both `(features,)`, zero at first. Raises `ValueError`
+    for another number of features.
 
     >>> import jax, jax.numpy as jnp, lux_sciml as lux
     >>> base = lux.diffeq.NormalDensity(2)
@@ -44,9 +45,11 @@ class NormalDensity(Layer):
 
 
 class MixtureDensity(Layer):
-    """The density of a mixture of `components`, each with independent normal features: as `NormalDensity`.
+    """The density of a mixture of `components`, each with independent normal features; for data in clusters.
 
-    The means begin from N(0, I), the scales and the weights as equal. For data in clusters, which no flow splits.
+    No flow splits one density into clusters. Input, output, methods and errors are those of `NormalDensity`.
+    Parameters: `mean`, at first from N(0, I), and `log_scale`, both `(components, features)`, and `logits`, those of
+    the weights, `(components,)`.
 
     >>> import jax, jax.numpy as jnp, lux_sciml as lux
     >>> mixture = lux.diffeq.MixtureDensity(2, 3)

@@ -41,6 +41,7 @@ class LatentSDEPath(NamedTuple):
 
     @property
     def kl(self) -> jax.Array:
+        """The divergence of the posterior from the prior, of start and path together, `(...)`."""
         return self.kl_start + self.kl_path
 
 

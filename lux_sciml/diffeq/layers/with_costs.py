@@ -61,7 +61,8 @@ class WithCosts(StatefulWrapper):
 
     Finlay et al., "How to train your neural ODE", ICML 2020; Kelly et al., "Learning differential equations that are
     easy to solve", NeurIPS 2020. Parameters are the layer's; state: that of the layer, `layer`, and `key`, renewed by a
-    call. Raises `ValueError` for unknown costs, for a layer that saves by `saveat`, and for equations of several terms.
+    call. Raises `TypeError` for a layer that is no equation, `ValueError` for unknown costs, for a layer that saves by
+    `saveat`, and for equations of several terms.
 
     >>> import jax, jax.numpy as jnp, lux_sciml as lux
     >>> node = lux.WithCosts(lux.NeuralODE(lux.Dense(2, 2), ts=[0.0, 1.0], output="final"), ("kinetic",))
