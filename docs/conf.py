@@ -84,9 +84,15 @@ def with_plurals(app, what, name, obj, options, lines):
     lines[:] = [re.sub(r"(`[^`]+`)(?=[a-z])", r"\1\\ ", line) for line in lines]
 
 
+def is_no_member(app, what, name, obj, skip, options):
+    """Options of a class are in its docstring: a function that is a default is none of its methods."""
+    return True if "." not in getattr(obj, "__qualname__", ".") or type(obj).__name__ == "_tuplegetter" else None
+
+
 def setup(app):
     """Bring the tutorials, and a page for each room with all its public names; autosummary makes a page of each."""
     app.connect("autodoc-process-docstring", with_plurals)
+    app.connect("autodoc-skip-member", is_no_member)
     copy_tutorials(Path(app.srcdir) / "tutorials")
     folder = Path(app.srcdir) / "api"
     folder.mkdir(exist_ok=True)
