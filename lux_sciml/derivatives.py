@@ -372,8 +372,8 @@ def partial(f: Callable[[Any], Any], x: Any, *axes: int) -> Any:
     `x` is `(..., n)`, `f(x)` is `(...)` or `(..., m)`, and so is the derivative. Forward mode over forward mode: one of
     order k costs at most :math:`2^k` evaluations, and what several have in common is computed once under `jax.jit`.
     Up to the fourth order that is no slower than Taylor mode, but for the gradient of a fourth derivative: see
-    benchmarks/bench_laplacian.py.
-    Raises `ValueError` where `f` changes the leading axes, and for axes that there are not.
+    benchmarks/bench_laplacian.py. Raises `ValueError` where `f` changes the leading axes, and for axes that there are
+    not.
 
     >>> u = lambda x: x[0] ** 2 * x[1] ** 3
     >>> x = jnp.array([2.0, 1.0])
