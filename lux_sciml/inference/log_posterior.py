@@ -102,10 +102,10 @@ class LogPosterior:
                     f"{np.array2string(np.asarray(x), precision=4, threshold=4)}: start inside of its support"
                 )
         free = self.free(ps)
-        self.require_finite(free)
+        self._require_finite(free)
         return free
 
-    def require_finite(self, free: ComponentVector) -> None:
+    def _require_finite(self, free: ComponentVector) -> None:
         """Raise `ValueError` where the density, or its gradient, is not finite at a free vector."""
         wrong = np.flatnonzero(~np.isfinite(np.asarray(free.data)))
         if wrong.size:

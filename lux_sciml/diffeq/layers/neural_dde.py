@@ -100,12 +100,12 @@ class NeuralDDE(Wrapper, Equation):
     history: Callable[..., Any] | None = field(default=None, converter=optional(function), kw_only=True)
 
     def __check_init__(self):
-        shortest = min(self.numbers, default=math.inf)
+        shortest = min(self._numbers, default=math.inf)
         if self.dt0 is not None and self.dt0 > shortest * (1 + 1e-9):
             raise ValueError(f"steps are at most as long as the shortest lag, {shortest}, got dt0={self.dt0}")
-        if self.adapts and self.max_steps is None:
+        if self._adapts and self.max_steps is None:
             raise ValueError("a NeuralDDE whose steps adapt keeps room for all of them: max_steps is a number")
-        if self.adaptive is False and len(self.numbers) < len(self.lags):
+        if self.adaptive is False and len(self._numbers) < len(self.lags):
             raise ValueError("steps adapt where a lag is no number: leave out adaptive=False")
         if self.adaptive is False and not self.has_default("rtol", "atol", "stepsize_controller"):
             raise ValueError("a tolerance is for steps that adapt: leave out adaptive=False")
@@ -114,19 +114,19 @@ class NeuralDDE(Wrapper, Equation):
             raise ValueError(f"a NeuralDDE takes an explicit Runge-Kutta solver of diffrax, got {solver}")
 
     @property
-    def numbers(self) -> list[float]:
+    def _numbers(self) -> list[float]:
         """The lags that are numbers."""
         return [lag for lag in self.lags if isinstance(lag, float)]
 
     @property
-    def adapts(self) -> bool:
+    def _adapts(self) -> bool:
         """Whether steps adapt to the tolerances."""
         if self.adaptive is not None:
             return self.adaptive
-        return not (len(self.numbers) == len(self.lags) and self.has_default("rtol", "atol", "stepsize_controller"))
+        return not (len(self._numbers) == len(self.lags) and self.has_default("rtol", "atol", "stepsize_controller"))
 
     def problem(self, x, ps, st):
-        if self.adapts:
+        if self._adapts:
             problem, st = super().problem(x, ps, st)
             increase = jnp.all(jnp.diff(problem.ts) >= 0, -1, keepdims=True)
             if not is_traced(increase) and not increase.all():
@@ -148,7 +148,7 @@ class NeuralDDE(Wrapper, Equation):
         return diffrax.ODETerm(fields["model"].value)
 
     def solve(self, fields):
-        return self._adaptive(fields) if self.adapts else self._fixed(fields)
+        return self._adaptive(fields) if self._adapts else self._fixed(fields)
 
     def _adaptive(self, fields):
         y0, ts = jnp.asarray(fields.problem.y0), fields.problem.ts
@@ -224,7 +224,7 @@ class NeuralDDE(Wrapper, Equation):
         """The step: as given, or a part of the shortest lag, a tenth at most, that makes fifty steps at least."""
         if self.dt0 is not None:
             return self.dt0
-        shortest = min(self.numbers)
+        shortest = min(self._numbers)
         return shortest / max(10, math.ceil(50 * shortest / (times[-1] - times[0])))
 
     def _steps(self, times: np.ndarray, h: float) -> int:
@@ -236,7 +236,7 @@ class NeuralDDE(Wrapper, Equation):
     def _pieces(self, f: Any, y0: jax.Array, t0: jax.Array, h: float, steps: int, ps: Any) -> jax.Array:
         """The solution as cubic Hermite pieces, `(steps, 4, ..., n)`: values and `h` times slopes at both ends."""
         tableau = self.option("solver").tableau
-        lags = [_snap(lag / h) for lag in self.numbers]  # in steps
+        lags = [_snap(lag / h) for lag in self._numbers]  # in steps
 
         def step(carry, k):
             window, y = carry
