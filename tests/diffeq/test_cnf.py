@@ -10,6 +10,7 @@ import scipy.linalg
 import scipy.stats
 
 import lux_sciml as lux
+from lux_sciml._compat import equations
 
 A = np.array([[0.3, 0.8], [-0.5, -0.2]])
 X = np.array([[0.5, -1.0], [2.0, 0.3], [-0.7, 0.1]])  # three samples of two features
@@ -159,6 +160,19 @@ def test_gradients_of_exact_densities_agree_with_differences_and_between_adjoint
     np.testing.assert_allclose(expected @ v, slope, rtol=1e-7)
     other = gradient(ps, flow.replace(adjoint=diffrax.BacksolveAdjoint()))
     np.testing.assert_allclose(other.data, expected.data, rtol=1e-6, atol=1e-8)
+
+
+def test_few_features_take_products_of_two_matrices_and_many_have_the_same_density():
+    flow, ps, st = net(2, stepsize_controller=diffrax.ConstantStepSize(), dt0=0.5)
+    jaxpr = jax.make_jaxpr(jax.grad(lambda ps: jnp.sum(flow.log_prob(jnp.asarray(X), ps, st))))(ps)
+    products = [e for e in equations(jaxpr) if e.primitive.name == "dot_general"]
+    of_the_net = [x.aval.shape for e in products for x in e.invars if 4 in x.aval.shape]
+    assert of_the_net and all(len(shape) == 2 for shape in of_the_net)
+    matrix, x = 0.3 * np.random.default_rng(0).normal(size=(9, 9)), np.ones((2, 9))
+    forward = scipy.linalg.expm(matrix)
+    exact = scipy.stats.multivariate_normal(np.zeros(9), forward @ forward.T).logpdf(x)
+    many = lux.CNF(lux.Lambda(lambda tx: tx[1] @ matrix.T))
+    np.testing.assert_allclose(run(many, jnp.asarray(x)).log_prob, exact, rtol=1e-5)
 
 
 # --- flow matching ------------------------------------------------------------------------------------------------

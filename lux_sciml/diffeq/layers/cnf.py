@@ -1,6 +1,7 @@
 """CNF: a probability density by the flow of a differential equation; flow matching, to train it without solves."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import diffrax
@@ -16,6 +17,8 @@ from ..equation import Equation, Problem, diffeqsolve, half_type, output_kind
 from ..field import Field, like
 from ..inputs import initial_array, initial_value
 from .densities import log_normal
+
+_FEW = 8  # features whose directional derivatives are written out
 
 
 class Density(NamedTuple):
@@ -246,8 +249,7 @@ class _WithTrace(eqx.Module):
         x = state["x"]
         if self.probe is None:
             dx, derivative = jax.linearize(lambda x: self.velocity(t, x, ps), x)
-            unit = jnp.eye(x.shape[-1], dtype=x.dtype)
-            columns = jax.vmap(lambda e: derivative(jnp.broadcast_to(e, x.shape)))(unit)  # (features, ..., features)
+            columns = _columns(lambda e: derivative(jnp.broadcast_to(e, x.shape)), jnp.eye(x.shape[-1], dtype=x.dtype))
             trace, norm = jnp.einsum("i...i->...", columns), jnp.sum(columns**2, axis=(0, -1))
         else:
             dx, pull = jax.vjp(lambda x: self.velocity(t, x, ps), x)
@@ -255,6 +257,13 @@ class _WithTrace(eqx.Module):
             trace, norm = jnp.sum(row * self.probe, axis=-1), jnp.sum(row**2, axis=-1)
         costs = {"kinetic": jnp.sum(dx**2, axis=-1), "jacobian": norm} if self.regularize else {}
         return {"x": dx, "trace": trace, **costs}
+
+
+def _columns(derivative: Callable[[jax.Array], jax.Array], unit: jax.Array) -> jax.Array:
+    """The derivatives in all directions of `unit`: `(features, ..., features)`."""
+    if len(unit) > _FEW:
+        return jax.vmap(derivative)(unit)
+    return jnp.stack([derivative(e) for e in unit])  # products of two matrices, of which gradients take a third
 
 
 def _parts(x: Any) -> tuple[jax.Array, Any]:
