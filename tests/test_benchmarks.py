@@ -33,6 +33,13 @@ def test_pages_have_the_tables_of_the_results(modules):
         assert text.count("<!-- end -->") == len(pages.MARK.findall(text))
 
 
+def test_all_tables_of_the_results_are_shown(modules):
+    pages, _ = modules
+    text = "".join(page.read_text() for page in pages.DOCS.glob("*.md"))
+    shown = {words for _, kind, words, _ in pages.MARK.findall(text) if kind == "table"}
+    assert {f"{name} {table['name']}" for name, x in pages.results().items() for table in x["tables"]} <= shown
+
+
 def test_a_table_is_recorded_and_comes_into_a_page(modules, monkeypatch, tmp_path, capsys):
     pages, timing = modules
     monkeypatch.setenv("LUX_BENCH_RECORD", str(tmp_path / "bench_x.json"))
