@@ -68,8 +68,17 @@ def test_symbolic():
 @pytest.mark.exhaustive
 def test_adjoints():
     page = run("adjoints.md")
+    assert 80 < page["steps"]("reversible") / page["steps"]("auto") < 140
     assert jnp.isfinite(page["grad"].data).all() and jnp.allclose(page["rest"], 1.0, atol=1e-5)
     assert page["st"]["layer_1"]["running_mean"].any()
+
+
+@pytest.mark.exhaustive
+def test_choosing(capsys):
+    run("choosing.md")
+    counts = [[float(x) for x in line.split()] for line in capsys.readouterr().out.splitlines()]
+    ratios = [dopri8 / tsit5 for _, tsit5, dopri8 in counts]
+    assert ratios[2] < 0.75 and all(0.9 < ratio < 1.2 for ratio in ratios[:2])
 
 
 @pytest.mark.exhaustive
