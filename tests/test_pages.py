@@ -26,6 +26,7 @@ def test_fitting():
     page = run("fitting.md")
     assert page["result"].value < 1e-6 and page["refined"].value < 1e-6  # of other points
     assert page["lower"].rate < 0.7 < page["upper"].rate and (page["low"] < page["high"]).all()
+    assert abs(page["universal"].params.physics.rate - 0.8) < 2 * page["error"].rate < 0.5
 
 
 @pytest.mark.exhaustive
@@ -79,6 +80,12 @@ def test_choosing(capsys):
     counts = [[float(x) for x in line.split()] for line in capsys.readouterr().out.splitlines()]
     ratios = [dopri8 / tsit5 for _, tsit5, dopri8 in counts]
     assert ratios[2] < 0.75 and all(0.9 < ratio < 1.2 for ratio in ratios[:2])
+
+
+def test_equilibrium():
+    page = run("equilibrium.md")
+    gradient = page["gradient"].data
+    assert page["stats"]["converged"] and jnp.isfinite(gradient).all() and gradient.any()
 
 
 @pytest.mark.exhaustive
