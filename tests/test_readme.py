@@ -52,6 +52,14 @@ def test_links_lead_to_pages_and_headings(page):
         assert not heading or heading in headings(target), link
 
 
+def test_the_last_version_has_one_date():
+    (version, date), *_ = re.findall(
+        r"^## (\S+) - (\d{4}-\d\d-\d\d)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE
+    )
+    cited = (ROOT / "CITATION.cff").read_text()
+    assert f"version: {version}\n" in cited and f"date-released: {date}\n" in cited and version == lux.__version__
+
+
 ROOMS = [
     lux,
     lux.nn,
