@@ -228,7 +228,7 @@ legend = right_axis.legend()
 #   data of one subject only bound the slow rate from above. The interval of the standard error hides this.
 # * **Sharing** the slow rate costs 0.06 in the sum of squares for five parameters less, which the F test does not
 #   reject at 5%, and makes it known up to eight times better. It stands between no sharing and the mixed-effects model
-#   that a pharmacologist would fit next, as in the guide to [series](../docs/series.md).
+#   that a pharmacologist would fit next; the tutorial on [theophylline](theophylline.ipynb) fits one.
 # * The points at the end lie near the limit of detection, and the errors are surely not the same at 2 and at 0.05
 #   mcg/mL: try `weights=1 / concentration`, or the residuals of logarithms.
 # * **Next.** [Flat vectors](../docs/flat_vectors.md) says what a flat vector costs for large nets,

@@ -249,9 +249,8 @@ for adjoint in ADJOINTS:
 #   1.7, where there is least $B$ and the noise covers it; nothing is known of it beyond the range of $b$ in the right
 #   picture. The power law, two numbers, is the better model here, as it contains the truth: use a net to find the
 #   shape, then write it down ([symbolic regression](../docs/symbolic.md) does).
-# * `"auto"` is right: forward mode where least squares asks for a Jacobian, checkpoints for a gradient. `"gauss"`
-#   fails here, and says so by NaN. At `rtol=1e-6,
-#   atol=1e-8` it agrees with checkpoints to five digits; see [Which adjoint](../docs/adjoints.md).
+# * `"auto"` is right: forward mode where least squares asks for a Jacobian, checkpoints for a gradient, and both have
+#   the same error. `"gauss"` fails at these tolerances, and says so by NaN; see [Which adjoint](../docs/adjoints.md).
 # * Scale the residuals, by the range of each species or, better, the error of its measurement; see
 #   [Fitting](../docs/fitting.md). What the data say of each rate beyond the linearized fit:
 #   [inference](../docs/inference.md).
