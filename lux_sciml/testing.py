@@ -310,10 +310,11 @@ def _check_derivatives(layer, x, ps, st, derivatives, differentiable_input, rtol
         if "forward" in derivatives:
             out["forward"] = jax.jvp(loss, (z,), (v,))[1]
         if "reverse" in derivatives:
-            out["gradient"] = jax.grad(loss)(z)
             out["of_dict"] = ps.layout.ravel(jax.grad(lambda tree: loss((tree, z[1])))(z[0].tree()))
         if "second" in derivatives:
             out["gradient"], out["second"] = jax.jvp(jax.grad(loss), (z,), (v,))
+        elif "reverse" in derivatives:
+            out["gradient"] = jax.grad(loss)(z)
         return out
 
     z = jax.tree.map(np.asarray, (ps, [leaves[i] for i in free.values()]))
