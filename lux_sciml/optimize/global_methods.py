@@ -74,8 +74,8 @@ def run(
 
     try:
         waiting.lowest = objective.evaluate(x)[0]
-        progress.history.append(waiting.lowest)
-        if not np.isfinite(waiting.lowest) and method == "basinhopping":
+        progress.history.append(objective.value)
+        if not objective.found and method == "basinhopping":
             raise Finished(False, NOT_FINITE_AT_START)
         given: dict[str, Any] = {"rng": 0, **options}
         steps = progress.max_steps
@@ -100,6 +100,8 @@ def run(
         else:
             given = dict(niter=steps, minimizer_kwargs=local) | given
             result = scipy.optimize.basinhopping(value, objective.inside(x), callback=told, **given)
+        if not objective.found:
+            raise Finished(False, NOT_FINITE_AT_START)
         objective.keep(objective.best)  # with its gradient
         if limited is None:
             doubt = objective.doubt(problem.dtype, tol or 0.0)
@@ -109,6 +111,10 @@ def run(
         if doubt and result.success:
             return False, f"{method} ended ({message.rstrip('.')}) where {doubt}: {convergence.ADVICE}"
         return bool(result.success and np.isfinite(objective.value)), message
+    except ValueError:
+        if method == "dual_annealing" and not objective.found:  # which raises one of its own
+            raise Finished(False, NOT_FINITE_AT_START) from None
+        raise
     finally:
         progress.evaluations, progress.value = objective.evaluations, objective.value
         best = objective.best

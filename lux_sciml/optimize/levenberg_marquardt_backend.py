@@ -59,6 +59,7 @@ def run(
                 return False, f"{NOT_FINITE_RESAMPLED} after step {steps}"
             progress.params, progress.value = functools.partial(at, x), value
             if not np.isfinite(value):
+                progress.value = progress.history[0] = float(programs(_value, x, data)(x, data))
                 return False, NOT_FINITE_AT_START
             if made > 0 or start == 0:
                 progress.report(steps, progress.params, progress.value)
@@ -92,9 +93,13 @@ def _verdict(
     return True, "converged: the loss or the parameters would change by less than the tolerance"
 
 
+def _value(problem: ResidualProblem, method: LevenbergMarquardt, x: jax.Array, data: Data) -> jax.Array:
+    return problem.loss.value(problem.at(data).values(x)[0])
+
+
 def _gradient(problem: ResidualProblem, method: LevenbergMarquardt, x: jax.Array, data: Data) -> jax.Array:
     """Of the loss, without its Jacobian."""
-    return jax.grad(lambda x: problem.loss.value(problem.at(data).values(x)[0]))(x)
+    return jax.grad(lambda x: _value(problem, method, x, data))(x)
 
 
 def _advance(

@@ -37,7 +37,7 @@ class MinimizeResult(Generic[P]):
     """What `minimize` returns.
 
     * `params`: the parameters, of the kind that was passed in;
-    * `value`: the loss there;
+    * `value`: the loss there; NaN or infinite, as the loss is, where it is finite nowhere, as of data that hold NaN;
     * `success`: whether the run met its criterion: that of the method, `tol` or `patience`, or the callback's. A method
       without one (optax without `tol` and `patience`) is to use up `max_steps` or `max_seconds`, and succeeds by that;
       for all others these are limits, and reaching one is no success. Never true where the value is not finite, nor

@@ -31,6 +31,7 @@ class Objective:
         self.evaluations = self.failures = 0
         self.best, self.value = self.inside(start), np.inf
         self.gradient = np.zeros(0)  # there; empty for methods of values alone
+        self.found = False  # whether anything was finite
         self.highest = -np.inf
         self.recent: dict[bytes, tuple[float, np.ndarray]] = {}  # the evaluations of this step
 
@@ -53,12 +54,15 @@ class Objective:
         self.evaluations += 1
         value, gradient = self.function(x)
         value, gradient = float(value), np.asarray(gradient).astype(np.float64)
+        if self.evaluations == 1:  # of the start, which is returned where nothing is found
+            self.value = value
         if not (np.isfinite(value) and np.isfinite(gradient).all()):
             return np.inf, gradient
         self.highest = max(self.highest, value)
         excess = self.excess_at(x)
-        if (excess, value) < (self.excess, self.value):
+        if not self.found or (excess, value) < (self.excess, self.value):
             self.best, self.value, self.gradient, self.excess = x.copy(), value, gradient, excess
+        self.found = True
         return value, gradient
 
     def excess_at(self, x: np.ndarray) -> float:
@@ -68,9 +72,12 @@ class Objective:
         """Points that were evaluated elsewhere."""
         self.evaluations += len(points)
         for i in np.argsort(values)[: 1 if self.violation is None else None]:
+            if not np.isfinite(values[i]):
+                break
             excess = self.excess_at(points[i])
-            if (excess, values[i]) < (self.excess, self.value):
+            if not self.found or (excess, values[i]) < (self.excess, self.value):
                 self.best, self.value, self.excess = points[i].copy(), float(values[i]), excess
+            self.found = True
 
     def inside(self, x: np.ndarray) -> np.ndarray:
         """The nearest point within the bounds: some methods step outside on their way, or by rounding."""

@@ -138,8 +138,8 @@ def run(
 
     try:
         waiting.lowest = objective.evaluate(x)[0]
-        progress.history.append(waiting.lowest)
-        if not np.isfinite(objective.value):
+        progress.history.append(objective.value)
+        if not objective.found:
             raise Finished(False, NOT_FINITE_AT_START)
         with one_blas_thread() if x.size < SMALL else contextlib.nullcontext():
             result, finite, doubt, again = attempt(objective.best)

@@ -43,16 +43,16 @@ def run(
         key = x.tobytes()
         if key not in recent:
             progress.evaluations += 1
-            found = evaluate(problem.cast(x), data)
-            r, jacobian = (np.asarray(a).astype(np.float64) for a in found)
-            if not np.isfinite(jacobian).all():
-                r = np.full_like(r, np.nan)
-            recent[key] = r, jacobian
+            r, jacobian = evaluate(problem.cast(x), data)
+            recent[key] = np.asarray(r).astype(np.float64), np.asarray(jacobian).astype(np.float64)
         return recent[key]
+
+    def finite(x):
+        return all(np.isfinite(a).all() for a in both(x))
 
     def residuals(x):
         r = both(x)[0]
-        if progress.history and not np.isfinite(r).all():  # SciPy rejects what is larger
+        if progress.history and not finite(x):  # SciPy rejects what is larger
             r = np.full_like(r, 1e3 * (1 + np.sqrt(highest / r.size)))
         return r
 
@@ -76,8 +76,9 @@ def run(
             raise Finished(False, f"max_steps={progress.max_steps} reached before convergence")
 
     highest = 0.0
-    if not np.isfinite(both(x)[0]).all():
-        progress.history.append(np.inf)
+    if not finite(x):
+        progress.value = loss(both(x)[0])
+        progress.history.append(progress.value)
         return False, NOT_FINITE_AT_START
     tolerances = {} if tol is None else dict.fromkeys(("ftol", "xtol", "gtol"), tol)
     result = scipy.optimize.least_squares(

@@ -65,6 +65,16 @@ def test_constraints_limits_and_stops(start, box):
     assert patient.message == "ended: no lower loss in patience=5 steps" and patient.steps < 100
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_loss_that_is_finite_nowhere_is_a_failure(method, start, box):
+    data = np.array([1.0, np.nan])
+    result = lux.minimize(
+        lambda p, data: jnp.sum((p.x - data) ** 2), start, args=data, method=method, bounds=box, max_steps=2
+    )
+    assert not result.success and np.isnan(result.value) and result.params.equals(start)
+    assert "not finite at the start" in result.message and "`args` holds 1 of 2 elements" in result.message
+
+
 def test_wrong_calls(start, box):
     with pytest.raises(ValueError, match="dual_annealing searches within bounds: pass finite ones"):
         lux.minimize(rastrigin, start, method="dual_annealing")

@@ -334,6 +334,13 @@ def test_starts_of_a_part_keep_the_other_components():
 
 
 @pytest.mark.parametrize("method", ["lm", "trf", optx.LevenbergMarquardt(1e-9, 1e-9)])
+def test_of_a_start_whose_jacobian_is_not_finite_the_value_is_told(method):
+    result = lux.least_squares(lambda p: jnp.sqrt(jnp.abs(p)) + 1.0, jnp.zeros(2), method=method)
+    assert not result.success and "or its gradient is not finite at the start" in result.message
+    assert result.value == result.history[0] == 1.0
+
+
+@pytest.mark.parametrize("method", ["lm", "trf", optx.LevenbergMarquardt(1e-9, 1e-9)])
 def test_a_sample_that_is_not_a_number_is_named(method):
     y = Y.copy()
     y[7] = np.nan
@@ -343,6 +350,7 @@ def test_a_sample_that_is_not_a_number_is_named(method):
     assert "the residual of group 'edge' of sample 7, which itself holds NaN or inf" in result.message
     whole = lux.least_squares(lambda p: as_a_whole(p).at[3].set(jnp.nan), start(), method=method)
     assert "1 of 30 residuals are not finite, the first of them at index 3" in whole.message
+    assert np.isnan([result.value, *result.history, whole.value, *whole.history]).all()
 
 
 def linear(p, x):

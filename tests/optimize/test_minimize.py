@@ -367,6 +367,8 @@ def test_a_start_that_is_not_finite_is_a_failure(loss, x, method):
     result = lux.minimize(loss, jnp.array([x]), method=method, max_steps=50)
     assert not result.success and result.params[0] == x
     assert "not finite" in result.message or "max_steps" in result.message
+    if "at the start" in result.message:
+        np.testing.assert_array_equal([result.value, result.history[0]], float(loss(jnp.array([x]))))
 
 
 def test_divergence_is_no_success():
