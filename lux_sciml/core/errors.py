@@ -1,7 +1,9 @@
-"""Errors name the layer in which they are raised, by its path, in a note."""
+"""Errors name the layer in which they are raised, by its path, in a note; and its options, where these are wrong."""
 
 import contextlib
-from collections.abc import Iterator
+import difflib
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from .._tree import describe
@@ -37,6 +39,21 @@ def note_layer(error: Exception, layer: Any) -> None:
         fix = f"parameters and state are dicts in `forward`: ps[{error.name!r}], not ps.{error.name}"
         if fix not in getattr(error, "__notes__", []):
             error.add_note(fix)
+
+
+def refuse_options(cls: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Raise `TypeError` for options that a class of layers does not have, or more by position than it takes."""
+    parameters = cls.__signature__.parameters.values()
+    kinds, names = {p.kind for p in parameters}, [p.name for p in parameters]
+    by_position = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    unknown = [] if inspect.Parameter.VAR_KEYWORD in kinds else [name for name in kwargs if name not in names]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], names, 1)
+        meant = f": did you mean {near[0]!r}?" if near else ";"
+        raise TypeError(f"{cls.__name__} has no option {unknown[0]!r}{meant} it has {', '.join(names)}") from None
+    if inspect.Parameter.VAR_POSITIONAL not in kinds and len(args) > len(by_position):
+        options = f"{len(by_position)} options by position, {', '.join(by_position)}" if by_position else "no options"
+        raise TypeError(f"{cls.__name__} takes {options}, got {len(args)}; others are given by name") from None
 
 
 def require_pair(layer: Any, out: Any) -> tuple[Any, Any]:

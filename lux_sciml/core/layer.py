@@ -12,7 +12,7 @@ import numpy as np
 
 from ..components import ComponentVector
 from .converters import adapter_of, function, refuse_module
-from .errors import note_layer, require_pair
+from .errors import note_layer, refuse_options, require_pair
 from .field import checks_itself, convert, converters_of, field
 from .parameters import fits, parameter_tree
 from .pickling import picklable
@@ -41,6 +41,13 @@ class _LayerMeta(abc.ABCMeta):
     if not TYPE_CHECKING:  # type checkers read `__init__`
 
         def __call__(cls, *args, **kwargs):
+            try:
+                return cls._made(*args, **kwargs)
+            except TypeError:
+                refuse_options(cls, args, kwargs)
+                raise
+
+        def _made(cls, *args, **kwargs):
             layer = cls.__new__(cls, *args, **kwargs)
             post_init = cls._own_init and getattr(layer, "__post_init__", None)
             if not post_init:

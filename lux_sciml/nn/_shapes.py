@@ -11,7 +11,7 @@ import numpy as np
 from .._tree import describe, floating
 from ..components import ComponentVector
 from ..core import Layer
-from ..core.converters import checks_itself, count, number, tuple_of
+from ..core.converters import checks_itself, count, function, number, tuple_of
 from ..core.printing import brief
 from ..core.static import is_traced
 
@@ -26,6 +26,14 @@ def even(value: SupportsIndex) -> int:
     if n % 2:
         raise ValueError(f"expected an even number of features, which make pairs, got {n}")
     return n
+
+
+@checks_itself
+def activation_after_widths(value: Callable[..., Any]) -> Callable[..., Any]:
+    """A function; a number is the width of another layer, which belongs into the tuple before."""
+    if isinstance(value, int):
+        raise TypeError(f"expected a function such as jnp.tanh, got {value}: hidden widths are a tuple, (2, (8, 8), 1)")
+    return function(value)
 
 
 def one_or_each(converter: Callable[[T], R]) -> Callable[[T | Sequence[T] | np.ndarray], R | tuple[R, ...]]:

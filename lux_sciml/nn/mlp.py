@@ -14,7 +14,7 @@ from ..activations import identity
 from ..core import Layer, Wrapper, field
 from ..core.converters import count, flag, function, optional, sizes
 from ..initializers import Uniform
-from ._shapes import fraction, positive
+from ._shapes import activation_after_widths, fraction, positive
 from .containers import Chain, SkipConnection
 from .dropout import Dropout
 from .linear import Dense
@@ -49,7 +49,7 @@ class MLP(Wrapper):
     in_features: int = field(converter=count)
     hidden_features: tuple[int, ...] = field(converter=sizes)
     out_features: int = field(converter=count)
-    activation: Callable[..., Any] = field(default=jnp.tanh, converter=function)
+    activation: Callable[..., Any] = field(default=jnp.tanh, converter=activation_after_widths)
     last_activation: Callable[..., Any] = field(default=identity, converter=function, kw_only=True)
     use_bias: bool = field(default=True, converter=flag, kw_only=True)
     norm: Callable[..., Any] | None = field(default=None, converter=optional(function), kw_only=True)

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from ..core import Container, Layer, field
-from ..core.converters import count, function, integers, optional, sizes
+from ..core.converters import count, integers, optional, sizes
 from ._affine import shared
-from ._shapes import require_last
+from ._shapes import activation_after_widths, require_last
 from .linear import Dense
 
 
@@ -50,7 +50,7 @@ class ConvexMLP(Container):
     in_features: int = field(converter=count)
     hidden_features: tuple[int, ...] = field(converter=sizes)
     out_features: int = field(converter=count)
-    activation: Callable[..., Any] = field(default=jax.nn.softplus, converter=function)
+    activation: Callable[..., Any] = field(default=jax.nn.softplus, converter=activation_after_widths)
     inputs: tuple[Layer, ...] = field(init=False)
     hidden: tuple[Layer, ...] = field(init=False)
 
@@ -92,7 +92,7 @@ class MonotoneMLP(Container):
     in_features: int = field(converter=count)
     hidden_features: tuple[int, ...] = field(converter=sizes)
     out_features: int = field(converter=count)
-    activation: Callable[..., Any] = field(default=jnp.tanh, converter=function)
+    activation: Callable[..., Any] = field(default=jnp.tanh, converter=activation_after_widths)
     signs: tuple[int, ...] | None = field(default=None, converter=optional(integers), kw_only=True)
     layers: tuple[Layer, ...] = field(init=False)
 

@@ -1,5 +1,7 @@
 """Wrong calls, each with one sentence that names the mistake and the way out."""
 
+import re
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -308,3 +310,32 @@ def test_a_layer_in_the_wrong_place_is_named_on_one_line(make, net):
     with pytest.raises((TypeError, ValueError), match=rf"got (a )?{type(net).__name__}") as caught:
         make(net)
     assert "\n" not in str(caught.value) and "parameters" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: lux.Dense(2, 3, activaton=jnp.tanh), "Dense has no option 'activaton': did you mean 'activation'?"),
+        (lambda: lux.NeuralODE(DENSE, [0.0, 1.0], rtoll=1e-3), "NeuralODE has no option 'rtoll': did you mean 'rtol'?"),
+        (lambda: Timed(ts=[0.0], order=3), "Timed has no option 'order'; it has ts"),
+        (lambda: lux.Dense(2, 3, jnp.tanh, False), "Dense takes 3 options by position, in_features, out_features"),
+        (lambda: lux.MLP(2, 8, 8, 1), "MLP.activation: expected a function .* hidden widths are a tuple"),
+        (lambda: lux.ConvexMLP(2, 8, 8, 1), "ConvexMLP.activation: expected a function .* hidden widths are a tuple"),
+        (lambda: lux.Siren(2, 8, 8, 1), "Siren takes 3 options by position, in_features, hidden_features, out_features"),
+    ],
+)
+def test_options_that_a_layer_does_not_have(make, says):
+    with pytest.raises(TypeError, match=re.escape(says).replace(r"\.\*", ".*")):
+        make()
+
+
+def test_a_type_error_of_an_init_of_ones_own_is_its_own():
+    class Own(lux.Layer):
+        def __init__(self, *sizes, **options):
+            self.sizes = sizes + options["size"]
+
+        def forward(self, x, ps, st):
+            return x, st
+
+    with pytest.raises(TypeError, match="can only concatenate tuple"):
+        Own(1, 2, size=3)

@@ -287,7 +287,7 @@ def refuse(option, *values, says):
 NO_GAUSS = dict.fromkeys(("gauss", "reversible"), "takes one ordinary differential equation")
 NO_TREE = refuse("kind", "tree", says=r"is one array of shape \(\.\.\., features\)")
 NO_PAIR = refuse("kind", "array", says=r"is the pair \(x, v\)|the pair \(q, p\)|the tuple \(\(q, p\), times\)")
-DATA = refuse("times", "field", says="unexpected keyword argument 'ts'") | refuse("kind", "tree", says="one array")
+DATA = refuse("times", "field", says="has no option 'ts'") | refuse("kind", "tree", says="one array")
 CONST = {"kind": ("array", "tree"), "times": ("field", "call", "sample")}
 
 
@@ -349,7 +349,7 @@ FAMILY = {
         | refuse("controlled", True, says="without .*`controlled`") | refuse("output", "final", says="at all times"),
         x=data, only={"kind": ("array",)}, batch_first=True),
     "CNF": Member(lambda net, still, **o: lux.CNF(net.replace(takes_time=True), **o), loop=density,
-                  x=lambda y, ts, u: y, refuses=refuse("times", "field", says="unexpected keyword argument 'ts'")
+                  x=lambda y, ts, u: y, refuses=refuse("times", "field", says="has no option 'ts'")
                   | refuse("output", "solution", "ys", says="a CNF has no output") | NO_TREE
                   | refuse("controlled", True, says="no controlled: a condition")
                   | refuse("time_dependent", True, says="no time_dependent: its model"), only={"times": ("call",)}),
