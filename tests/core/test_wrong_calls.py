@@ -321,7 +321,7 @@ def test_a_layer_in_the_wrong_place_is_named_on_one_line(make, net):
         (lambda: lux.Dense(2, 3, jnp.tanh, False), "Dense takes 3 options by position, in_features, out_features"),
         (lambda: lux.MLP(2, 8, 8, 1), "MLP.activation: expected a function .* hidden widths are a tuple"),
         (lambda: lux.ConvexMLP(2, 8, 8, 1), "ConvexMLP.activation: expected a function .* hidden widths are a tuple"),
-        (lambda: lux.Siren(2, 8, 8, 1), "Siren takes 3 options by position, in_features, hidden_features, out_features"),
+        (lambda: lux.Siren(2, 8, 8, 1), "Siren takes 3 options by position, in_features, hidden"),
     ],
 )
 def test_options_that_a_layer_does_not_have(make, says):

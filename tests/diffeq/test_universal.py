@@ -1,5 +1,7 @@
 """Universal differential equations: known terms, constants and nets in one vector."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,6 +76,27 @@ def test_constants_and_the_start_are_found_together():
 def test_bad_input_is_one_sentence(make, sentence):
     with pytest.raises((TypeError, AttributeError), match=sentence):
         make()
+
+
+@pytest.mark.parametrize(
+    ("function", "names"),
+    [
+        (lambda t, u, p: lux.ComponentVector(x=-p.rate * u.x), "(t, u, p)"),
+        (lambda t, y, args: -args["rate"] * y, "(t, y, args)"),
+        (lambda u, p, t: -p.rate * u * jnp.sin(t), "(u, p, t)"),
+    ],
+)
+@pytest.mark.parametrize("time_dependent", [False, True])
+def test_functions_in_the_order_of_other_libraries_are_told_that_of_a_ude(function, names, time_dependent):
+    node = lux.NeuralODE(lux.UDE(function, {"rate": 1.0}), [0.0, 1.0], time_dependent=time_dependent)
+    sentence = f"called as f(u, p, nets), with time_dependent=True as f((t, u), p, nets); got a function of {names}"
+    with pytest.raises(TypeError, match=re.escape(sentence)):
+        node(lux.ComponentVector(x=1.0), *lux.setup(jax.random.key(0), node))
+
+
+def test_a_third_argument_that_is_not_used_may_have_any_name():
+    layer = lux.UDE(lambda u, p, t: -p.rate * u, {"rate": 2.0})
+    assert layer(jnp.ones(()), *lux.setup(jax.random.key(0), layer))[0] == -2.0
 
 
 def _arguments():

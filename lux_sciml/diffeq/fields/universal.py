@@ -11,6 +11,8 @@ from ...core import Container, Layer, as_layer, field
 from ...core.container import call_child
 from ...core.converters import checks_itself, dict_of, numbers, short
 
+_TIMES = ("t", "time")
+
 
 @checks_itself
 def _function(value: Callable[..., Any]) -> Callable[..., Any]:
@@ -82,8 +84,12 @@ class UDE(Container):
             return call
 
         nets = _Names("net", {name: net(name) for name in self.children})
-        dx = self.function(x, _Names("constant", ps.get("physics", {})), nets)
-        return dx, st
+        try:
+            return self.function(x, _Names("constant", ps.get("physics", {})), nets), st
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            if _time_is_an_argument(self.function):
+                raise _called_otherwise(self.function) from error
+            raise
 
 
 class _Names(dict):
@@ -107,7 +113,20 @@ def _require_three_arguments(function: Callable[..., Any]) -> None:
     try:
         signature.bind(None, None, None)
     except TypeError:
-        raise TypeError(
-            "the function of a UDE is called as f(u, p, nets), with time_dependent=True as f((t, u), p, nets); got a "
-            f"function of {signature}"
-        ) from None
+        raise _called_otherwise(function) from None
+
+
+def _time_is_an_argument(function: Callable[..., Any]) -> bool:
+    """Whether it is written as f(t, u, p) or f(u, p, t), as SciPy's and Julia's are."""
+    try:
+        first, *_, last = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # of functions written in C, and of `*args`
+        return False
+    return first in _TIMES or last in _TIMES
+
+
+def _called_otherwise(function: Callable[..., Any]) -> TypeError:
+    return TypeError(
+        "the function of a UDE is called as f(u, p, nets), with time_dependent=True as f((t, u), p, nets); got a "
+        f"function of {inspect.signature(function)}"
+    )
