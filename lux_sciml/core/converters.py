@@ -30,6 +30,7 @@ How to declare an option:
   may be called with, so that its sentence comes first also where a test checks all annotations.
 """
 
+import inspect
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
@@ -293,6 +294,20 @@ def converted(name: str, converter: Callable[[Any], Any], value: Any) -> Any:
         return converter(value)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{name}: {error}") from None
+
+
+def required_arguments(function: Callable[..., Any]) -> list[str]:
+    """The names of the arguments by position that have no default; none of functions written in C.
+
+    >>> required_arguments(lambda x, y, z=1: x)
+    ['x', 'y']
+    """
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    places = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [p.name for p in parameters if p.default is p.empty and p.kind in places]
 
 
 def refuse_module(value: Any) -> None:

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from ..components import ComponentVector
-from .converters import adapter_of, function, refuse_module
+from .converters import adapter_of, function, refuse_module, required_arguments
 from .errors import note_layer, refuse_options, require_pair
 from .field import checks_itself, convert, converters_of, field
 from .parameters import fits, parameter_tree
@@ -248,7 +248,15 @@ class Lambda(Layer):
     function: Callable[[Any], Any] = field(converter=function)
 
     def forward(self, x, ps, st):
-        return self.function(x), st
+        try:
+            return self.function(x), st
+        except TypeError as error:
+            if len(needed := required_arguments(self.function)) > 1:
+                raise TypeError(
+                    "a function that stands for a layer is called with one argument, its input, a tuple where there "
+                    f"are several; got a function of ({', '.join(needed)})"
+                ) from error
+            raise
 
 
 @checks_itself

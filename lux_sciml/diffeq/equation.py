@@ -2,7 +2,6 @@
 
 import abc
 import dataclasses
-import inspect
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple, SupportsFloat, TypeVar, final
@@ -16,7 +15,17 @@ from .. import derivatives
 from .._tree import is_inexact, single
 from ..components import ComponentVector
 from ..core import Constant, Container, Lambda, Layer, Wrapper, field
-from ..core.converters import checks_itself, choice, count, flag, number, optional, short, tuple_of
+from ..core.converters import (
+    checks_itself,
+    choice,
+    count,
+    flag,
+    number,
+    optional,
+    required_arguments,
+    short,
+    tuple_of,
+)
 from ..core.frozen import refuse_training
 from ..core.parameters import layout_like
 from ..core.reads import reading
@@ -655,12 +664,7 @@ def _subs(saveat: diffrax.SaveAt) -> list[diffrax.SubSaveAt]:
 
 def _require_one_argument(name: str, function: Callable) -> None:
     """Raise `TypeError` for a function that wants more than `y`, or the tuple `(t, y)`, as those of diffrax do."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # of functions written in C
-        return
-    places = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    needed = [p.name for p in parameters if p.default is p.empty and p.kind in places]
+    needed = required_arguments(function)
     if len(needed) > 1:
         raise TypeError(
             f"the functions of a {name} take one argument, y, or the tuple (t, y) with time_dependent=True, "

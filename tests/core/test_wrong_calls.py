@@ -329,6 +329,14 @@ def test_options_that_a_layer_does_not_have(make, says):
         make()
 
 
+def test_a_function_of_several_arguments_is_no_layer():
+    model = lux.Chain(lux.Dense(2, 2), lambda x, st: x)
+    with pytest.raises(TypeError, match=r"one argument, its input, .* got a function of \(x, st\)"):
+        model(X, *lux.setup(jax.random.key(0), model))
+    with pytest.raises(TypeError, match="bad operand"):
+        lux.Lambda(lambda x: -x)("a", {}, {})
+
+
 def test_a_type_error_of_an_init_of_ones_own_is_its_own():
     class Own(lux.Layer):
         def __init__(self, *sizes, **options):

@@ -326,3 +326,7 @@ def test_errors_of_a_cell_tell_what_it_is_called_with(cell):
     with pytest.raises((TypeError, ValueError)) as caught:
         layer(jnp.ones((4, 2)), *lux.setup(jax.random.key(0), layer))
     assert any(note.startswith("`cell` is called with the pair (z, x), here (") for note in caught.value.__notes__)
+    if not isinstance(cell, lux.Layer):
+        assert "with one argument, its input, a tuple where there are several; got a function of (z, x)" in str(
+            caught.value
+        )
