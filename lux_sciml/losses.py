@@ -17,10 +17,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from . import _names
-from ._tree import floating, is_inexact, real_type, squared, widened
+from ._tree import floating, is_inexact, is_traced, real_type, squared, widened
 from .series import Series, counting, observed
 
 __dir__ = _names.public(__name__)
@@ -131,7 +132,8 @@ def cross_entropy(
 
     * `prediction`: logits or, with `logits=False`, probabilities, to which `epsilon` is added. A logit of minus
       infinity rules a class out, and counts as nothing where the target is zero.
-    * `target`: probabilities, or labels, integers without the axis of classes; a label out of range gives NaN.
+    * `target`: probabilities, or labels, integers from 0 without the axis of classes. A label out of range raises
+      `ValueError`; where its value is not known, in a function under `jax.jit`, the loss is NaN.
     * `reduction`: `"mean"`, `"sum"` or `"none"`, over all other axes.
     * `axis`: that of the classes.
     * `label_smoothing`: the fraction of the target that is moved to a uniform distribution.
@@ -368,8 +370,8 @@ def _classes(
     prediction: Any, target: Any, mask: Any, axis: int, label_smoothing: float = 0.0
 ) -> tuple[jax.Array, jax.Array, Any, Any]:
     """As `_alike`, the mask without the axis of classes; labels become rows of zeros and a one; smoothed targets."""
-    target, seen = observed(target)
-    prediction, target = jnp.asarray(prediction), jnp.asarray(target)
+    given, seen = observed(target)
+    prediction, target = jnp.asarray(prediction), jnp.asarray(given)
     count = prediction.shape[axis]
     if target.ndim == prediction.ndim - 1 and is_inexact(target):
         raise ValueError(
@@ -381,6 +383,7 @@ def _classes(
     if seen is not None and seen.shape == prediction.shape:
         mask = jnp.all(seen, axis) if mask is None else mask & jnp.all(seen, axis)
     if target.ndim == prediction.ndim - 1:
+        _require_labels(given, count, mask)
         target = target.astype(int)
         known = jnp.expand_dims((target >= 0) & (target < count), axis)
         one_hot = jax.nn.one_hot(target, count, dtype=widened(prediction).dtype, axis=axis)
@@ -389,6 +392,20 @@ def _classes(
     wide, target, _, dtype = _alike(prediction, target, of_all)
     target = target * (1 - label_smoothing) + label_smoothing / count if label_smoothing else target
     return wide, target, mask, dtype
+
+
+def _require_labels(labels: Any, count: int, mask: Any) -> None:
+    """Raise `ValueError` for labels out of range that count, where they are known."""
+    if any(is_traced(x) or not getattr(x, "is_fully_addressable", True) for x in (labels, mask)):
+        return
+    labels, counts = np.asarray(labels), True if mask is None else np.asarray(mask)
+    wrong = np.argwhere(((labels < 0) | (labels >= count)) & counts)
+    if len(wrong):
+        place = tuple(wrong[0].tolist())
+        raise ValueError(
+            f"labels of {count} classes are 0 to {count - 1}, got {labels[place]} at {place}: of labels that begin at "
+            "1 subtract one; what has no label is left out by a mask, `mask=target >= 0`"
+        )
 
 
 def _log_probabilities(prediction: Any, target: Any, logits: bool, axis: int, epsilon: float | None) -> jax.Array:

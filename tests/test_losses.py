@@ -128,7 +128,7 @@ def test_integers_and_booleans_are_their_values(loss, prediction, target, option
     value = loss(whole, target, "none", **options)
     expected = loss(whole.astype(float), target, "none", **options)
     assert value.dtype == jnp.float64 and np.allclose(value, expected, equal_nan=True)  # probabilities above 1
-    whole = np.abs(np.round(2 * np.asarray(target))).astype(kind)
+    whole = np.abs(np.round(2 * np.asarray(target))).clip(max=2).astype(kind)
     value = loss(jnp.asarray(prediction), whole, **options)
     labels = np.ndim(target) == 1
     assert np.allclose(
@@ -171,9 +171,16 @@ def test_losses_keep_the_precision_of_the_prediction():
         assert loss(jnp.asarray(LOGITS, jnp.float32), SOFT).dtype == jnp.float32
 
 
-def test_labels_out_of_range_are_no_number():
-    values = losses.cross_entropy(jnp.asarray(LOGITS), np.array([0, 3, -1, 2]), "none")
+@pytest.mark.parametrize("loss", [losses.cross_entropy, losses.kl_divergence, losses.focal])
+def test_labels_out_of_range_are_refused_and_no_number_where_they_are_not_known(loss):
+    logits, labels = jnp.asarray(LOGITS), np.array([0, 3, -1, 2])
+    values = jax.jit(lambda labels: loss(logits, labels, "none"))(labels)
     assert np.isnan(values).tolist() == [False, True, True, False]
+    for of in (loss, jax.grad(loss), jax.jit(lambda logits, _: loss(logits, labels))):
+        with pytest.raises(ValueError, match=r"labels of 3 classes are 0 to 2, got 3 at \(1,\): .* `mask=target >= 0`"):
+            of(logits, labels)
+    counts = (labels >= 0) & (labels < 3)
+    assert np.isclose(loss(logits, labels, mask=counts), loss(logits[counts], labels[counts]))
 
 
 @pytest.mark.parametrize("loss", [losses.cross_entropy, losses.kl_divergence, losses.focal])
