@@ -71,9 +71,10 @@ def plot(solution: diffrax.Solution, *paths: str, data: Any = None, ax: Any = No
     """Draw the components of a solution over time, one line each, with their names as the legend.
 
     `solution` is a `diffrax.Solution` of a solve that started from a ComponentVector; `paths` choose components (all by
-    default); `options` go to matplotlib's `Axes.plot`. `data`, a pair of times and measured values, adds points: the
-    values are a ComponentVector of some of the components, `(n, k)`, or an array `(n, size)` of all; those that are NaN
-    are left out. Raises `TypeError` where the states have no names, `ImportError` without matplotlib:
+    default); `options` go to matplotlib's `Axes.plot`. Of a batch, the samples are lines of the same color. `data`, a
+    pair of times and measured values, adds points: the values are a ComponentVector of some of the components,
+    `(n, k)`, or an array `(n, size)` of all, for a batch with its axes as the solution has them; those that are NaN are
+    left out. Raises `TypeError` where the states have no names, `ImportError` without matplotlib:
     `pip install lux-sciml[plot]`.
 
     >>> import lux_sciml as lux
@@ -87,21 +88,32 @@ def plot(solution: diffrax.Solution, *paths: str, data: Any = None, ax: Any = No
     if not isinstance(solution.ys, ComponentVector):
         raise TypeError("the states of this solution have no names: start the solve from a ComponentVector")
     ax = _axes(ax)
-    layout, ys = solution.ys.layout, np.asarray(solution.ys.data)
+    layout, samples_first = solution.ys.layout, np.ndim(solution.ts) > 1  # by batching="vmap"
+    samples = _samples(solution.ts, solution.ys.data, samples_first)
     labels, colors = layout.labels(), {}
     for i in _indices(layout, paths):
-        (line,) = ax.plot(np.asarray(solution.ts), ys[:, i], label=labels[i], **options)
-        colors[labels[i]] = line.get_color()
+        for k, (times, ys) in enumerate(samples):
+            here = options if k == 0 else {**options, "color": colors[labels[i]]}
+            (line,) = ax.plot(times, ys[:, i], **{"label": labels[i] if k == 0 else None, **here})
+            colors.setdefault(labels[i], line.get_color())
     if data is not None:
-        times, values = data
-        named = isinstance(values, ComponentVector)
-        for j, label in enumerate(values.labels() if named else labels):
-            if label in colors:
-                points = np.asarray(values.data if named else values)[:, j]
-                ax.plot(np.asarray(times), points, "o", color=colors[label], label=f"{label}, data", markersize=4)
+        named = isinstance(data[1], ComponentVector)
+        measured = _samples(data[0], data[1].data if named else data[1], samples_first)
+        for j, label in enumerate(data[1].labels() if named else labels):
+            for k, (times, points) in enumerate(measured if label in colors else ()):
+                shown = f"{label}, data" if k == 0 else None
+                ax.plot(times, points[:, j], "o", color=colors[label], label=shown, markersize=4)
     ax.set_xlabel("time")
     ax.legend()
     return ax
+
+
+def _samples(ts: Any, ys: Any, samples_first: bool) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Times and values `(times, size)` of each sample, which are before the times or, of a joint batch, after them."""
+    ts, ys = np.asarray(ts), np.asarray(ys)
+    ys = ys if samples_first or ys.ndim < 3 else np.moveaxis(ys, 0, -2)
+    ts = np.broadcast_to(ts, ys.shape[:-1])
+    return list(zip(ts.reshape(-1, ts.shape[-1]), ys.reshape(-1, *ys.shape[-2:]), strict=True))
 
 
 def losses(runs: Any, *names: str, ax: Any = None) -> Any:

@@ -45,6 +45,22 @@ def test_a_solution_against_data():
     assert lines(only)["foxes, data"] == [[0.5], [7.0]] and len(only.lines) == 2
 
 
+@pytest.mark.parametrize("batching", ["joint", "vmap"])
+def test_of_a_batch_of_solutions_the_samples_have_one_color(batching):
+    node = lux.NeuralODE(lux.Lambda(lambda y: -y), [0.0, 0.5, 1.0, 1.5], batching=batching)
+    starts = jax.vmap(lambda x: lux.ComponentVector(foxes=x, hares=[2 * x, 3 * x]))(jnp.array([1.0, 2.0]))
+    sol, _ = node(starts, {}, {})
+    batch_first = np.asarray(sol.ys.data if batching == "vmap" else jnp.swapaxes(sol.ys.data, 0, 1))
+    ax = lux.plot.plot(sol, "hares", data=(node.ts.value, sol.ys.data))
+    assert list(lines(ax)) == ["hares[0]", "hares[1]", "hares[0], data", "hares[1], data"] and len(ax.lines) == 8
+    for first, component in ((0, 1), (2, 2), (4, 1), (6, 2)):
+        for line, values in zip(ax.lines[first : first + 2], batch_first[..., component], strict=True):
+            np.testing.assert_allclose(line.get_xydata(), np.stack([node.ts.value, values], 1))
+            assert line.get_color() == ax.lines[2 * component - 2].get_color()
+    one = lux.plot.plot(sol, "foxes", data=([0.5], np.array([[7.0, 8.0, 9.0]])))
+    assert lines(one)["foxes, data"] == [[0.5], [7.0]] and len(one.lines) == 3
+
+
 def test_losses_of_the_stages_of_a_run():
     first = lux.minimize(lambda x: jnp.sum(x**2) + 1.0, jnp.ones(2), method=optax.sgd(0.1), max_steps=3)
     history = {"loss": np.array([3.0, 2.0]), "validation_loss": np.array([2.5]), "validation_step": np.array([2])}
