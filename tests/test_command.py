@@ -80,6 +80,9 @@ def test_what_is_wrong_is_one_sentence(folder, capsys, key):
     lux.save("ps.safetensors", lux.setup(key, lux.Dense(2, 3))[0])
     lux.save("list.safetensors", [np.ones(2)])
     (folder / "text.npz").write_text("PK and no more")
+    np.savez(folder / "numpys.npz", x=np.ones(3))
+    header = b'{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
+    (folder / "others.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
     changed = bytearray((folder / "ps.safetensors").read_bytes())
     changed[-1] ^= 1
     (folder / "changed.safetensors").write_bytes(changed)
@@ -91,6 +94,8 @@ def test_what_is_wrong_is_one_sentence(folder, capsys, key):
         (["info", "some_nets.py"], "is no file that was exported by lux_sciml"),
         (["info", "."], "is no SavedModel that was exported"),
         (["info", "text.npz"], "cannot be loaded"),
+        (["info", "numpys.npz"], "is a zip file, as npz files are, but `save` did not write it"),
+        (["info", "others.safetensors"], "it is a safetensors file of another program"),
         (["info", "changed.safetensors"], "'changed.safetensors' cannot be read: its sha256"),
         (["export", "list.safetensors", *export, "some_nets:plain"], "neither a ComponentVector nor a dict"),
         (

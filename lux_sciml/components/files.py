@@ -122,7 +122,9 @@ def _raw_dtype(dtype: np.dtype) -> np.dtype:
 def _read(archive: zipfile.ZipFile, name: str, length: int) -> np.ndarray:
     """One array of an npz file of a length, if its size is what it claims."""
     members = [info for info in archive.infolist() if info.filename == f"{name}.npy"]
-    if len(members) != 1:
+    if not members:
+        raise ValueError(f"it is a zip file, as npz files are, but `save` did not write it: it has no `{name}`")
+    if len(members) > 1:
         raise ValueError(f"it has {len(members)} arrays `{name}`")
     (member,) = members
     if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:

@@ -121,7 +121,11 @@ def reading(file: BinaryIO, header: Header, checked: bool = True) -> Iterator[di
         finally:
             pool.shutdown()
             if checked and checksum.hexdigest() != expected:
-                raise ValueError("its sha256 is another one than it says: bytes of it were changed")
+                raise ValueError(
+                    "its sha256 is another one than it says: bytes of it were changed"
+                    if expected
+                    else "it is a safetensors file of another program, and has no sha256"
+                )
 
 
 def is_raw(dtype: Any) -> bool:

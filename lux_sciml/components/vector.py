@@ -1,5 +1,6 @@
 """ComponentVector: one flat vector and the layout that names its parts."""
 
+import functools
 import inspect
 from collections.abc import Hashable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from jax import lax
 
 from .._compat import made_in_current_trace
 from .._libraries import library
-from .._tree import is_traced
+from .._tree import describe, is_traced
 from .arithmetic import NamedArray, fill, make, register
 from .layout import Layout, as_layout
 from .nodes import DICT, NONE, Path, Static, is_path
@@ -421,10 +422,28 @@ def view(part: jax.Array, layout: Layout) -> Any:
 
 
 def named_like(x: Any, like: ComponentVector) -> ComponentVector:
-    """`x`, a plain array of its elements or a dict, with the names of another vector; a vector as it is."""
+    """`x`, a plain array of its elements or a dict, with the names of another vector; a vector as it is.
+
+    Of a batch, also a dict or a vector whose components have the axes of the batch in front, `(batch, ...)`.
+    """
+    if like.ndim > 1 and (isinstance(x, dict) or (isinstance(x, ComponentVector) and x.ndim == 1)):
+        return _batch_of(x.tree() if isinstance(x, ComponentVector) else x, like)
     if isinstance(x, ComponentVector):
         return x
     return ComponentVector.from_tree(x, like=like) if isinstance(x, dict) else ComponentVector(x, like.layout)
+
+
+def _batch_of(tree: Any, like: ComponentVector) -> ComponentVector:
+    """A batch of vectors from the components of all."""
+    batch = like.shape[:-1]
+    if any(jnp.shape(leaf)[: len(batch)] != batch for leaf in jax.tree.leaves(tree)):
+        raise ValueError(
+            f"the components of a batch {batch} of vectors have its axes in front of their own, got {describe(tree)}"
+        )
+    of_one = functools.partial(ComponentVector.from_tree, like=like.layout)
+    for _ in batch:
+        of_one = jax.vmap(of_one)
+    return of_one(tree)
 
 
 @inspect.unwrap  # of the checks of tests: it says itself what is wrong

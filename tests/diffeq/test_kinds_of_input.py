@@ -400,6 +400,22 @@ def test_solvers_of_several_terms_are_refused_where_there_is_one(solver):
     assert lux.SplitODE(net, net, solver=diffrax.KenCarp4()).option("solver") == diffrax.KenCarp4()
 
 
+@pytest.mark.parametrize("kind", [lambda **parts: lux.ComponentVector(**parts), dict], ids=["vector", "dict"])
+def test_a_field_of_a_joint_batch_returns_names_that_hold_batches(kind):
+    def field(u):
+        return kind(speed=u.pair.sum(-1), pair=-u.pair)
+
+    names = lux.ComponentVector(speed=0.0, pair=[0.0, 0.0])
+    starts = lux.ComponentVector(jnp.arange(12.0).reshape(2, 2, 3), names.layout)
+    node = lux.NeuralODE(field, ts=[0.0, 0.5, 1.0], output="ys")
+    ys, _ = node(starts, {}, {})
+    assert ys.speed.shape == (3, 2, 2) and ys.pair.shape == (3, 2, 2, 2)
+    of_each = jax.vmap(jax.vmap(lambda u: node(u, {}, {})[0]))(starts)
+    np.testing.assert_allclose(ys.data, jnp.moveaxis(of_each.data, 2, 0), rtol=1e-5)
+    with pytest.raises(ValueError, match=r"components of a batch \(2, 2\) of vectors have its axes in front"):
+        lux.NeuralODE(lambda u: kind(speed=0.0, pair=-u.pair), ts=[0.0, 1.0])(starts, {}, {})
+
+
 def test_a_vector_of_names_that_hold_batches_is_refused_for_samples():
     node = lux.NeuralODE(lux.Lambda(jnp.negative), ts=[0.0, 1.0], batching="vmap", output="ys")
     names = lux.ComponentVector(prey=0.0, predator=0.0)
