@@ -254,7 +254,7 @@ def minimize(
 
     def result(first: Any, record: Progress, success: bool, message: str) -> MinimizeResult[P]:
         if message == NOT_FINITE_AT_START:
-            message += not_finite(ps=problem.join(first, inputs), args=args, state=state)
+            message += not_finite(loss, ps=problem.join(first, inputs), args=args, state=state)
         found = record.params()
         return MinimizeResult(
             params=found,

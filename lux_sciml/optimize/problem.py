@@ -158,9 +158,9 @@ def called(name: str, function: Callable, names: Sequence[str], *arguments: Any)
         raise
 
 
-def not_finite(**inputs: Any) -> str:
-    """Where the inputs of a loss have elements that are not finite, as the end of a sentence."""
-    found = []
+def not_finite(function: Callable, **inputs: Any) -> str:
+    """Where the inputs of a loss, or arrays around it, have elements that are not finite, as the end of a sentence."""
+    found, inputs = [], {**_arrays_around(function), **inputs}
     named = jax.tree.map(_by_name, inputs, is_leaf=lambda x: isinstance(x, ComponentVector))
     for (name, *path), x in jax.tree_util.tree_leaves_with_path(named):
         if isinstance(x, float | complex) or is_inexact(x):
@@ -168,6 +168,16 @@ def not_finite(**inputs: Any) -> str:
             where = f"{name.key}{jax.tree_util.keystr(tuple(path))}"
             found += [f"`{where}` holds {wrong} of {jnp.size(x)} elements that are NaN or inf"] if wrong else []
     return f" ({'; '.join(found)})" if found else ""
+
+
+def _arrays_around(function: Callable) -> dict[str, Any]:
+    """The arrays, and trees of arrays, that a function reads from around it, by name; of partials and objects none."""
+    try:
+        around = inspect.getclosurevars(inspect.unwrap(function))
+    except (TypeError, ValueError):
+        return {}
+    read = {**around.globals, **around.nonlocals}
+    return {name: x for name, x in read.items() if all(hasattr(leaf, "dtype") for leaf in jax.tree.leaves(x))}
 
 
 def _by_name(x: Any) -> Any:

@@ -125,7 +125,7 @@ def root_find(
 
     first = at(start)
     if not np.isfinite(first).all():
-        where = not_finite(ps=ps, args=args)
+        where = not_finite(function, ps=ps, args=args)
         message = f"the function is not finite at the start: check it there, or start elsewhere{where}"
         return RootResult(ps, _as(layout, first, problem.dtype), float("nan"), False, message, 0)
     found, success, message, steps = solve(named, params, inputs, start, at)

@@ -173,10 +173,10 @@ class Run:
             rule = self.watch.rule
             return True, f"stopped early: `{rule.monitor}` was not better in {rule.patience} validations"
         if self.nonfinite == "stop" and np.all(self.state.skipped, where=self.watch.active):
-            where = not_finite(ps=self.state.ps, st=self.state.st)
+            where = not_finite(self.objective, ps=self.state.ps, st=self.state.st)
             return False, f"stopped at step {made}, whose loss or gradient is not finite{where}"
         if made and np.all(self.lost_in_a_row[self.watch.active] >= MOST_LOST):
-            where = not_finite(ps=self.state.ps, st=self.state.st)
+            where = not_finite(self.objective, ps=self.state.ps, st=self.state.st)
             return False, (
                 f"after {made} steps, of {MOST_LOST} in a row the loss or the gradient is not finite{where}: lower the "
                 "learning rate, clip the gradient, or check the data"

@@ -154,6 +154,8 @@ def test_what_is_not_finite_at_the_start_is_named(method):
     assert not result.success
     assert result.params.equals(ps)
     assert "`args['us']` holds 2 of 4 elements that are NaN or inf" in result.message
+    around = lux.minimize(lambda ps: quadratic(ps, data["us"]), ps, method=method)
+    assert "`data['us']` holds 2 of 4 elements that are NaN or inf" in around.message
 
 
 @pytest.mark.parametrize("method", METHODS, ids=["SciPy", "optax", "optimistix"])
