@@ -13,6 +13,7 @@ from .._compat import has_convolutions
 from .._tree import where
 from ..core import testmode
 from ..core.reads import reading, reads
+from ..optimize.problem import called
 from ..optimize.programs import context_of, inside
 from .batches import Padded
 from .step import Stats, objective_of, one_step
@@ -99,7 +100,9 @@ def _evaluate(objective: Any, metrics: Mapping[str, Callable[..., Any]], state: 
         model, ps, st, batch, (loss, _, stats) = objective_of(objective, here, batch)
         if "step" in stats:
             raise ValueError("the history has a `validation_step` already: give the stats `step` another name")
-        found = {"loss": loss, **stats, **{name: jnp.asarray(f(model, ps, st, batch)) for name, f in metrics.items()}}
+        names = ("model", "ps", "st", "batch")
+        measured = {name: called(name, f, names, model, ps, st, batch) for name, f in metrics.items()}
+        found = {"loss": loss, **stats, **jax.tree.map(jnp.asarray, measured)}
     return place.kept(state, found)[1]
 
 

@@ -101,8 +101,8 @@ def fit(
         converted(name, flag, value)
     if epochs is not None and steps is not None:
         raise ValueError("give `epochs` or `steps`, not both")
-    if metrics is not None and not all(map(callable, metrics.values())):
-        raise TypeError(f"metrics are functions of (model, ps, st, batch) by name, got {describe(metrics)}")
+    if metrics is not None and not (isinstance(metrics, Mapping) and all(map(callable, metrics.values()))):
+        raise TypeError(f"metrics are a dict of functions of (model, ps, st, batch), got {describe(metrics)}")
     if metrics is not None and validation is None:
         raise ValueError("metrics are of the validation: give `validation=`")
     if taken := {"loss", "step"} & (metrics or {}).keys():

@@ -20,7 +20,7 @@ class FitResult:
     * `history`: arrays by name. Of every step: `loss`, the objective's stats, and `finite`; of every validation:
       `validation_step`, `validation_loss`, and the metrics and stats with `validation_` before their names. The members
       of an ensemble are a second axis;
-    * `success`: whether the run ended as it was asked to;
+    * `success`: whether the run ended as it was asked to, and not all of its steps were left out;
     * `message`: why it ended, and how many steps were left out;
     * `steps`: how many steps the state has made, those before a resume included.
 

@@ -124,6 +124,8 @@ class Run:
                 message += f"; {many} of the members stopped, as their loss or gradient was not finite"
             if lost and self.nonfinite != "stop":
                 message += f"; {lost} steps were left out, as the loss or its gradient was not finite"
+                if success and np.all(self.state.skipped == self.step - self.first):
+                    success, message = False, message + self._not_finite()
         result = FitResult(
             state=self.state,
             best=self.watch.best,
@@ -167,16 +169,22 @@ class Run:
             if stop:
                 return True, f"stopped by a callback after {self.step - self.first} steps"
 
+    def _not_finite(self) -> str:
+        """What is not finite, as the end of a sentence."""
+        here = isinstance(self.batches, Arrays) and self.batches.resident and self.place.processes == 1
+        data = self.batches.data if here else None
+        return not_finite(self.objective, ps=self.state.ps, st=self.state.st, data=data)
+
     def _ended(self) -> tuple[bool, str] | None:
         made = self.step - self.first
         if self.watch.stops and not self.watch.active.any():
             rule = self.watch.rule
             return True, f"stopped early: `{rule.monitor}` was not better in {rule.patience} validations"
         if self.nonfinite == "stop" and np.all(self.state.skipped, where=self.watch.active):
-            where = not_finite(self.objective, ps=self.state.ps, st=self.state.st)
+            where = self._not_finite()
             return False, f"stopped at step {made}, whose loss or gradient is not finite{where}"
         if made and np.all(self.lost_in_a_row[self.watch.active] >= MOST_LOST):
-            where = not_finite(self.objective, ps=self.state.ps, st=self.state.st)
+            where = self._not_finite()
             return False, (
                 f"after {made} steps, of {MOST_LOST} in a row the loss or the gradient is not finite{where}: lower the "
                 "learning rate, clip the gradient, or check the data"

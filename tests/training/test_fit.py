@@ -245,7 +245,10 @@ def test_steps_that_are_not_finite(nonfinite):
     assert np.flatnonzero(~result.history["finite"]).tolist() == lost and np.isfinite(np.asarray(result.state.ps)).all()
     if nonfinite == "stop":
         assert not result.success and result.steps == result.state.step == 3
-        assert result.message == "stopped at step 3, whose loss or gradient is not finite"
+        assert result.message == (
+            "stopped at step 3, whose loss or gradient is not finite "
+            "(`data[0]` holds 2 of 44 elements that are NaN or inf)"
+        )
     else:
         assert result.success and result.message == (
             "all 24 steps made; 2 steps were left out, as the loss or its gradient was not finite"
@@ -260,7 +263,10 @@ def test_steps_that_are_not_finite(nonfinite):
     if nonfinite == "skip":
         result = fit((X * np.nan, Y), batch_size=2, steps=9999)
         assert not result.success and 100 <= result.steps < 9999
-        assert "of 100 in a row the loss or the gradient is not finite: lower the" in result.message
+        assert "of 100 in a row the loss or the gradient is not finite (`data[0]` holds" in result.message
+        result = fit((X, Y * np.inf), batch_size=4, epochs=2)
+        assert not result.success and "steps made; 10 steps were left out, as the loss" in result.message
+        assert "`data[1]` holds 22 of 22 elements" in result.message
 
 
 def test_what_data_and_callbacks_raise_leaves_the_state():
@@ -374,7 +380,13 @@ def test_logs(tmp_path):
         (dict(epochs=1, checkpoints=1), TypeError, "or the path of a folder, got 1"),
         (dict(epochs=1, data=(X[:0], Y[:0])), ValueError, "the data have no samples"),
         (dict(epochs=1, validation=(X[:0], Y[:0])), ValueError, "the validation has no samples"),
-        (dict(epochs=1, validation=(X, Y), metrics={"a": 1}), TypeError, "metrics are functions"),
+        (dict(epochs=1, validation=(X, Y), metrics={"a": 1}), TypeError, "metrics are a dict of functions"),
+        (dict(epochs=1, validation=(X, Y), metrics=[abs]), TypeError, "metrics are a dict of functions"),
+        (
+            dict(epochs=1, validation=(X, Y), metrics={"a": lambda y, target: y}),
+            FitError,
+            r"the a is called as a\(model, ps, st, batch\), got a function of \(y, target\)",
+        ),
         (dict(epochs=1, data=iter([])), FitError, "the data yield no batches"),
         (dict(epochs=1, state=1), TypeError, "fit takes a TrainState"),
     ],
