@@ -88,8 +88,9 @@ def plot(solution: diffrax.Solution, *paths: str, data: Any = None, ax: Any = No
     if not isinstance(solution.ys, ComponentVector):
         raise TypeError("the states of this solution have no names: start the solve from a ComponentVector")
     ax = _axes(ax)
-    layout, samples_first = solution.ys.layout, np.ndim(solution.ts) > 1  # by batching="vmap"
-    samples = _samples(solution.ts, solution.ys.data, samples_first)
+    layout, ts = solution.ys.layout, np.asarray(solution.ts)
+    samples_first = ts.ndim > 1  # by batching="vmap"
+    samples = _samples(ts, solution.ys.data, samples_first)
     labels, colors = layout.labels(), {}
     for i in _indices(layout, paths):
         for k, (times, ys) in enumerate(samples):

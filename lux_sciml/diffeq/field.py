@@ -188,4 +188,6 @@ def _parts_of(dy: Any, treedef: Any, y: Any, what: str) -> list[Any]:
 
 
 def _unlike(y: Any, dy: Any, what: str) -> ValueError:
-    return ValueError(f"{what} must return what its state is, {describe(y)}; got {describe(dy)}")
+    numbers = isinstance(dy, list | tuple) and not isinstance(y, list | tuple | dict)
+    fix = ": `jnp.stack` makes one array of several" if numbers else ""
+    return ValueError(f"{what} must return what its state is, {describe(y)}; got {describe(dy)}{fix}")
