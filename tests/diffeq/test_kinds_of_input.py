@@ -305,7 +305,7 @@ AUGMENTED = lux.AugmentedODE(lux.NeuralODE(lux.Dense(3, 3)), 1)
     ("make", "sentence"),
     [
         (lambda: lux.NeuralODE(lambda t, y, args: y), r"take one argument, y, or .*got a function of \(t, y, args\)"),
-        (lambda: run(lux.NeuralODE(lambda u: [u[1], u[0]], [0.0, 1.0]), jnp.ones(2)), r"\]: `jnp\.stack` makes one array"),
+        (lambda: run(lux.NeuralODE(lambda u: [u[1], u[0]], [0.0, 1.0]), jnp.ones(2)), r"`jnp\.stack` makes one array"),
         (lambda: lux.NeuralODE(NET, [0.0, 1.0], time_dependent=True, controlled="no"), "controlled: expected True or"),
         (lambda: jax.jit(lambda ts: lux.NeuralODE(NET, ts))(jnp.arange(3.0)), "ts is a traced array"),
         (lambda: run(lux.NeuralODE(NET, [0.0, 1.0], batching="vmap"), jnp.ones(2)), "2 samples of one element each"),
