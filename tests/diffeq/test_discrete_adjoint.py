@@ -7,18 +7,23 @@ import numpy as np
 import pytest
 
 import lux_sciml as lux
+from lux_sciml.diffeq.adjoints import record
 
 TS = np.linspace(0.0, 2.0, 5)
 MODEL = lux.Chain(lux.Dense(2, 4, jnp.tanh), lux.Dense(4, 2))
 Y0 = np.array([[1.0, -0.5], [0.3, 2.0], [-4.0, 1.0]])
 
 
-def gradients(adjoint, **options):
-    """Gradients of a loss over all outputs, with respect to parameters and initial values."""
-    node = lux.NeuralODE(MODEL, adjoint=adjoint, output="ys", **{"ts": TS, "rtol": 1e-5, **options})
+def gradients(adjoint, times=None, **options):
+    """Gradients of a loss over all outputs, with respect to parameters and initial values; `times` of each sample."""
+    options = {"ts": TS, "rtol": 1e-5, **options} if times is None else {"rtol": 1e-5, "batching": "vmap", **options}
+    node = lux.NeuralODE(MODEL, adjoint=adjoint, output="ys", **options)
     ps, st = lux.setup(jax.random.key(0), node, dtype=jnp.float64)
-    loss = jax.jit(jax.grad(lambda ps, y0: jnp.sum(jnp.sin(3 * node(y0, ps, st)[0])), argnums=(0, 1)))
-    grad_ps, grad_y0 = loss(ps, Y0)
+
+    def loss(ps, y0):
+        return jnp.sum(jnp.sin(3 * node(y0 if times is None else (y0, times), ps, st)[0]))
+
+    grad_ps, grad_y0 = jax.jit(jax.grad(loss, argnums=(0, 1)))(ps, Y0)
     return grad_ps.data, grad_y0
 
 
@@ -30,8 +35,10 @@ def gradients(adjoint, **options):
         {"batching": "vmap"},
         {"saveat": diffrax.SaveAt(t1=True), "solver": diffrax.Heun()},
         {"stepsize_controller": diffrax.ConstantStepSize(), "dt0": 0.0031, "batching": "vmap"},  # more steps than slots
+        {"ts": [0.0, 0.03, 0.04, 2.0]},
+        {"times": np.array([[0.0, 0.5, 2.0], [2.0, 1.99, 1.9], [0.1, 0.4, 0.4]])},
     ],
-    ids=["backward", "by sample", "end", "many steps"],
+    ids=["backward", "by sample", "end", "many steps", "few times", "few times of each"],
 )
 def test_agrees_with_diffrax(options):
     if "stepsize_controller" in options:
@@ -39,6 +46,17 @@ def test_agrees_with_diffrax(options):
     for a, b in zip(
         gradients("checkpointed", **options), gradients(diffrax.RecursiveCheckpointAdjoint(), **options), strict=True
     ):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("steps", [20, 63])
+def test_few_states_are_held(steps, monkeypatch):
+    """What is between two of them is found again in parts, for which there is room."""
+    monkeypatch.setattr(record, "_FEWEST", 4)
+    monkeypatch.setattr(record, "_MOST", 4)
+    fixed = {"stepsize_controller": diffrax.ConstantStepSize(), "dt0": 2.0 / steps, "max_steps": 64, "rtol": 1e-6}
+    expected = gradients(diffrax.RecursiveCheckpointAdjoint(), **fixed)
+    for a, b in zip(gradients("checkpointed", **fixed), expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
 
 

@@ -19,6 +19,7 @@ from .record import StepRecord, any_sample
 from .refusal import only
 
 _STEPS_ONLY = (diffrax.PIDController, diffrax.ConstantStepSize, diffrax.StepTo)
+_WRITTEN_OUT = 4  # saved times
 
 
 class DiscreteAdjoint(diffrax.RecursiveCheckpointAdjoint):
@@ -357,24 +358,26 @@ def _(size, mapped, grads, by):
 
 def _of_saved(solver, info, ts, ct_ys, lower, start, end, j, moved):
     """The cotangent of a step's interpolation, from all that was saved in it, and how much had been saved before it."""
-
-    def value(info, t):
-        return solver.interpolation_cls(t0=start, t1=end, **info).evaluate(t)
-
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), info)
+
+    def of_one(j, end, used):
+        t, ct = jnp.where(used, ts[j], start), jax.tree.map(lambda cts: jnp.where(used, cts[j], 0), ct_ys)
+        _, vjp = jax.vjp(lambda info: solver.interpolation_cls(t0=start, t1=end, **info).evaluate(t), zeros)  # linear
+        return vjp(ct)[0]
+
+    def add(total, ct):
+        return jax.tree.map(jnp.add, total, ct)
+
+    if len(ts) <= _WRITTEN_OUT:  # without room for the sum, which is zero for most steps, and large
+        used = moved & (jnp.arange(len(ts)) < j) & (ts > lower)
+        cts = [of_one(i, jnp.where(moved, end, start + 1), used[i]) for i in range(len(ts))]
+        return j - jnp.sum(used, dtype=j.dtype), functools.reduce(add, cts)
 
     def goes_on(carry):
         j, _ = carry
         return moved & (j > 0) & (ts[jnp.maximum(j - 1, 0)] > lower)
 
-    def add(carry):
-        j, total = carry
-        t = ts[j - 1]
-        _, vjp = jax.vjp(lambda info: value(info, t), zeros)  # linear in it
-        (ct,) = vjp(jax.tree.map(lambda cts: cts[j - 1], ct_ys))
-        return j - 1, jax.tree.map(jnp.add, total, ct)
-
-    return while_loop(goes_on, add, (j, zeros))
+    return while_loop(goes_on, lambda carry: (carry[0] - 1, add(carry[1], of_one(carry[0] - 1, end, True))), (j, zeros))
 
 
 _WHOLE = diffrax.SubSaveAt(t1=True).fn

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-_SMALL = 2**20  # bytes of states that are held without a second thought
+_FEWEST, _MOST = 32, 256  # states that are held
+_MEMORY = 2**21  # bytes of them, beyond the fewest: room for them is written to before any step is made
 
 
 @jax.custom_batching.custom_vmap
@@ -26,9 +27,10 @@ def _(size, mapped, x):
 class StepRecord(eqx.Module):
     """The times of all accepted steps, and the states before some of them.
 
-    The state before every `stride`-th step is held, in a fixed number of slots: about the square root of `max_steps`,
-    more where states are small. When the slots are full, the stride doubles, and every other slot is free again. So no
-    step is repeated on the way back as long as all states fit into the slots, and each step once at most otherwise.
+    The state before every `stride`-th step is held, in a fixed number of slots: about half the square root of
+    `max_steps`, more where states are small. When the slots are full, the stride doubles, and every other slot is free
+    again. So no step is repeated on the way back as long as all states fit into the slots, each step once up to a
+    quarter of `max_steps`, and beyond two and a half times at most, on the average.
 
     Samples of a batch are recorded together: a step is counted when any of them accepts it, and all but `ends`,
     `states`, `previous` and `last` are one for the batch. With a stride of one, each sample goes back over the steps
@@ -53,10 +55,7 @@ class StepRecord(eqx.Module):
     @classmethod
     def start(cls, state: Any, max_steps: int, slots: int | None = None) -> "StepRecord":
         """An empty record, for steps from diffrax's loop state `state`; of so many slots, or as many as are good."""
-        size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((state.y, state.solver_state)))
-        small = isinstance(size, int) and 256 * size <= _SMALL  # `jax.export` has sizes that are no integers
-        slots = slots or max(256 if small else 64, 2 ** math.ceil(math.log2(max_steps) / 2))
-        slots = min(slots, max_steps + max_steps % 2)
+        slots = min(slots or _slots((state.y, state.solver_state), max_steps), max_steps + max_steps % 2)
         return cls(
             ends=jnp.zeros(max_steps, state.tprev.dtype),
             states=_room((state.y, state.solver_state), slots),
@@ -111,29 +110,33 @@ class StepRecord(eqx.Module):
         return jax.tree.map(lambda new, old: jnp.where(jnp.any(place), new, old), found, state)
 
     def scratch(self) -> Any:
-        """Room for the states between two that are held; `None` where all states have slots."""
+        """Room for the states between two that are held, or for some of them; `None` where all states have slots."""
         slots, max_steps = len(self.held), len(self.ends)
         if max_steps <= slots:
             return None
-        return _room(jax.tree.map(lambda x: x[0], self.states), 2 ** math.ceil(math.log2(max_steps / slots)))
+        stride = 2 ** math.ceil(math.log2(max_steps / slots))
+        return _room(jax.tree.map(lambda x: x[0], self.states), min(stride, slots))
 
     def state(self, i: jax.Array, begin: jax.Array, scratch: Any, advance: Callable[..., Any]) -> tuple[Any, Any]:
-        """The state before step `i`, and the scratch with those of its stride, of a solve from `begin`.
+        """The state before step `i`, and the scratch with those before it, of a solve from `begin`.
 
         At the last step of each stride, those before it are repeated by `advance(y, solver_state, t0, t1)`, from the
-        state that is held, and kept in the scratch for the others.
+        state that is held, and kept in the scratch for the others: as many as there is room for, the last ones first.
         """
         i = jnp.maximum(i, 0)  # a sample without steps left
         first = (i // self.stride) * self.stride
         held = jax.tree.map(lambda xs: _at(xs, jnp.argmax(self.held == first)), self.states)
         if scratch is None:
             return held, None
-        fresh = (i == self.count - 1) | (i % self.stride == self.stride - 1)
-        start = jax.tree.map(lambda a, b: jnp.where(fresh, a, _at(b, i - first)), held, scratch)
+        room = len(jax.tree.leaves(scratch)[0])
+        kept = first + (i - first) // room * room  # the first step whose state comes into the scratch
+        fresh = (i == self.count - 1) | (i % self.stride == self.stride - 1) | (i - kept == room - 1)
+        start = jax.tree.map(lambda a, b: jnp.where(fresh, a, _at(b, i - kept)), held, scratch)
 
         def forward(carry):
             p, state, scratch = carry
-            scratch = jax.tree.map(lambda xs, x: lax.dynamic_update_index_in_dim(xs, x, p - first, 0), scratch, state)
+            place = jnp.maximum(p - kept, 0)
+            scratch = jax.tree.map(lambda xs, x: lax.dynamic_update_index_in_dim(xs, x, place, 0), scratch, state)
             t0, t1 = self.span(p, begin)
             new = advance(*state, t0, t1)
             return p + 1, jax.tree.map(lambda new, old: jnp.where(t1 > t0, new, old), new, state), scratch
@@ -143,8 +146,17 @@ class StepRecord(eqx.Module):
         return state, scratch
 
 
+def _slots(state: Any, max_steps: int) -> int:
+    """How many states are held."""
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    known = isinstance(size, int) and size > 0  # `jax.export` has sizes that are no integers
+    many = 2 ** int(math.log2(max(_MEMORY / size, 1))) if known else 1
+    return max(_FEWEST, min(_MOST, many), 2 ** math.ceil(math.log2(max_steps) / 2) // 2)
+
+
 def _room(tree: Any, n: int) -> Any:
-    return jax.tree.map(lambda x: jnp.zeros((n, *x.shape), x.dtype), tree)
+    """Room for as many; what stands in it differs for each array, or XLA would fill one and copy it."""
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (n, *x.shape)), tree)
 
 
 def _at(xs: jax.Array, i: jax.Array) -> jax.Array:
