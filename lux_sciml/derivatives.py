@@ -1,7 +1,7 @@
 """Derivatives with names, and the context in which solvers choose their adjoint.
 
 At the root: `jacobian`, `hessian`, `hvp`. Here: of functions of inputs, as nets are, `batched_jacobian`, `divergence`,
-`laplacian`, `value_gradient_laplacian` and `partial`; and `mode`, the context.
+`laplacian`, `value_gradient_laplacian` and `partial`; and `mode`, the context, of which `current` tells.
 """
 
 import contextlib

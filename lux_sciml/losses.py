@@ -133,7 +133,7 @@ def cross_entropy(
     * `prediction`: logits or, with `logits=False`, probabilities, to which `epsilon` is added. A logit of minus
       infinity rules a class out, and counts as nothing where the target is zero.
     * `target`: probabilities, or labels, integers from 0 without the axis of classes. A label out of range raises
-      `ValueError`; where its value is not known, in a function under `jax.jit`, the loss is NaN.
+      `ValueError`; where its value is not known, as those of arguments of `jax.jit` are not, the loss is NaN.
     * `reduction`: `"mean"`, `"sum"` or `"none"`, over all other axes.
     * `axis`: that of the classes.
     * `label_smoothing`: the fraction of the target that is moved to a uniform distribution.
@@ -396,7 +396,7 @@ def _classes(
 
 def _require_labels(labels: Any, count: int, mask: Any) -> None:
     """Raise `ValueError` for labels out of range that count, where they are known."""
-    if any(is_traced(x) or not getattr(x, "is_fully_addressable", True) for x in (labels, mask)):
+    if any(is_traced(x) or not getattr(x, "is_fully_addressable", True) for x in jax.tree.leaves((labels, mask))):
         return
     labels, counts = np.asarray(labels), True if mask is None else np.asarray(mask)
     wrong = np.argwhere(((labels < 0) | (labels >= count)) & counts)

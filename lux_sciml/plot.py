@@ -94,13 +94,15 @@ def plot(solution: diffrax.Solution, *paths: str, data: Any = None, ax: Any = No
     labels, colors = layout.labels(), {}
     for i in _indices(layout, paths):
         for k, (times, ys) in enumerate(samples):
-            here = options if k == 0 else {**options, "color": colors[labels[i]]}
-            (line,) = ax.plot(times, ys[:, i], **{"label": labels[i] if k == 0 else None, **here})
-            colors.setdefault(labels[i], line.get_color())
+            (line,) = ax.plot(times, ys[:, i], **{"label": labels[i], **options})
+            line.set_color(colors.setdefault(labels[i], line.get_color()))
+            if k > 0:
+                line.set_label(None)
     if data is not None:
-        named = isinstance(data[1], ComponentVector)
-        measured = _samples(data[0], data[1].data if named else data[1], samples_first)
-        for j, label in enumerate(data[1].labels() if named else labels):
+        measured_at, values = data
+        named = isinstance(values, ComponentVector)
+        measured = _samples(measured_at, values.data if named else values, samples_first)
+        for j, label in enumerate(values.labels() if named else labels):
             for k, (times, points) in enumerate(measured if label in colors else ()):
                 shown = f"{label}, data" if k == 0 else None
                 ax.plot(times, points[:, j], "o", color=colors[label], label=shown, markersize=4)

@@ -310,7 +310,8 @@ def _check_derivatives(layer, x, ps, st, derivatives, differentiable_input, rtol
         if "forward" in derivatives:
             out["forward"] = jax.jvp(loss, (z,), (v,))[1]
         if "reverse" in derivatives:
-            out["of_dict"] = ps.layout.ravel(jax.grad(lambda tree: loss((tree, z[1])))(z[0].tree()))
+            by_dict, by_x = jax.grad(loss)((z[0].tree(), z[1]))
+            out["of_dict"] = {"ps": ps.layout.ravel(by_dict), "x": by_x}
         if "second" in derivatives:
             out["gradient"], out["second"] = jax.jvp(jax.grad(loss), (z,), (v,))
         elif "reverse" in derivatives:
@@ -329,8 +330,9 @@ def _check_derivatives(layer, x, ps, st, derivatives, differentiable_input, rtol
             pairs = zip(jax.tree.leaves(here["gradient"]), jax.tree.leaves(v), strict=True)
             total = sum(np.sum(a * b).real for a, b in pairs)
             require_slope("reverse-mode", total, slope, path, rtol=rtol, value=value)
-            flat, by_dict = {"ps": here["gradient"][0].data}, {"ps": here["of_dict"]}
-            _require_same("the gradients by the flat vector and by the nested dict differ at", flat, by_dict, _SAME)
+            flat = {"ps": here["gradient"][0].data, "x": here["gradient"][1]}
+            says = "the gradients by the flat vector and by the nested dict differ at"
+            _require_same(says, flat, here["of_dict"], _SAME)
         if "second" in derivatives:
             trees = (here["second"], up["gradient"], down["gradient"], here["gradient"])
             for second, a, b, gradient in zip(*map(jax.tree.leaves, trees), strict=True):

@@ -57,6 +57,8 @@ def test_of_a_batch_of_solutions_the_samples_have_one_color(batching):
         for line, values in zip(ax.lines[first : first + 2], batch_first[..., component], strict=True):
             np.testing.assert_allclose(line.get_xydata(), np.stack([node.ts.value, values], 1))
             assert line.get_color() == ax.lines[2 * component - 2].get_color()
+    red = lux.plot.plot(sol, "foxes", c="red", label="all")
+    assert [line.get_color() for line in red.lines] == ["red", "red"] and list(lines(red)) == ["all"]
     one = lux.plot.plot(sol, "foxes", data=([0.5], np.array([[7.0, 8.0, 9.0]])))
     assert lines(one)["foxes, data"] == [[0.5], [7.0]] and len(one.lines) == 3
 

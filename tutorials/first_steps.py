@@ -29,7 +29,7 @@ ODE_STEPS = 300
 # %% [markdown]
 # ## Layers, parameters, state
 #
-# A layer is a description: it holds no numbers and prints as the Python that makes it.
+# A layer is a description: it holds no numbers and prints as the calls that make it.
 
 # %%
 model = lux.Chain(

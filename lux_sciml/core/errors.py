@@ -44,16 +44,22 @@ def note_layer(error: Exception, layer: Any) -> None:
 def refuse_options(cls: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     """Raise `TypeError` for options that a class of layers does not have, or more by position than it takes."""
     parameters = cls.__signature__.parameters.values()
-    kinds, names = {p.kind for p in parameters}, [p.name for p in parameters]
-    by_position = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    kinds = {p.kind for p in parameters}
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    by_position = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     unknown = [] if inspect.Parameter.VAR_KEYWORD in kinds else [name for name in kwargs if name not in names]
     if unknown:
         near = difflib.get_close_matches(unknown[0], names, 1)
-        meant = f": did you mean {near[0]!r}?" if near else ";"
-        raise TypeError(f"{cls.__name__} has no option {unknown[0]!r}{meant} it has {', '.join(names)}") from None
+        meant = f" (did you mean {near[0]!r}?)" if near else ""
+        has = ", ".join(names) or "none by name"
+        raise TypeError(f"{cls.__name__} has no option {unknown[0]!r}{meant}; it has {has}") from None
     if inspect.Parameter.VAR_POSITIONAL not in kinds and len(args) > len(by_position):
-        options = f"{len(by_position)} options by position, {', '.join(by_position)}" if by_position else "no options"
-        raise TypeError(f"{cls.__name__} takes {options}, got {len(args)}; others are given by name") from None
+        several = "option" if len(by_position) == 1 else "options"
+        options = f"{len(by_position)} {several} by position, {', '.join(by_position)}" if by_position else "no options"
+        raise TypeError(
+            f"{cls.__name__} takes {options}, got {len(args)}: others are given by name, and several values of one "
+            "option, such as hidden widths, as a tuple"
+        ) from None
 
 
 def require_pair(layer: Any, out: Any) -> tuple[Any, Any]:

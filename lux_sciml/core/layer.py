@@ -42,7 +42,7 @@ class _LayerMeta(abc.ABCMeta):
 
         def __call__(cls, *args, **kwargs):
             try:
-                return cls._made(*args, **kwargs)
+                return type(cls)._made(cls, *args, **kwargs)
             except TypeError:
                 refuse_options(cls, args, kwargs)
                 raise

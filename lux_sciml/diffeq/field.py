@@ -133,7 +133,7 @@ def vector_field(
     The result is called as `f(t, y, ps)`: parameters always travel through diffrax's `args`, as a ComponentVector or a
     nested dict, so that every adjoint of diffrax works. The state `st` is frozen. With `time_dependent` the layer is
     called with the tuple `(t, y)`, otherwise with `y`. Where `y` is a ComponentVector, plain arrays of its shape that
-    come out get its names; of a batch `(batch, n)`, so does a ComponentVector of components `(batch, ...)`.
+    come out get its names; of a batch `(batch, n)`, so do components `(batch, ...)` in a ComponentVector or a dict.
 
     `model` may also be a plain function `f(t, y, p)`, whose result gets the names of `y`.
 

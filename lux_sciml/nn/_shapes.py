@@ -31,7 +31,7 @@ def even(value: SupportsIndex) -> int:
 @checks_itself
 def activation_after_widths(value: Callable[..., Any]) -> Callable[..., Any]:
     """A function; a number is the width of another layer, which belongs into the tuple before."""
-    if isinstance(value, int):
+    if isinstance(value, int | np.integer):
         raise TypeError(f"expected a function such as jnp.tanh, got {value}: hidden widths are a tuple, (2, (8, 8), 1)")
     return function(value)
 

@@ -11,7 +11,7 @@ from .constraints import Constraints
 from .objective import GRADIENT, Objective
 from .problem import Inputs, Problem
 from .programs import Programs
-from .progress import NOT_FINITE_AT_START, Finished, Patience, Progress
+from .progress import NOT_FINITE_ANYWHERE, NOT_FINITE_AT_START, Finished, Patience, Progress
 
 METHODS = ("differential_evolution", "dual_annealing", "shgo", "basinhopping")
 CONSTRAINED = ("differential_evolution", "shgo")
@@ -92,7 +92,12 @@ def run(
                 scipy.optimize.minimize(value, objective.best, **local)
         elif method == "dual_annealing":
             given = dict(maxiter=steps, x0=objective.inside(x), minimizer_kwargs=local) | given
-            result = scipy.optimize.dual_annealing(value, box, callback=told, **given)
+            try:
+                result = scipy.optimize.dual_annealing(value, box, callback=told, **given)
+            except ValueError as error:  # its own, where it draws nothing finite
+                if objective.found or "NaN or" not in str(error):
+                    raise
+                raise Finished(False, NOT_FINITE_ANYWHERE) from None
         elif method == "shgo":
             given = dict[str, Any](iters=min(3, steps), minimizer_kwargs=local) | options
             limits = None if limited is None else limited.scipy(objective.inside)
@@ -101,7 +106,7 @@ def run(
             given = dict(niter=steps, minimizer_kwargs=local) | given
             result = scipy.optimize.basinhopping(value, objective.inside(x), callback=told, **given)
         if not objective.found:
-            raise Finished(False, NOT_FINITE_AT_START)
+            raise Finished(False, NOT_FINITE_ANYWHERE)
         objective.keep(objective.best)  # with its gradient
         if limited is None:
             doubt = objective.doubt(problem.dtype, tol or 0.0)
@@ -111,10 +116,6 @@ def run(
         if doubt and result.success:
             return False, f"{method} ended ({message.rstrip('.')}) where {doubt}: {convergence.ADVICE}"
         return bool(result.success and np.isfinite(objective.value)), message
-    except ValueError:
-        if method == "dual_annealing" and not objective.found:  # which raises one of its own
-            raise Finished(False, NOT_FINITE_AT_START) from None
-        raise
     finally:
         progress.evaluations, progress.value = objective.evaluations, objective.value
         best = objective.best

@@ -20,7 +20,7 @@ from .bounded_lbfgs import BoundedLBFGS
 from .in_turn import in_turn
 from .problem import Evaluation, Inputs, Problem, not_finite
 from .programs import Programs
-from .progress import NOT_FINITE_AT_START, Progress, to_its_end
+from .progress import NOT_FINITE_ANYWHERE, NOT_FINITE_AT_START, Progress, to_its_end
 from .resume import Memory, go_on, memory_of
 from .self_scaled import SSBFGS, SSBroyden
 from .starts import Runs, one_by_one, starting_points, to_their_ends
@@ -37,7 +37,7 @@ class MinimizeResult(Generic[P]):
     """What `minimize` returns.
 
     * `params`: the parameters, of the kind that was passed in;
-    * `value`: the loss there; NaN or infinite, as the loss is, where it is finite nowhere, as of data that hold NaN;
+    * `value`: the loss there; where it or its gradient is not finite at the start, the loss there, NaN or not;
     * `success`: whether the run met its criterion: that of the method, `tol` or `patience`, or the callback's. A method
       without one (optax without `tol` and `patience`) is to use up `max_steps` or `max_seconds`, and succeeds by that;
       for all others these are limits, and reaching one is no success. Never true where the value is not finite, nor
@@ -253,7 +253,7 @@ def minimize(
         return Progress(start, inputs.state, total, *shown, seconds=max_seconds)
 
     def result(first: Any, record: Progress, success: bool, message: str) -> MinimizeResult[P]:
-        if message == NOT_FINITE_AT_START:
+        if message in (NOT_FINITE_AT_START, NOT_FINITE_ANYWHERE):
             message += not_finite(loss, ps=problem.join(first, inputs), args=args, state=state)
         found = record.params()
         return MinimizeResult(

@@ -1,6 +1,7 @@
 """Problem: a loss of the parameters of a fit, and what it is given beside them."""
 
 import dataclasses
+import dis
 import inspect
 import warnings
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._tree import describe, is_inexact
+from .._tree import describe, is_inexact, is_traced
 from ..components import ComponentVector
 from ..core import Layer, Mode, StatefulLayer
 from ..core.mode import modes
@@ -153,7 +154,7 @@ def called(name: str, function: Callable, names: Sequence[str], *arguments: Any)
         try:
             signature.bind(*arguments)
         except TypeError:
-            call = f"{name}({', '.join(names)})"
+            call = f"{name.split()[-1]}({', '.join(names)})"
             raise TypeError(f"the {name} is called as {call}, got a function of {signature}") from error
         raise
 
@@ -173,11 +174,17 @@ def not_finite(function: Callable, **inputs: Any) -> str:
 def _arrays_around(function: Callable) -> dict[str, Any]:
     """The arrays, and trees of arrays, that a function reads from around it, by name; of partials and objects none."""
     try:
-        around = inspect.getclosurevars(inspect.unwrap(function))
+        function = inspect.unwrap(function)
+        around = inspect.getclosurevars(function).nonlocals
     except (TypeError, ValueError):
         return {}
-    read = {**around.globals, **around.nonlocals}
-    return {name: x for name, x in read.items() if all(hasattr(leaf, "dtype") for leaf in jax.tree.leaves(x))}
+    names = {i.argval for i in dis.get_instructions(function) if i.opname == "LOAD_GLOBAL"}
+    read = {name: x for name, x in function.__globals__.items() if name in names} | dict(around)
+    return {name: x for name, x in read.items() if all(map(_is_known_array, jax.tree.leaves(x)))}
+
+
+def _is_known_array(x: Any) -> bool:
+    return isinstance(x, np.ndarray | np.generic | jax.Array) and not is_traced(x)
 
 
 def _by_name(x: Any) -> Any:

@@ -150,6 +150,7 @@ class _Lines:
 
 
 NOT_FINITE_RESAMPLED = "the residuals are not finite at the samples that `resample` returned"
+NOT_FINITE_ANYWHERE = "the loss is not finite anywhere that was looked: check the model, the data and the bounds"
 NOT_FINITE_AT_START = (
     "the loss or its gradient is not finite at the start: check the model and the data there, or start elsewhere"
 )

@@ -101,8 +101,8 @@ def _evaluate(objective: Any, metrics: Mapping[str, Callable[..., Any]], state: 
         if "step" in stats:
             raise ValueError("the history has a `validation_step` already: give the stats `step` another name")
         names = ("model", "ps", "st", "batch")
-        measured = {name: called(name, f, names, model, ps, st, batch) for name, f in metrics.items()}
-        found = {"loss": loss, **stats, **jax.tree.map(jnp.asarray, measured)}
+        measured = {name: called(f"metric {name}", f, names, model, ps, st, batch) for name, f in metrics.items()}
+        found = {"loss": loss, **stats, **{name: jnp.asarray(x) for name, x in measured.items()}}
     return place.kept(state, found)[1]
 
 

@@ -172,8 +172,8 @@ class Run:
     def _not_finite(self) -> str:
         """What is not finite, as the end of a sentence."""
         batches = self.batches if isinstance(self.batches, Arrays) and self.place.processes == 1 else None
-        data = batches.data if batches is not None and batches.resident else None
-        return not_finite(self.objective, ps=self.state.ps, st=self.state.st, data=data)
+        data = {"data": batches.data} if batches is not None and batches.resident else {}
+        return not_finite(self.objective, ps=self.state.ps, st=self.state.st, **data)
 
     def _ended(self) -> tuple[bool, str] | None:
         made = self.step - self.first

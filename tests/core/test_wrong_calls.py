@@ -315,13 +315,26 @@ def test_a_layer_in_the_wrong_place_is_named_on_one_line(make, net):
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: lux.Dense(2, 3, activaton=jnp.tanh), "Dense has no option 'activaton': did you mean 'activation'?"),
-        (lambda: lux.NeuralODE(DENSE, [0.0, 1.0], rtoll=1e-3), "NeuralODE has no option 'rtoll': did you mean 'rtol'?"),
+        (
+            lambda: lux.Dense(2, 3, activaton=jnp.tanh),
+            "Dense has no option 'activaton' (did you mean 'activation'?)",
+        ),
+        (
+            lambda: lux.NeuralODE(DENSE, [0.0, 1.0], rtoll=1e-3),
+            "NeuralODE has no option 'rtoll' (did you mean 'rtol'?)",
+        ),
         (lambda: Timed(ts=[0.0], order=3), "Timed has no option 'order'; it has ts"),
         (lambda: lux.Dense(2, 3, jnp.tanh, False), "Dense takes 3 options by position, in_features, out_features"),
         (lambda: lux.MLP(2, 8, 8, 1), "MLP.activation: expected a function .* hidden widths are a tuple"),
         (lambda: lux.ConvexMLP(2, 8, 8, 1), "ConvexMLP.activation: expected a function .* hidden widths are a tuple"),
         (lambda: lux.Siren(2, 8, 8, 1), "Siren takes 3 options by position, in_features, hidden"),
+        (
+            lambda: lux.MonotoneMLP(2, 8, np.int64(8), 1),
+            "MonotoneMLP.activation: .* hidden widths are a tuple",
+        ),
+        (lambda: lux.MLP(2, 8, 8, 8, 1), "got 5: others are given by name, and several values of one option, such as"),
+        (lambda: lux.Reshape(shapes=3), "Reshape has no option 'shapes'; it has none by name"),
+        (lambda: lux.ReverseSequence(1, 2), "ReverseSequence takes 1 option by position, axis, got 2"),
     ],
 )
 def test_options_that_a_layer_does_not_have(make, says):

@@ -49,12 +49,19 @@ def test_agrees_with_diffrax(options):
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("steps", [20, 63])
-def test_few_states_are_held(steps, monkeypatch):
+@pytest.mark.parametrize(("steps", "batching"), [(20, "vmap"), (63, "joint")])
+def test_few_states_are_held(steps, batching, monkeypatch):
     """What is between two of them is found again in parts, for which there is room."""
     monkeypatch.setattr(record, "_FEWEST", 4)
     monkeypatch.setattr(record, "_MOST", 4)
-    fixed = {"stepsize_controller": diffrax.ConstantStepSize(), "dt0": 2.0 / steps, "max_steps": 64, "rtol": 1e-6}
+    assert record._slots(jnp.ones(2), 64) == 4
+    fixed = {
+        "stepsize_controller": diffrax.ConstantStepSize(),
+        "dt0": 2.0 / steps,
+        "max_steps": 64,
+        "rtol": 1e-6,
+        "batching": batching,
+    }
     expected = gradients(diffrax.RecursiveCheckpointAdjoint(), **fixed)
     for a, b in zip(gradients("checkpointed", **fixed), expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)

@@ -94,6 +94,12 @@ def test_functions_in_the_order_of_other_libraries_are_told_that_of_a_ude(functi
         node(lux.ComponentVector(x=1.0), *lux.setup(jax.random.key(0), node))
 
 
+def test_a_fourth_argument_with_a_default_is_not_the_time():
+    layer = lux.UDE(lambda u, p, nets, t=0.0: -p.speed * u + t, {"rate": 2.0})
+    with pytest.raises(AttributeError, match="this UDE has no constant 'speed'; it has rate"):
+        layer(jnp.ones(()), *lux.setup(jax.random.key(0), layer))
+
+
 def test_a_third_argument_that_is_not_used_may_have_any_name():
     layer = lux.UDE(lambda u, p, t: -p.rate * u, {"rate": 2.0})
     assert layer(jnp.ones(()), *lux.setup(jax.random.key(0), layer))[0] == -2.0

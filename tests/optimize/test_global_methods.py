@@ -72,7 +72,7 @@ def test_a_loss_that_is_finite_nowhere_is_a_failure(method, start, box):
         lambda p, data: jnp.sum((p.x - data) ** 2), start, args=data, method=method, bounds=box, max_steps=2
     )
     assert not result.success and np.isnan(result.value) and result.params.equals(start)
-    assert "not finite at the start" in result.message and "`args` holds 1 of 2 elements" in result.message
+    assert "is not finite" in result.message and "`args` holds 1 of 2 elements" in result.message
 
 
 def test_wrong_calls(start, box):

@@ -242,6 +242,18 @@ def test_optax_shortens_steps_to_where_the_loss_is_not_finite(name, rate):
     assert np.isfinite(result.history).all() and jnp.isfinite(result.params).all()
 
 
+def test_what_is_not_finite_around_a_loss_is_named():
+    data = jnp.array([1.0, jnp.nan, 2.0])
+    dtype = jnp.float64  # has a dtype, and is no array
+
+    def loss(p):
+        return jnp.sum((p - data.astype(dtype)) ** 2)
+
+    result = lux.minimize(loss, jnp.zeros(3), method="BFGS")
+    assert not result.success and "`data` holds 1 of 3 elements that are NaN or inf" in result.message
+    assert np.isnan(result.value)
+
+
 def test_optax_gives_up_where_no_step_is_finite():
     def loss(p):
         return jnp.where(p[0] >= 1, p[0], jnp.nan)  # the start is the last finite point

@@ -382,10 +382,11 @@ def test_logs(tmp_path):
         (dict(epochs=1, validation=(X[:0], Y[:0])), ValueError, "the validation has no samples"),
         (dict(epochs=1, validation=(X, Y), metrics={"a": 1}), TypeError, "metrics are a dict of functions"),
         (dict(epochs=1, validation=(X, Y), metrics=[abs]), TypeError, "metrics are a dict of functions"),
+        (dict(epochs=1, validation=(X, Y), metrics={"a": lambda *_: None}), FitError, "None"),
         (
             dict(epochs=1, validation=(X, Y), metrics={"a": lambda y, target: y}),
             FitError,
-            r"the a is called as a\(model, ps, st, batch\), got a function of \(y, target\)",
+            r"the metric a is called as a\(model, ps, st, batch\), got a function of \(y, target\)",
         ),
         (dict(epochs=1, data=iter([])), FitError, "the data yield no batches"),
         (dict(epochs=1, state=1), TypeError, "fit takes a TrainState"),

@@ -19,7 +19,7 @@ from .record import StepRecord, any_sample
 from .refusal import only
 
 _STEPS_ONLY = (diffrax.PIDController, diffrax.ConstantStepSize, diffrax.StepTo)
-_WRITTEN_OUT = 4  # saved times
+_WRITTEN_OUT = 4  # saved times: each is looked at in every step
 
 
 class DiscreteAdjoint(diffrax.RecursiveCheckpointAdjoint):
@@ -360,7 +360,7 @@ def _of_saved(solver, info, ts, ct_ys, lower, start, end, j, moved):
     """The cotangent of a step's interpolation, from all that was saved in it, and how much had been saved before it."""
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), info)
 
-    def of_one(j, end, used):
+    def of_one(j, used):
         t, ct = jnp.where(used, ts[j], start), jax.tree.map(lambda cts: jnp.where(used, cts[j], 0), ct_ys)
         _, vjp = jax.vjp(lambda info: solver.interpolation_cls(t0=start, t1=end, **info).evaluate(t), zeros)  # linear
         return vjp(ct)[0]
@@ -368,16 +368,15 @@ def _of_saved(solver, info, ts, ct_ys, lower, start, end, j, moved):
     def add(total, ct):
         return jax.tree.map(jnp.add, total, ct)
 
-    if len(ts) <= _WRITTEN_OUT:  # without room for the sum, which is zero for most steps, and large
+    if 0 < len(ts) <= _WRITTEN_OUT:  # without room for the sum, which is zero for most steps, and large
         used = moved & (jnp.arange(len(ts)) < j) & (ts > lower)
-        cts = [of_one(i, jnp.where(moved, end, start + 1), used[i]) for i in range(len(ts))]
-        return j - jnp.sum(used, dtype=j.dtype), functools.reduce(add, cts)
+        return j - jnp.sum(used, dtype=j.dtype), functools.reduce(add, [of_one(i, used[i]) for i in range(len(ts))])
 
     def goes_on(carry):
         j, _ = carry
         return moved & (j > 0) & (ts[jnp.maximum(j - 1, 0)] > lower)
 
-    return while_loop(goes_on, lambda carry: (carry[0] - 1, add(carry[1], of_one(carry[0] - 1, end, True))), (j, zeros))
+    return while_loop(goes_on, lambda carry: (carry[0] - 1, add(carry[1], of_one(carry[0] - 1, True))), (j, zeros))
 
 
 _WHOLE = diffrax.SubSaveAt(t1=True).fn

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 _FEWEST, _MOST = 32, 256  # states that are held
-_MEMORY = 2**21  # bytes of them, beyond the fewest: room for them is written to before any step is made
+_MEMORY = 2**20  # bytes of those of one sample, beyond the fewest: all of them are written to before any step is made
 
 
 @jax.custom_batching.custom_vmap

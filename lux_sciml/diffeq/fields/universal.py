@@ -9,7 +9,7 @@ import numpy as np
 
 from ...core import Container, Layer, as_layer, field
 from ...core.container import call_child
-from ...core.converters import checks_itself, dict_of, numbers, short
+from ...core.converters import checks_itself, dict_of, numbers, required_arguments, short
 
 _TIMES = ("t", "time")
 
@@ -118,11 +118,8 @@ def _require_three_arguments(function: Callable[..., Any]) -> None:
 
 def _time_is_an_argument(function: Callable[..., Any]) -> bool:
     """Whether it is written as f(t, u, p) or f(u, p, t), as SciPy's and Julia's are."""
-    try:
-        first, *_, last = inspect.signature(function).parameters
-    except (TypeError, ValueError):  # of functions written in C, and of `*args`
-        return False
-    return first in _TIMES or last in _TIMES
+    names = required_arguments(function)
+    return len(names) == 3 and (names[0] in _TIMES or names[2] in _TIMES)
 
 
 def _called_otherwise(function: Callable[..., Any]) -> TypeError:

@@ -18,7 +18,7 @@ from ..field import Field, like
 from ..inputs import initial_array, initial_value
 from .densities import log_normal
 
-_FEW = 8  # features whose directional derivatives are written out
+_FEW = 8  # features whose directional derivatives are written out: more take long to compile
 
 
 class Density(NamedTuple):
@@ -263,7 +263,8 @@ def _columns(derivative: Callable[[jax.Array], jax.Array], unit: jax.Array) -> j
     """The derivatives in all directions of `unit`: `(features, ..., features)`."""
     if len(unit) > _FEW:
         return jax.vmap(derivative)(unit)
-    return jnp.stack([derivative(e) for e in unit])  # products of two matrices, of which gradients take a third
+    # products of two matrices: the gradient of one product with another axis transposes and copies it on the CPU
+    return jnp.stack([derivative(e) for e in unit])
 
 
 def _parts(x: Any) -> tuple[jax.Array, Any]:
