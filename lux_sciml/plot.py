@@ -97,7 +97,7 @@ def plot(solution: diffrax.Solution, *paths: str, data: Any = None, ax: Any = No
             (line,) = ax.plot(times, ys[:, i], **{"label": labels[i], **options})
             line.set_color(colors.setdefault(labels[i], line.get_color()))
             if k > 0:
-                line.set_label(None)
+                line.set_label("_nolegend_")
     if data is not None:
         measured_at, values = data
         named = isinstance(values, ComponentVector)

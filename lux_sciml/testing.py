@@ -306,7 +306,7 @@ def _check_derivatives(layer, x, ps, st, derivatives, differentiable_input, rtol
 
     @jax.jit
     def evaluate(z, v):
-        out = {"value": loss(z)}
+        out: dict[str, Any] = {"value": loss(z)}
         if "forward" in derivatives:
             out["forward"] = jax.jvp(loss, (z,), (v,))[1]
         if "reverse" in derivatives:
