@@ -17,6 +17,7 @@ from . import _names
 from ._tree import floating, is_inexact
 from .components import ComponentVector, Layout
 from .core import Layer, Mode, parameter_length, setup, testmode, trainmode
+from .core.mode import modes
 from .core.static import fields_of, is_random_key
 
 __dir__ = _names.public(__name__)
@@ -261,7 +262,7 @@ def require_test_mode(layer: Layer, x: Any, ps: Any, st: Any, *, run: Callable[.
     >>> require_test_mode(layer, jnp.ones((4, 3)), *lux.setup(jax.random.key(0), layer))
     """
     run, st = run or jax.jit(lambda layer, x, ps, st: layer(x, ps, st)), testmode(st)
-    if any(isinstance(leaf, Mode) for _, leaf in _leaves(st)):
+    if modes(st):
         first = _named(run(layer, x, ps, st))
         second = _named(run(layer, x, ps, first["st"]))
         _require_same("in TEST mode a second call differs from the first one at", first, second)

@@ -487,6 +487,11 @@ class _Code(NamedTuple):
     opaque: bool  # it assigns to globals, or to variables of the function around it, or reads these by a dict
 
 
+def global_names(code: types.CodeType) -> tuple[str, ...]:
+    """The globals that code, and that of the functions in it, reads; builtins are among them."""
+    return _code(code).globals
+
+
 @functools.lru_cache(4096)
 def _code(code: types.CodeType) -> _Code:
     names, attributes, bare, imports, read, appended = {}, set(), set(), set(), set(), set()

@@ -1,7 +1,6 @@
 """Problem: a loss of the parameters of a fit, and what it is given beside them."""
 
 import dataclasses
-import dis
 import inspect
 import warnings
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from .._tree import describe, is_inexact, is_traced
 from ..components import ComponentVector
 from ..core import Layer, Mode, StatefulLayer
 from ..core.mode import modes
+from ..core.reads import global_names
 from .fitted_parameters import FittedParameters, kind_of, text_of
 
 
@@ -178,8 +178,8 @@ def _arrays_around(function: Callable) -> dict[str, Any]:
         around = inspect.getclosurevars(function).nonlocals
     except (TypeError, ValueError):
         return {}
-    names = {i.argval for i in dis.get_instructions(function) if i.opname == "LOAD_GLOBAL"}
-    read = {name: x for name, x in function.__globals__.items() if name in names} | dict(around)
+    names = global_names(function.__code__)
+    read = {**{name: function.__globals__[name] for name in names if name in function.__globals__}, **around}
     return {name: x for name, x in read.items() if all(map(_is_known_array, jax.tree.leaves(x)))}
 
 

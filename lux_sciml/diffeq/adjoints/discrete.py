@@ -376,7 +376,11 @@ def _of_saved(solver, info, ts, ct_ys, lower, start, end, j, moved):
         j, _ = carry
         return moved & (j > 0) & (ts[jnp.maximum(j - 1, 0)] > lower)
 
-    return while_loop(goes_on, lambda carry: (carry[0] - 1, add(carry[1], of_one(carry[0] - 1, True))), (j, zeros))
+    def take(carry):
+        j, total = carry
+        return j - 1, add(total, of_one(j - 1, True))
+
+    return while_loop(goes_on, take, (j, zeros))
 
 
 _WHOLE = diffrax.SubSaveAt(t1=True).fn
