@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo tutorials docs test test-extras lint format bench bench-quick package clean
+.PHONY: demo tutorials docs test test-extras test-all lint format bench bench-quick package clean
 
 demo: $(VENV)/plot
 	$(BIN)/python demo/demo.py
@@ -21,8 +21,12 @@ docs: $(VENV)/docs
 test: $(VENV)/test
 	$(BIN)/python -m pytest -m "not exhaustive"
 
-# All, and the comparisons with other libraries; of PyTorch the CPU build is enough.
+# The long runs too, and the comparisons with other libraries; of PyTorch the CPU build is enough.
 test-extras: $(VENV)/test-extras
+	$(BIN)/python -m pytest -m "not cases"
+
+# Every case of every test, in an hour.
+test-all: $(VENV)/test-extras
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/lint

@@ -34,7 +34,7 @@ training/test_step
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marks
 def pytest_collection_modifyitems(items):
-    """The mark `gpu`; of a test that is marked `exhaustive` and has many cases, the first is not."""
+    """The mark `gpu`; of a test that is marked `exhaustive` and has many cases the first is not, others are `cases`."""
     core, seen = [Path(__file__).parent / f"{name}.py" for name in CORE], set()
     for item in items:
         if item.path in core:
@@ -44,6 +44,8 @@ def pytest_collection_modifyitems(items):
         if many and function not in seen:
             seen.add(function)
             item.own_markers[:] = [mark for mark in item.own_markers if mark.name != "exhaustive"]
+        elif many:
+            item.add_marker("cases")
 
 
 @pytest.fixture(autouse=True)

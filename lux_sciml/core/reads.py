@@ -96,9 +96,9 @@ def reads(function: Any, *beside: Any) -> Reads:
     walk = _RootWalk(function)
     try:
         key: Hashable = (walk.key(function), *[walk.within(x) for x in beside])
-    except RecursionError:
-        key = walk.unknown()
-    return Reads(walk.known, key, tuple(walk.arrays), frozenset(walk.inner))
+    except (_Unknown, RecursionError):
+        return Reads(False, object(), (), frozenset())
+    return Reads(True, key, tuple(walk.arrays), frozenset(walk.inner))
 
 
 def reading(x: Any) -> object | None:
@@ -125,18 +125,20 @@ def together(a: Reads, b: Reads) -> Reads:
     return Reads(a.known and b.known, (a.key, b.key), a.arrays + b.arrays, a.inner | b.inner)
 
 
+class _Unknown(Exception):
+    """Something whose value cannot be known: no more needs to be looked at."""
+
+
 class _Walk:
     """Values of objects: each by its type, and by what is in it, in the order of a walk through them."""
 
     def __init__(self) -> None:
-        self.known = True
         self.lasting = True  # nothing on the way can change
         self.seen: dict[Hashable, int] = {}
         self.held: list[Any] = []  # what was made on the way: its id must not be used again
 
     def unknown(self) -> Hashable:
-        self.known = False
-        return object()
+        raise _Unknown
 
     def key(self, x: Any, names: "_Names" = _NO_NAMES) -> Hashable:
         """The value of `x`; `names` are the attributes that code reads, of a module."""
@@ -362,7 +364,6 @@ class _RootWalk(_Walk):
         """The value of an object that is more than a container, by a walk of its own."""
         walk = _Walk()
         key = walk.key(x, names)
-        self.known &= walk.known
         if not walk.lasting:
             self.inner.append(key)
         return key
