@@ -21,11 +21,12 @@ docs: $(VENV)/docs
 test: $(VENV)/test
 	$(BIN)/python -m pytest -m "not exhaustive"
 
-# The long runs too, and the comparisons with other libraries; of PyTorch the CPU build is enough.
+# These too, and the comparisons with other libraries, but of a long test with several cases the first alone; of PyTorch
+# the CPU build is enough.
 test-extras: $(VENV)/test-extras
 	$(BIN)/python -m pytest -m "not cases"
 
-# Every case of every test, in an hour.
+# Every case of every test, in an hour or two.
 test-all: $(VENV)/test-extras
 	$(BIN)/python -m pytest
 

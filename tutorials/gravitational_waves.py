@@ -247,7 +247,7 @@ _ = right.legend(fontsize="small")
 # the angle at the end, 195 radians, to 0.07, which is 0.0004 of it. It is on these that the forecast rests; the errors
 # of the corrections are strongly correlated. The bands are those of a prior, too: the weights have variance 1.
 #
-# Three optimizers end in about the same place. Least squares gets there in a tenth of the steps; Adam has not arrived.
+# Least squares arrives in a tenth of the steps that the others have; L-BFGS-B is close behind, Adam is not there yet.
 #
 # What the picture does not say: the small mass does not act back, so the orbit does not shrink. For two masses $p$ and
 # $e$ become states with corrections of their own, as in the paper. Then try a prior that is wider, or less noise, and
