@@ -34,7 +34,7 @@ training/test_step
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marks
 def pytest_collection_modifyitems(items):
-    """The mark `gpu`; of a test that is marked `exhaustive` and has several cases the first is not, others are `cases`."""
+    """The mark `gpu`; of a test marked `exhaustive` with several cases the first is not, and the others are `cases`."""
     core, seen = [Path(__file__).parent / f"{name}.py" for name in CORE], set()
     for item in items:
         if item.path in core:
