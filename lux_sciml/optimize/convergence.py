@@ -8,6 +8,7 @@ import numpy as np
 
 STEEP = 1e-2  # the relative slope above which no method is believed
 FALL = 1e-3  # the relative fall above which no method of values alone is
+AXES = 20  # along which a fall is looked for where there is a gradient
 STEPS = (3e-3, 1e-2)  # relative lengths of the steps that look for one
 ADVICE = "start again from the result, or take another method"
 
@@ -20,6 +21,30 @@ def slope(x: np.ndarray, value: float, gradient: np.ndarray, inside: Callable[[n
     """
     step = x - inside(x - gradient)
     return float(np.max(np.abs(step) * np.maximum(np.abs(x), 1), initial=0) / max(abs(value), 1))
+
+
+def descends(
+    x: np.ndarray,
+    value: float,
+    gradient: np.ndarray,
+    loss: Callable[[np.ndarray], float],
+    inside: Callable[[np.ndarray], np.ndarray],
+    dtype: np.dtype,
+) -> bool:
+    """Whether the loss falls along a gradient that is steep, by the root of the machine epsilon, relative to it.
+
+    In a narrow valley a gradient is steep a rounding error beside the bottom. A step that would lower the loss so far,
+    were it straight, lowers it by half of that or more where a parabola has its bottom that far below. It is tried
+    along the gradient, in units of max(|x_i|, 1), and along the axes of the steepest elements.
+    """
+    size, aim = np.maximum(np.abs(x), 1), float(jnp.finfo(dtype).eps) ** 0.5 * max(abs(value), 1)
+    step = x - inside(x - gradient)
+    steep = np.argsort(-np.abs(step) * size)[:AXES]
+    for direction in (step * size**2, *(np.where(np.arange(x.size) == i, step, 0) for i in steep)):
+        descent = float(direction @ gradient)
+        if descent > 0 and value - loss(inside(x - aim / descent * direction)) > aim / 2:
+            return True
+    return False
 
 
 def fall(

@@ -70,12 +70,16 @@ def run(
     if state.converged:
         stored = len(state.point.jacobian) > 0
         gradient = state.point.residual @ state.point.jacobian if stored else programs(_gradient, x, data)(x, data)
-        return _verdict(x, state, gradient, bounds)
+        return _verdict(x, state, gradient, lambda x: float(programs(_value, x, data)(x, data)), bounds)
     return False, f"max_steps={total} reached before convergence"
 
 
 def _verdict(
-    x: jax.Array, state: State, gradient: jax.Array, bounds: tuple[np.ndarray, np.ndarray] | None
+    x: jax.Array,
+    state: State,
+    gradient: jax.Array,
+    loss: Callable[[jax.Array], float],
+    bounds: tuple[np.ndarray, np.ndarray] | None,
 ) -> tuple[bool, str]:
     if not state.finite:
         return False, (
@@ -83,9 +87,11 @@ def _verdict(
             "by a transformation of the parameters"
         )
     inside = (lambda x: x) if bounds is None else (lambda x: np.clip(x, *bounds))
-    flat, slopes = np.asarray(x, np.float64), np.asarray(gradient, np.float64)
-    slope = convergence.slope(flat, float(state.point.value), slopes, inside)
-    if slope > convergence.STEEP:
+    at = np.asarray(x, np.float64), float(state.point.value), np.asarray(gradient, np.float64)
+    slope = convergence.slope(*at, inside)
+    if slope > convergence.STEEP and convergence.descends(
+        *at, lambda flat: loss(jnp.asarray(flat, x.dtype)), inside, state.point.value.dtype
+    ):
         return False, (
             f"no step lowers the loss, but its gradient, {slope:.1g} relative to the loss, is not small: the "
             f"residuals are not smooth there; {convergence.ADVICE}"

@@ -99,13 +99,18 @@ class Objective:
 
     def doubt(self, dtype: np.dtype, tol: float) -> str:
         """Why the best point is no minimum, or nothing."""
+        best = self.best, self.value, self.gradient
+
+        def loss(x: np.ndarray) -> float:
+            return self.evaluate(x)[0]
+
         if self.kind == VALUE:
-            best = self.best, self.value, self.gradient
-            fall = convergence.fall(self.best, self.value, lambda x: self.evaluate(x)[0], self.inside, dtype)
+            fall = convergence.fall(self.best, self.value, loss, self.inside, dtype)
             self.best, self.value, self.gradient = best
             return f"a small step lowers the loss by {fall:.1g} of it" if fall > max(convergence.FALL, tol) else ""
-        slope = convergence.slope(self.best, self.value, self.gradient, self.inside)
-        steep = slope > max(convergence.STEEP, tol)
+        slope = convergence.slope(*best, self.inside)
+        steep = slope > max(convergence.STEEP, tol) and convergence.descends(*best, loss, self.inside, dtype)
+        self.best, self.value, self.gradient = best
         return f"the gradient, {slope:.1g} relative to the loss, is not small" if steep else ""
 
 

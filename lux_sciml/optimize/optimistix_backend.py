@@ -135,7 +135,9 @@ class _Run:
             return ""
         at = self.evaluate(y) if value > self.progress.value else (value, gradient)
         slope = convergence.slope(y, *at, self.inside)
-        if slope > max(convergence.STEEP, getattr(self.method, "rtol", 0.0), getattr(self.method, "atol", 0.0)):
+        enough = max(convergence.STEEP, getattr(self.method, "rtol", 0.0), getattr(self.method, "atol", 0.0))
+        dtype = self.problem.dtype
+        if slope > enough and convergence.descends(y, *at, lambda x: self.evaluate(x)[0], self.inside, dtype):
             return (
                 f"the solver ended where the gradient, {slope:.1g} relative to the loss, is not small: "
                 f"{convergence.ADVICE}"

@@ -3,11 +3,13 @@
 import time
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 import optimistix as optx
 import pytest
 
 import lux_sciml as lux
+from lux_sciml.optimize import convergence
 
 START = {"x": -1.2, "y": 1.0}
 
@@ -55,3 +57,38 @@ def test_wrong_calls():
         minimize("BFGS", max_seconds=-1.0)
     with pytest.raises(ValueError, match="patience: expected"):
         minimize("BFGS", patience=0)
+
+
+def narrow(x):
+    return 12 + 1e7 * (x[0] - 0.06) ** 2 + (x[1] - 25) ** 2
+
+
+@pytest.mark.parametrize(
+    ("loss", "at", "falls"),
+    [
+        (narrow, [0.06 + 1e-6, 25.0], {"float64"}),
+        (narrow, [0.06 + 1e-4, 25.0], {"float32", "float64"}),
+        (narrow, [0.06 + 1e-6, 20.0], {"float32", "float64"}),  # along the valley
+        (lambda x: abs(x[0] - 1) + x[1] ** 2, [1.0, 0.0], set()),  # a kink
+        (lambda x: x[0] + x[1] ** 2, [0.0, 0.0], set()),  # at a bound
+        (lambda x: x[0] + x[1] ** 2, [0.5, 0.0], {"float32", "float64"}),
+    ],
+)
+def test_a_gradient_that_is_steep_is_a_doubt_where_the_loss_falls_along_it(loss, at, falls, dtype):
+    x, size = np.array(at), 1e-9
+    gradient = np.array([(loss(x + size * e) - loss(x - size * e)) / (2 * size) for e in np.eye(2)])
+    lower = np.array([0.0, -100.0])
+    found = convergence.descends(x, loss(x), gradient, loss, lambda x: np.maximum(x, lower), np.dtype(dtype))
+    assert found == (dtype in falls)
+
+
+def test_a_fit_at_its_minimum_in_single_precision_is_a_success():
+    """A change of the rate by its own rounding changes the gradient by a hundredth of the loss."""
+
+    def loss(p):
+        return 12 + 1e6 * (p.rate - 0.06) ** 2 + (p.volume - 25) ** 2
+
+    start = lux.ComponentVector(rate=np.float32(0.1), volume=np.float32(15.0))
+    for method in ("L-BFGS-B", "TNC", optx.BFGS(1e-5, 1e-5)):
+        result = lux.minimize(loss, start, method=method)
+        assert result.success and result.value < 12.001
