@@ -55,6 +55,7 @@ def test_a_solve_that_is_stuck_ends_soon(dtype, ts, field):
     assert result != diffrax.RESULTS.successful and np.isnan(y).all() and steps < 60
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("options", [{}, {"dt0": 0.1}, {"solver": diffrax.Kvaerno5(), "dt0": 0.1}])
 def test_a_field_that_is_nan_is_told_from_steps_that_are_too_small(options):
     for first in (0.0, 0.5):  # from the start, and on the way

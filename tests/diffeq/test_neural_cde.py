@@ -168,6 +168,7 @@ def test_gradients_by_parameters_and_data_agree_with_finite_differences_and_betw
         np.testing.assert_allclose(of_ps @ v + jnp.sum(of_xs * w), slope, rtol=1e-6)
 
 
+@pytest.mark.exhaustive
 def test_joint_and_vmapped_batches_agree():
     layer, xs = small(output="ys", rtol=1e-8), np.stack([XS, -XS, XS**2])
     joint, separate = run(layer, TS, xs), run(layer.replace(batching="vmap"), TS, xs)

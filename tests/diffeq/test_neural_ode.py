@@ -137,6 +137,7 @@ def directional_difference(f, x, v, h=1e-5):
     return (f(x + h * v) - f(x - h * v)) / (2 * h)
 
 
+@pytest.mark.exhaustive
 def test_gradients_agree_with_finite_differences_and_between_adjoints():
     model, ps, st = small_net()
     u0, v = jnp.array([1.0, -0.5]), jax.random.normal(jax.random.key(3), ps.shape)

@@ -824,6 +824,7 @@ def test_files_are_read_anew(kind, tmp_path):
         np.testing.assert_allclose(fitted(loss, METHODS["SciPy"]), value, atol=1e-4)
 
 
+@pytest.mark.exhaustive
 def test_new_functions_in_old_places():
     """Functions die, and others take their ids."""
     for value in range(30):
