@@ -16,7 +16,7 @@ from .._tree import describe
 from ..components import ComponentVector, Layout, from_json
 from ..components.replacing import replacing
 from .function import PLATFORMS, plain_function, require_platforms
-from .metadata import read_metadata
+from .metadata import checksum, read_metadata
 
 
 def stablehlo(
@@ -68,6 +68,7 @@ def stablehlo(
         ) from error
     program = exported.serialize(vjp_order=derivatives)
     about = function.metadata("StableHLO", platforms=list(platforms), derivatives=derivatives)
+    about["sha256"] = checksum(program, about)
     with replacing(path) as file:
         file.write(program)
         file.write(json.dumps(about).encode())
@@ -166,7 +167,7 @@ def load(path: str | os.PathLike[str]) -> ExportedFunction:
     """The function in a file that `lux.export.stablehlo` wrote: see `ExportedFunction`, whose calls check their inputs.
 
     Only load files that you trust: a program may call what jaxlib has to be called. Raises `ValueError` for other
-    files, broken ones among them, and for one in double precision where JAX has no 64-bit types.
+    files, for broken ones, by the sha256 that they hold, and for one in double precision where JAX has no 64-bit types.
 
     >>> import os, tempfile
     >>> path = os.path.join(tempfile.mkdtemp(), "squares.stablehlo")

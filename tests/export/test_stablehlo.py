@@ -188,16 +188,22 @@ def test_broken_files_are_refused(tmp_path):
     path = tmp_path / "f.stablehlo"
     lux.export.save(path, jnp.sin, x=np.ones(3))
     whole = path.read_bytes()
+    old = whole[: whole.rindex(b', "sha256"')] + b"}"  # as it was written before there was one
     for content, sentence in [
         (b"", "is empty"),
         (whole[:-30], "is no file that was exported by lux_sciml, or it is not whole"),
-        (whole[2000:], "holds no program that this JAX"),
+        (whole[2000:], r"f\.stablehlo' is damaged, its sha256 is not"),
+        (whole[:400] + bytes([whole[400] ^ 64]) + whole[401:], "is damaged"),  # of the program
+        (whole.replace(b'"dtype": "float64"', b'"dtype": "float32"'), "is damaged"),  # of what stands behind it
+        (old[2000:], "holds no program that this JAX"),
         (b"text", "is no file that was exported"),
         (b'{"lux_sciml_export": 1, "format": "ONNX"}', "is ONNX, which its own runtime loads"),
     ]:
         path.write_bytes(content)
         with pytest.raises(ValueError, match=sentence):
             lux.export.load(path)
+    path.write_bytes(old)
+    np.testing.assert_allclose(lux.export.load(path)(np.ones(3)), np.sin(1.0))
     path.write_bytes(whole)
     with pytest.raises(ValueError, match="in training"):
         lux.export.save(path, lux.Dropout(0.5), *lux.setup(jax.random.key(0), lux.Dropout(0.5)), np.ones((2, 3)))
