@@ -187,6 +187,19 @@ def require_platforms(platforms: Sequence[str]) -> tuple[str, ...]:
     return tuple(platforms)
 
 
+@contextlib.contextmanager
+def lowered(name: str, platforms: Sequence[str]) -> Iterator[None]:
+    """What JAX cannot lower to a program that is kept, or not for these platforms, becomes a `ValueError`."""
+    try:
+        yield
+    except NotImplementedError as error:
+        require_no_hidden_callbacks(name, error)
+        raise ValueError(
+            f"{name} computes what some of the platforms {', '.join(platforms)} lack: {error}. Name those that it is "
+            'for, such as platforms=["cpu"]'
+        ) from error
+
+
 # --- what is called ---------------------------------------------------------------------------------------------
 
 
@@ -453,7 +466,19 @@ def _require_no_callbacks(name: str, jaxpr: Any) -> None:
     for eqn in _compat.equations(jaxpr):
         kind = eqn.primitive.name
         if "callback" in kind or kind in ("debug_print", "infeed", "outfeed"):
-            raise ValueError(
-                f"{name} calls back to Python, by `{kind}`, which no exported program can: take out jax.debug.print, "
-                "jax.pure_callback, checks by eqx.error_if or lux.check_finite, progress meters and throw=True"
-            )
+            raise _calls_back(name, f"`{kind}`")
+
+
+def require_no_hidden_callbacks(name: str, error: Exception) -> None:
+    """Raise `ValueError` where an error of JAX says that an operation is lowered to a call of the host."""
+    if isinstance(error, NotImplementedError) and "callback" in str(error):
+        raise _calls_back(name, "what one of its operations becomes, as `lineax.linear_solve` does") from error
+
+
+def _calls_back(name: str, by: str) -> ValueError:
+    return ValueError(
+        f"{name} calls back to Python, by {by}, which no exported program can: take out jax.debug.print, "
+        "jax.pure_callback, checks by eqx.error_if or lux.check_finite, progress meters and throw=True, the default of "
+        "lineax, optimistix and diffrax. `diffrax.diffeqsolve` checks its times with throw=False too: take an equation "
+        "layer, such as lux.NeuralODE, in its place"
+    )

@@ -15,7 +15,7 @@ import numpy as np
 from .._tree import describe
 from ..components import ComponentVector, Layout, from_json
 from ..components.replacing import replacing
-from .function import PLATFORMS, plain_function, require_platforms
+from .function import PLATFORMS, lowered, plain_function, require_platforms
 from .metadata import checksum, read_metadata
 
 
@@ -59,13 +59,8 @@ def stablehlo(
         raise ValueError(f"derivatives is how often there are some, a number of at least 0, got {derivatives!r}")
     platforms = require_platforms(platforms)
     function = plain_function(model, ps, st, x, batch_axis=batch_axis, params=params, names=names)
-    try:
+    with lowered(function.name, platforms):
         exported = jax.export.export(function.call, platforms=platforms)(*function.specs)
-    except NotImplementedError as error:
-        raise ValueError(
-            f"{function.name} computes what some of the platforms {', '.join(platforms)} lack: {error}. Name those "
-            'that it is for, such as platforms=["cpu"]'
-        ) from error
     program = exported.serialize(vjp_order=derivatives)
     about = function.metadata("StableHLO", platforms=list(platforms), derivatives=derivatives)
     about["sha256"] = checksum(program, about)

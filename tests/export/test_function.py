@@ -129,6 +129,14 @@ def test_what_is_refused(key, net):
         lambda x: (jax.debug.print("{}", x), x)[1],
     ):
         check(ValueError, "calls back to Python, by `", callback, x=X, batch_axis=None)
+
+    def solved(x):
+        saveat = diffrax.SaveAt(ts=jnp.array([0.0, 0.5]))
+        return diffrax.diffeqsolve(
+            diffrax.ODETerm(lambda t, y, args: -y), diffrax.Tsit5(), 0.0, 0.5, 0.25, x, saveat=saveat, throw=False
+        ).ys
+
+    check(ValueError, "with throw=False too: take an equation layer, such as lux.NeuralODE", solved, x=X)
     with pytest.raises(TypeError, match="the input 'x' of sin is float32, which Less lacks: convert it, or take More"):
         plain_function(jnp.sin, x=X).require_types("Less", ["int32"], "More")
 

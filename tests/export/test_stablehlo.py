@@ -10,7 +10,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_models import set_up
+from small_models import checked_by_the_host, set_up
 from test_contracts import CELL, LAYERS
 
 import lux_sciml as lux
@@ -210,6 +210,9 @@ def test_broken_files_are_refused(tmp_path):
     assert path.read_bytes() == whole and list(tmp_path.iterdir()) == [path]
     with pytest.raises(ValueError, match=r"eigvals computes what some of the platforms cpu, cuda, rocm, tpu lack"):
         lux.export.save(path, jnp.linalg.eigvals, x=np.ones((2, 2)), batch_axis=None)
+    for platforms in (["cpu"], ["cpu", "cuda"]):
+        with pytest.raises(ValueError, match=r"calls back to Python, by what one of its operations becomes"):
+            lux.export.stablehlo(path, checked_by_the_host, x=np.ones(3), batch_axis=None, platforms=platforms)
     for platforms in ("cpu", [], ["gpu"]):
         with pytest.raises(ValueError, match=r"platforms are some of 'cpu', .* in a list, got"):
             lux.export.save(path, jnp.sin, x=np.ones(3), platforms=platforms)
