@@ -80,8 +80,13 @@ class ExportedFunction:
     * `inputs`, `outputs`: by name, the shapes, with names for open sizes, and the types;
     * `layout`: that of the parameters, or `None`.
 
-    Calls raise `TypeError` for inputs that are missing, unknown or of another type, and `ValueError` for shapes outside
-    of those that it was exported for, for parameters of another layout, and under `jax.grad` without `derivatives`.
+    Inputs may be lists, and of other types than `inputs` has, from which they are cast: of another precision, and whole
+    numbers or booleans for floats.
+
+    Calls raise `TypeError` for inputs that are missing or unknown, and for those of a type that loses more than digits,
+    such as complex numbers for floats or floats for whole numbers; `ValueError` for shapes outside of those that it was
+    exported for, for whole numbers that do not fit, for parameters of another layout, under `jax.grad` without
+    `derivatives`, and under `jax.vmap`, for which the axis of any size is there.
 
     >>> import os, tempfile
     >>> path = os.path.join(tempfile.mkdtemp(), "squares.stablehlo")
@@ -112,7 +117,7 @@ class ExportedFunction:
         given = args if len(args) == len(self.inputs) and not kwargs else self._by_name(args, kwargs)
         sizes: dict[str, int] = {}
         arrays = [self._checked(name, x, sizes) for name, x in zip(self.inputs, given, strict=True)]
-        outputs = self._call(*arrays)
+        outputs = self._called(arrays)
         return outputs[0] if len(outputs) == 1 else dict(zip(self.outputs, outputs, strict=True))
 
     def __repr__(self) -> str:
@@ -128,6 +133,26 @@ class ExportedFunction:
             got = [f"{len(args)} by position"] * bool(args) + list(kwargs)
             raise TypeError(f"this function takes {', '.join(names)}; got {', '.join(got) or 'nothing'}")
         return [given[name] for name in names]
+
+    def _called(self, arrays: list[Any]) -> Any:
+        """The outputs; errors of JAX that have to do with the file as one sentence."""
+        try:
+            return self._call(*arrays)
+        except NotImplementedError as error:
+            if "Batching rule" not in str(error):
+                raise
+            raise ValueError(
+                f"{self.metadata['model']} from a file is one program, to which jax.vmap does not apply: call it with "
+                "the whole batch, in the axis of any size, or export the function that jax.vmap gives"
+            ) from None
+        except ValueError as error:
+            if "refining shapes" not in str(error):
+                raise
+            sizes = ", ".join(f"{name} {x.shape}" for name, x in zip(self.inputs, arrays, strict=True))
+            raise ValueError(
+                f"the program of {self.metadata['model']} is not right for these sizes, {sizes}, though for others: "
+                "export it with batch_axis=None, for the size that it has"
+            ) from error
 
     def _checked(self, name: str, x: Any, sizes: dict[str, int]) -> Any:
         shape, dtype = self.inputs[name]

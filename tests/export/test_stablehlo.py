@@ -155,6 +155,7 @@ def test_what_is_loaded_checks_its_inputs_and_tells_what_it_is(key, tmp_path):
     a, b = np.arange(6.0).reshape(2, 3), [0, 1]  # in other types
     np.testing.assert_array_equal(loaded(a, b, 3)["sum"], [3, 13])
     np.testing.assert_array_equal(loaded(n=3, b=b, a=a)["y_n"], 4)
+    np.testing.assert_array_equal(loaded(a.astype(int).tolist(), np.array([True, False]), np.int8(3))["sum"], [4, 12])
     slope = jax.jit(jax.grad(lambda b: loaded(example["a"], b, 1)["sum"].sum()))(example["b"])
     np.testing.assert_array_equal(slope, 1)
     for args, kwargs, error, sentence in [
@@ -162,6 +163,7 @@ def test_what_is_loaded_checks_its_inputs_and_tells_what_it_is(key, tmp_path):
         ((a, b, 1), {"n": 1}, TypeError, "got 3 by position, n"),
         ((a, b), {"m": 1}, TypeError, "got 2 by position, m"),
         ((a, b, 1.5), {}, TypeError, "the input 'n' is an array of int64, got "),
+        ((a + 0j, b, 1), {}, TypeError, "the input 'a' is an array of float32, got c128"),
         ((a, b, jax.random.key(0)), {}, TypeError, "the input 'n' is an array of int64, got key"),
         ((a[:, :2], b, 1), {}, ValueError, r"'a' has the shape \(batch, 3\), where .*; got \(2, 2\)"),
         ((a, [1.0], 1), {}, ValueError, r"'b' has the shape \(batch\), .* here batch = 2; got \(1,\)"),
@@ -182,6 +184,25 @@ def test_whole_numbers_that_do_not_fit_are_refused(tmp_path):
     np.testing.assert_array_equal(loaded([1, -128]), [2, -127])
     with pytest.raises(ValueError, match=r"'x' is an array of int8, from -128 to 127, got .* from 1 to 300"):
         loaded([1, 300])
+
+
+def test_errors_of_jax_in_a_call_are_said(tmp_path):
+    path, (n,) = tmp_path / "f.stablehlo", jax.export.symbolic_shape("n")
+    for derivatives in (0, 1):
+        lux.export.stablehlo(
+            path, lambda x: x.reshape(3, 2), x=jax.ShapeDtypeStruct((n, 3), float), derivatives=derivatives
+        )
+        loaded = lux.export.load(path)
+        assert loaded(np.ones((2, 3))).shape == (3, 2)
+        with pytest.raises(
+            ValueError, match=r"not right for these sizes, x \(4, 3\), though for others: export it with"
+        ):
+            loaded(np.ones((4, 3)))
+        for mapped in (jax.vmap(loaded), jax.jit(jax.vmap(loaded))):
+            with pytest.raises(ValueError, match=r"jax.vmap does not apply: call it with the whole batch, in the axis"):
+                mapped(np.ones((5, 2, 3)))
+    with pytest.raises(ValueError, match=r"jax.vmap does not apply"):
+        jax.vmap(jax.grad(lambda x: loaded(x).sum()))(np.ones((5, 2, 3)))
 
 
 def test_broken_files_are_refused(tmp_path):
