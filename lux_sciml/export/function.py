@@ -120,7 +120,8 @@ def plain_function(
 
     * `model`: a layer, whose output goes out, and whose state stays as it is, or a `lux.StatefulLayer`, which has all
       three; or a function: `f(ps, x)` without `st`, as the losses of `lux.minimize` are written, so that
-      `jax.value_and_grad(loss)` is one; `f(x)` without `ps`.
+      `jax.value_and_grad(loss)` is one; `f(x)` without `ps`. A state that a function closes over is not looked at: take
+      `lux.testmode(st)` there.
     * `ps`: its parameters; `st`: the state of a layer, in test mode.
     * `x`: an example of the input, an array or a tree of arrays; or `jax.ShapeDtypeStruct`s in their place, whose sizes
       may be symbolic (see `jax.export.symbolic_shape`).
