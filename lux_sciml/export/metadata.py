@@ -68,4 +68,6 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
 def checksum(program: bytes | bytearray, document: dict[str, Any]) -> str:
     """The sha256 of a program and of what stands behind it, but for the sha256 itself."""
     others = {key: value for key, value in document.items() if key != "sha256"}
-    return hashlib.sha256(bytes(program) + json.dumps(others).encode()).hexdigest()
+    digest = hashlib.sha256(program)
+    digest.update(json.dumps(others).encode())
+    return digest.hexdigest()
