@@ -132,7 +132,7 @@ def _of_arrays(arrays: list[tuple[str, tuple[int, ...], Any]]) -> dict[str, Any]
 
 def _of_export(document: dict[str, Any]) -> dict[str, Any]:
     parameters = document.get("parameters", {})
-    about = {key: value for key, value in document.items() if key not in ("lux_sciml_export", "parameters")}
+    about = {key: value for key, value in document.items() if key not in ("lux_sciml_export", "parameters", "sha256")}
     about["parameters"] = {key: value for key, value in parameters.items() if key != "layout"}
     layout = parameters.get("layout")
     return about | ({} if layout is None else {"layout": _components(layout["tree"], ())})

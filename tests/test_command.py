@@ -1,9 +1,12 @@
 """The command `lux-sciml`: what files hold, and parameters from a file exported with their model."""
 
+import hashlib
 import json
 import sys
+from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -53,7 +56,8 @@ def test_parameters_are_exported_with_the_state_of_their_file(folder, capsys, ke
     lines = [line.split(maxsplit=1) for line in out.splitlines()]
     assert code == 0 and ["inputs", "x float32[batch, 2]"] in lines and ["parameters", "constant, 15"] in lines
     assert ["layout", "layer_0.weight float32[2, 3]"] in lines
-    assert f"jax {jax.__version__}" in out and "sha256" in out and ["format", "StableHLO"] in lines
+    digest = hashlib.sha256(Path("run.stablehlo").read_bytes()).hexdigest()
+    assert f"jax {jax.__version__}" in out and ["sha256", digest] in lines and ["format", "StableHLO"] in lines
     code, out, _ = told(capsys, "info", "run.safetensors", "--json")
     about = json.loads(out)
     assert {"name": "ps.layer_0.weight", "shape": [2, 3], "dtype": "float32"} in about["layout"]
@@ -86,6 +90,9 @@ def test_what_is_wrong_is_one_sentence(folder, capsys, key):
     changed = bytearray((folder / "ps.safetensors").read_bytes())
     changed[-1] ^= 1
     (folder / "changed.safetensors").write_bytes(changed)
+    lux.export.stablehlo("changed_program", jnp.sin, x=np.ones(2))
+    whole = (folder / "changed_program").read_bytes()
+    (folder / "changed_program").write_bytes(whole[:400] + bytes([whole[400] ^ 64]) + whole[401:])
     lux.save("some_nets.safetensors", lux.load("ps.safetensors"))
     source = ["--to", "numpy_source", "--input", "batch,2", "--model"]
     export = ["--to", "stablehlo", "--input", "batch,2", "--model"]
@@ -97,6 +104,7 @@ def test_what_is_wrong_is_one_sentence(folder, capsys, key):
         (["info", "numpys.npz"], "is a zip file, as npz files are, but `save` did not write it"),
         (["info", "others.safetensors"], "it is a safetensors file of another program"),
         (["info", "changed.safetensors"], "'changed.safetensors' cannot be read: its sha256"),
+        (["info", "changed_program"], "'changed_program' is damaged, its sha256"),
         (["export", "list.safetensors", *export, "some_nets:plain"], "neither a ComponentVector nor a dict"),
         (
             ["export", "ps.safetensors", *export, "some_nets:none"],

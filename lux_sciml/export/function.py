@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import importlib.metadata
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -119,7 +120,8 @@ def plain_function(
 
     * `model`: a layer, whose output goes out, and whose state stays as it is, or a `lux.StatefulLayer`, which has all
       three; or a function: `f(ps, x)` without `st`, as the losses of `lux.minimize` are written, so that
-      `jax.value_and_grad(loss)` is one; `f(x)` without `ps`.
+      `jax.value_and_grad(loss)` is one; `f(x)` without `ps`. A state that a function closes over is not looked at: take
+      `lux.testmode(st)` there.
     * `ps`: its parameters; `st`: the state of a layer, in test mode.
     * `x`: an example of the input, an array or a tree of arrays; or `jax.ShapeDtypeStruct`s in their place, whose sizes
       may be symbolic (see `jax.export.symbolic_shape`).
@@ -133,8 +135,8 @@ def plain_function(
     A `diffrax.Solution` goes out as `ts` and `ys`, a ComponentVector as its flat vector.
 
     Raises `ValueError` for a state in training, a layer whose output depends on a random key of its state, a program
-    that calls back to the host, and names that are no names or stand twice; `TypeError` for inputs and outputs that are
-    no plain arrays, random keys among them.
+    that calls back to the host, an axis of any size where the program takes some sizes only, and names that are no
+    names or stand twice; `TypeError` for inputs and outputs that are no plain arrays, random keys among them.
 
     >>> import lux_sciml as lux
     >>> layer = lux.Dense(2, 3)
@@ -185,6 +187,19 @@ def require_platforms(platforms: Sequence[str]) -> tuple[str, ...]:
     if isinstance(platforms, str) or not platforms or not set(platforms) <= set(PLATFORMS):
         raise ValueError(f"platforms are some of {', '.join(map(repr, PLATFORMS))} in a list, got {platforms!r}")
     return tuple(platforms)
+
+
+@contextlib.contextmanager
+def lowered(name: str, platforms: Sequence[str]) -> Iterator[None]:
+    """What JAX cannot lower to a program that is kept, or not for these platforms, becomes a `ValueError`."""
+    try:
+        yield
+    except NotImplementedError as error:
+        require_no_hidden_callbacks(name, error)
+        raise ValueError(
+            f"{name} computes what some of the platforms {', '.join(platforms)} lack: {error}. Name those that it is "
+            'for, such as platforms=["cpu"]'
+        ) from error
 
 
 # --- what is called ---------------------------------------------------------------------------------------------
@@ -366,7 +381,7 @@ def _renamed(inputs: Arrays, outputs: Arrays, names: dict[str, str]) -> tuple[Ar
 
 def _batched(x: Any, leaves: list[tuple[Path, Any]], batch_axis: Any) -> list[jax.ShapeDtypeStruct]:
     """What the inputs are, their batch axes symbolic."""
-    symbolic = any(not isinstance(n, int) for _, leaf in leaves for n in leaf.shape)
+    symbolic = _has_symbolic_sizes([leaf for _, leaf in leaves])
     (batch,) = jax.export.symbolic_shape(BATCH)
     specs, sizes = [], {}
     for path, leaf in leaves:
@@ -412,19 +427,48 @@ def _items(node: Any) -> Iterable[tuple[Any, Any]]:
 
 def _traced(name: str, jitted: Any, specs: list[Any], example: list[Any]) -> Any:
     """The traced program; an error of its own where only the symbolic sizes are in the way."""
-    try:
+    if not _has_symbolic_sizes(specs) or _has_symbolic_sizes(example):
         return jitted.trace(*specs)
+    try:
+        traced = jitted.trace(*specs)
     except Exception as error:
-        if all(isinstance(n, int) for spec in specs for n in spec.shape):
-            raise
-        if any(not isinstance(n, int) for array in example for n in array.shape):
-            raise
         jitted.trace(*example)  # raises what is wrong with the function itself
-        raise ValueError(
-            f"{name} takes the example, but not inputs whose axis has any size, because it computes with that size "
-            f"({str(error).partition(chr(10))[0] or type(error).__name__}): with batch_axis=None it is exported for "
-            "the size of the example"
-        ) from error
+        raise _of_one_size(name, str(error).partition(chr(10))[0] or type(error).__name__) from error
+    uneven = _uneven_reshape(traced.jaxpr)
+    if uneven is not None and not all(_is_even(jitted, specs, size) for size in (1, 2, 3, 5)):
+        raise _of_one_size(name, uneven)
+    return traced
+
+
+def _has_symbolic_sizes(arrays: list[Any]) -> bool:
+    return any(not isinstance(n, int) for array in arrays for n in array.shape)
+
+
+def _of_one_size(name: str, cause: str) -> ValueError:
+    return ValueError(
+        f"{name} takes the example, but not inputs whose axis has any size, because it computes with that size "
+        f"({cause}): with batch_axis=None it is exported for the size of the example"
+    )
+
+
+def _uneven_reshape(jaxpr: Any) -> str | None:
+    """The first reshape to another number of elements, if any: JAX does not compare symbolic sizes there."""
+    for eqn in _compat.equations(jaxpr):
+        if eqn.primitive.name == "reshape":
+            before, after = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
+            if math.prod(before) != math.prod(after):
+                return f"a reshape from ({', '.join(map(str, before))}) to ({', '.join(map(str, after))})"
+    return None
+
+
+def _is_even(jitted: Any, specs: list[Any], size: int) -> bool:
+    """Whether no reshape is uneven for a batch of this size: symbolic sizes may be the same and look different."""
+    shapes = [tuple(n if isinstance(n, int) else size for n in spec.shape) for spec in specs]
+    fixed = [jax.ShapeDtypeStruct(shape, spec.dtype) for shape, spec in zip(shapes, specs, strict=True)]
+    try:
+        return _uneven_reshape(jitted.trace(*fixed).jaxpr) is None
+    except Exception:  # of whatever kind the function raises for a size that it does not take
+        return False
 
 
 def _require_no_randomness(model: Layer, ps: Any, st: Any, build: Callable[[Iterator], Any], leaves: list[Any]) -> None:
@@ -453,7 +497,19 @@ def _require_no_callbacks(name: str, jaxpr: Any) -> None:
     for eqn in _compat.equations(jaxpr):
         kind = eqn.primitive.name
         if "callback" in kind or kind in ("debug_print", "infeed", "outfeed"):
-            raise ValueError(
-                f"{name} calls back to Python, by `{kind}`, which no exported program can: take out jax.debug.print, "
-                "jax.pure_callback, checks by eqx.error_if or lux.check_finite, progress meters and throw=True"
-            )
+            raise _calls_back(name, f"`{kind}`")
+
+
+def require_no_hidden_callbacks(name: str, error: Exception) -> None:
+    """Raise `ValueError` where an error of JAX says that an operation is lowered to a call of the host."""
+    if isinstance(error, NotImplementedError) and "callback" in str(error):
+        raise _calls_back(name, "what one of its operations becomes, as `lineax.linear_solve` does") from error
+
+
+def _calls_back(name: str, by: str) -> ValueError:
+    return ValueError(
+        f"{name} calls back to Python, by {by}, which no exported program can: take out jax.debug.print, "
+        "jax.pure_callback, checks by eqx.error_if or lux.check_finite, progress meters and throw=True, the default of "
+        "lineax, optimistix and diffrax. `diffrax.diffeqsolve` checks its times with throw=False too: take an equation "
+        "layer, such as lux.NeuralODE, in its place"
+    )

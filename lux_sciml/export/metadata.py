@@ -1,5 +1,6 @@
 """What an exported file tells of itself: one JSON document, wherever its format has a place for it."""
 
+import hashlib
 import json
 import mmap
 import os
@@ -28,7 +29,8 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The metadata of an exported file, or of the folder of a SavedModel; no library of its format is needed.
 
     The document is the first one in the file's bytes that begins with `{"lux_sciml_export":`. Raises `ValueError` where
-    there is none, or a half of one, and `OSError` where there is no file.
+    there is none, or a half of one, or where it has a `sha256` that is not that of the bytes before it and of its other
+    entries; and `OSError` where there is no file.
 
     >>> import os, tempfile, jax.numpy as jnp, lux_sciml as lux
     >>> path = os.path.join(tempfile.mkdtemp(), "squares.stablehlo")
@@ -47,12 +49,25 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
             raise ValueError(f"{os.fspath(path)!r} is empty")
         with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
             found = _START.search(data)
-            text = data[found.start() :].decode(errors="replace") if found else ""
-    try:
-        document, _ = json.JSONDecoder().raw_decode(text)
-    except ValueError:
-        raise ValueError(
-            f"{os.fspath(path)!r} is no file that was exported by lux_sciml, or it is not whole; `lux.load` loads "
-            "what `lux.save` wrote"
-        ) from None
+            start = found.start() if found else len(data)
+            try:
+                document, _ = json.JSONDecoder().raw_decode(data[start:].decode(errors="replace"))
+            except ValueError:
+                raise ValueError(
+                    f"{os.fspath(path)!r} is no file that was exported by lux_sciml, or it is not whole; `lux.load` "
+                    "loads what `lux.save` wrote"
+                ) from None
+            if "sha256" in document and document["sha256"] != checksum(data[:start], document):
+                raise ValueError(
+                    f"{os.fspath(path)!r} is damaged, its sha256 is not the one with which it was written: copy it "
+                    "again from where it is whole, or export it again"
+                )
     return document
+
+
+def checksum(program: bytes | bytearray, document: dict[str, Any]) -> str:
+    """The sha256 of a program and of what stands behind it, but for the sha256 itself."""
+    others = {key: value for key, value in document.items() if key != "sha256"}
+    digest = hashlib.sha256(program)
+    digest.update(json.dumps(others).encode())
+    return digest.hexdigest()

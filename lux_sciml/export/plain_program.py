@@ -13,6 +13,7 @@ from jax import lax
 
 from .. import _compat
 from .._tree import is_traced
+from .function import require_no_hidden_callbacks
 
 Rules = Mapping[str, Callable[..., Any]]
 
@@ -40,6 +41,7 @@ def translated(name: str, file_format: str, missing: str, instead: str) -> Itera
     try:
         yield
     except Exception as error:
+        require_no_hidden_callbacks(name, error)
         text = str(error)
         found = re.search(missing, text)
         cause = f"of its operation `{found[1]}`" if found else f"({type(error).__name__}: {text.partition(chr(10))[0]})"

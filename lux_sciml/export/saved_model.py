@@ -16,7 +16,7 @@ import jax.export
 from .._compat import equations, for_tensorflow, run_jaxpr, to_tensorflow
 from .._libraries import library
 from . import factorizations
-from .function import PLATFORMS, PlainFunction, plain_function, require_platforms
+from .function import PLATFORMS, PlainFunction, lowered, plain_function, require_platforms
 from .metadata import SAVED_MODEL
 from .plain_program import in_plain_operations
 
@@ -77,6 +77,8 @@ def saved_model(
     tf = library("tensorflow", "lux-sciml[export]")
     with for_tensorflow():
         module, call = tf.Module(), _tensorflow_function(tf, function, gradient, platforms)
+        with lowered(function.name, platforms):
+            call.get_concrete_function()  # before there is a folder
         setattr(module, "call", call)  # noqa: B010  # a module has whatever attributes it is given
         with replacing_folder(Path(path) / str(version)) as folder:
             tf.saved_model.save(module, str(folder), signatures={"serving_default": call})

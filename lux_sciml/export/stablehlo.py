@@ -15,8 +15,8 @@ import numpy as np
 from .._tree import describe
 from ..components import ComponentVector, Layout, from_json
 from ..components.replacing import replacing
-from .function import PLATFORMS, plain_function, require_platforms
-from .metadata import read_metadata
+from .function import PLATFORMS, lowered, plain_function, require_platforms
+from .metadata import checksum, read_metadata
 
 
 def stablehlo(
@@ -59,15 +59,11 @@ def stablehlo(
         raise ValueError(f"derivatives is how often there are some, a number of at least 0, got {derivatives!r}")
     platforms = require_platforms(platforms)
     function = plain_function(model, ps, st, x, batch_axis=batch_axis, params=params, names=names)
-    try:
+    with lowered(function.name, platforms):
         exported = jax.export.export(function.call, platforms=platforms)(*function.specs)
-    except NotImplementedError as error:
-        raise ValueError(
-            f"{function.name} computes what some of the platforms {', '.join(platforms)} lack: {error}. Name those "
-            'that it is for, such as platforms=["cpu"]'
-        ) from error
     program = exported.serialize(vjp_order=derivatives)
     about = function.metadata("StableHLO", platforms=list(platforms), derivatives=derivatives)
+    about["sha256"] = checksum(program, about)
     with replacing(path) as file:
         file.write(program)
         file.write(json.dumps(about).encode())
@@ -84,8 +80,13 @@ class ExportedFunction:
     * `inputs`, `outputs`: by name, the shapes, with names for open sizes, and the types;
     * `layout`: that of the parameters, or `None`.
 
-    Calls raise `TypeError` for inputs that are missing, unknown or of another type, and `ValueError` for shapes outside
-    of those that it was exported for, for parameters of another layout, and under `jax.grad` without `derivatives`.
+    Inputs may be lists, and of other types than `inputs` has, from which they are cast: of another precision, and whole
+    numbers or booleans for floats.
+
+    Calls raise `TypeError` for inputs that are missing or unknown, and for those of a type that loses more than digits,
+    such as complex numbers for floats or floats for whole numbers; `ValueError` for shapes outside of those that it was
+    exported for, for whole numbers that do not fit, for parameters of another layout, under `jax.grad` without
+    `derivatives`, and under `jax.vmap`, for which the axis of any size is there.
 
     >>> import os, tempfile
     >>> path = os.path.join(tempfile.mkdtemp(), "squares.stablehlo")
@@ -116,7 +117,7 @@ class ExportedFunction:
         given = args if len(args) == len(self.inputs) and not kwargs else self._by_name(args, kwargs)
         sizes: dict[str, int] = {}
         arrays = [self._checked(name, x, sizes) for name, x in zip(self.inputs, given, strict=True)]
-        outputs = self._call(*arrays)
+        outputs = self._called(arrays)
         return outputs[0] if len(outputs) == 1 else dict(zip(self.outputs, outputs, strict=True))
 
     def __repr__(self) -> str:
@@ -132,6 +133,26 @@ class ExportedFunction:
             got = [f"{len(args)} by position"] * bool(args) + list(kwargs)
             raise TypeError(f"this function takes {', '.join(names)}; got {', '.join(got) or 'nothing'}")
         return [given[name] for name in names]
+
+    def _called(self, arrays: list[Any]) -> Any:
+        """The outputs; errors of JAX that have to do with the file as one sentence."""
+        try:
+            return self._call(*arrays)
+        except NotImplementedError as error:
+            if "Batching rule" not in str(error):
+                raise
+            raise ValueError(
+                f"{self.metadata['model']} from a file is one program, to which jax.vmap does not apply: call it with "
+                "the whole batch, in the axis of any size, or export the function that jax.vmap gives"
+            ) from None
+        except ValueError as error:
+            if "refining shapes" not in str(error):
+                raise
+            sizes = ", ".join(f"{name} {x.shape}" for name, x in zip(self.inputs, arrays, strict=True))
+            raise ValueError(
+                f"the program of {self.metadata['model']} is not right for these sizes, {sizes}, though for others: "
+                "export it with batch_axis=None, for the size that it has"
+            ) from error
 
     def _checked(self, name: str, x: Any, sizes: dict[str, int]) -> Any:
         shape, dtype = self.inputs[name]
@@ -166,7 +187,7 @@ def load(path: str | os.PathLike[str]) -> ExportedFunction:
     """The function in a file that `lux.export.stablehlo` wrote: see `ExportedFunction`, whose calls check their inputs.
 
     Only load files that you trust: a program may call what jaxlib has to be called. Raises `ValueError` for other
-    files, broken ones among them, and for one in double precision where JAX has no 64-bit types.
+    files, for broken ones, by the sha256 that they hold, and for one in double precision where JAX has no 64-bit types.
 
     >>> import os, tempfile
     >>> path = os.path.join(tempfile.mkdtemp(), "squares.stablehlo")

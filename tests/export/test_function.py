@@ -120,6 +120,14 @@ def test_what_is_refused(key, net):
         return x
 
     check(ValueError, r"any size, because it computes with that size \(AssertionError\)", of_three, x=X)
+
+    def in_fours(x):  # whose sizes are equal, as JAX does not see
+        return jnp.pad(x, ((0, -x.shape[0] % 4), (0, 0))).reshape(-(-x.shape[0] // 4), 4, 4)
+
+    assert plain_function(in_fours, x=X).fixed(batch=5).outputs["y"].shape == (2, 4, 4)
+    for reshape in (lambda x: x.reshape(6, 2), lambda x: jax.lax.reshape(x, (12,)), lambda x: x.ravel()[:8].reshape(8)):
+        check(ValueError, r"any size, .* \(a reshape from \(.*batch.*\) to \(.*\): with batch_axis=None", reshape, x=X)
+        plain_function(reshape, x=X, batch_axis=None)
     check(ValueError, "has no parameters", jnp.sin, x=X, params="input")
     check(ValueError, "returns no array", lambda x: None, x=X)
     check(TypeError, "takes no state", jnp.sin, ps, st, X)
@@ -129,6 +137,14 @@ def test_what_is_refused(key, net):
         lambda x: (jax.debug.print("{}", x), x)[1],
     ):
         check(ValueError, "calls back to Python, by `", callback, x=X, batch_axis=None)
+
+    def solved(x):
+        saveat = diffrax.SaveAt(ts=jnp.array([0.0, 0.5]))
+        return diffrax.diffeqsolve(
+            diffrax.ODETerm(lambda t, y, args: -y), diffrax.Tsit5(), 0.0, 0.5, 0.25, x, saveat=saveat, throw=False
+        ).ys
+
+    check(ValueError, "with throw=False too: take an equation layer, such as lux.NeuralODE", solved, x=X)
     with pytest.raises(TypeError, match="the input 'x' of sin is float32, which Less lacks: convert it, or take More"):
         plain_function(jnp.sin, x=X).require_types("Less", ["int32"], "More")
 

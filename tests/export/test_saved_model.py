@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_models import set_up
+from small_models import checked_by_the_host, set_up
 
 import lux_sciml as lux
 
@@ -84,6 +84,11 @@ def test_what_is_refused_leaves_what_was_there(tmp_path, monkeypatch):
         lux.export.saved_model(tmp_path / "m", lambda x: x["lambda"], x={"lambda": np.ones(2)})
     with pytest.raises(ValueError, match=r"by `lu`, .* no program on a CPU that has a gradient"):
         lux.export.saved_model(tmp_path / "m", jnp.linalg.inv, x=np.eye(2), batch_axis=None, gradient=True)
+    for platforms in (["cpu"], ["cpu", "cuda"]):
+        with pytest.raises(ValueError, match=r"calls back to Python, by what one of its operations becomes"):
+            lux.export.saved_model(
+                tmp_path / "m", checked_by_the_host, x=np.ones(3), batch_axis=None, platforms=platforms
+            )
     assert not list(tmp_path.iterdir())
 
 

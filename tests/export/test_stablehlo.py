@@ -10,7 +10,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_models import set_up
+from small_models import checked_by_the_host, set_up
 from test_contracts import CELL, LAYERS
 
 import lux_sciml as lux
@@ -155,6 +155,7 @@ def test_what_is_loaded_checks_its_inputs_and_tells_what_it_is(key, tmp_path):
     a, b = np.arange(6.0).reshape(2, 3), [0, 1]  # in other types
     np.testing.assert_array_equal(loaded(a, b, 3)["sum"], [3, 13])
     np.testing.assert_array_equal(loaded(n=3, b=b, a=a)["y_n"], 4)
+    np.testing.assert_array_equal(loaded(a.astype(int).tolist(), np.array([True, False]), np.int8(3))["sum"], [4, 12])
     slope = jax.jit(jax.grad(lambda b: loaded(example["a"], b, 1)["sum"].sum()))(example["b"])
     np.testing.assert_array_equal(slope, 1)
     for args, kwargs, error, sentence in [
@@ -162,6 +163,7 @@ def test_what_is_loaded_checks_its_inputs_and_tells_what_it_is(key, tmp_path):
         ((a, b, 1), {"n": 1}, TypeError, "got 3 by position, n"),
         ((a, b), {"m": 1}, TypeError, "got 2 by position, m"),
         ((a, b, 1.5), {}, TypeError, "the input 'n' is an array of int64, got "),
+        ((a + 0j, b, 1), {}, TypeError, "the input 'a' is an array of float32, got c128"),
         ((a, b, jax.random.key(0)), {}, TypeError, "the input 'n' is an array of int64, got key"),
         ((a[:, :2], b, 1), {}, ValueError, r"'a' has the shape \(batch, 3\), where .*; got \(2, 2\)"),
         ((a, [1.0], 1), {}, ValueError, r"'b' has the shape \(batch\), .* here batch = 2; got \(1,\)"),
@@ -184,26 +186,54 @@ def test_whole_numbers_that_do_not_fit_are_refused(tmp_path):
         loaded([1, 300])
 
 
+def test_errors_of_jax_in_a_call_are_said(tmp_path):
+    path, (n,) = tmp_path / "f.stablehlo", jax.export.symbolic_shape("n")
+    for derivatives in (0, 1):
+        lux.export.stablehlo(
+            path, lambda x: x.reshape(3, 2), x=jax.ShapeDtypeStruct((n, 3), float), derivatives=derivatives
+        )
+        loaded = lux.export.load(path)
+        assert loaded(np.ones((2, 3))).shape == (3, 2)
+        with pytest.raises(
+            ValueError, match=r"not right for these sizes, x \(4, 3\), though for others: export it with"
+        ):
+            loaded(np.ones((4, 3)))
+        for mapped in (jax.vmap(loaded), jax.jit(jax.vmap(loaded))):
+            with pytest.raises(ValueError, match=r"jax.vmap does not apply: call it with the whole batch, in the axis"):
+                mapped(np.ones((5, 2, 3)))
+    with pytest.raises(ValueError, match=r"jax.vmap does not apply"):
+        jax.vmap(jax.grad(lambda x: loaded(x).sum()))(np.ones((5, 2, 3)))
+
+
 def test_broken_files_are_refused(tmp_path):
     path = tmp_path / "f.stablehlo"
     lux.export.save(path, jnp.sin, x=np.ones(3))
     whole = path.read_bytes()
+    old = whole[: whole.rindex(b', "sha256"')] + b"}"  # as it was written before there was one
     for content, sentence in [
         (b"", "is empty"),
         (whole[:-30], "is no file that was exported by lux_sciml, or it is not whole"),
-        (whole[2000:], "holds no program that this JAX"),
+        (whole[2000:], r"f\.stablehlo' is damaged, its sha256 is not"),
+        (whole[:400] + bytes([whole[400] ^ 64]) + whole[401:], "is damaged"),  # of the program
+        (whole.replace(b'"dtype": "float64"', b'"dtype": "float32"'), "is damaged"),  # of what stands behind it
+        (old[2000:], "holds no program that this JAX"),
         (b"text", "is no file that was exported"),
         (b'{"lux_sciml_export": 1, "format": "ONNX"}', "is ONNX, which its own runtime loads"),
     ]:
         path.write_bytes(content)
         with pytest.raises(ValueError, match=sentence):
             lux.export.load(path)
+    path.write_bytes(old)
+    np.testing.assert_allclose(lux.export.load(path)(np.ones(3)), np.sin(1.0))
     path.write_bytes(whole)
     with pytest.raises(ValueError, match="in training"):
         lux.export.save(path, lux.Dropout(0.5), *lux.setup(jax.random.key(0), lux.Dropout(0.5)), np.ones((2, 3)))
     assert path.read_bytes() == whole and list(tmp_path.iterdir()) == [path]
     with pytest.raises(ValueError, match=r"eigvals computes what some of the platforms cpu, cuda, rocm, tpu lack"):
         lux.export.save(path, jnp.linalg.eigvals, x=np.ones((2, 2)), batch_axis=None)
+    for platforms in (["cpu"], ["cpu", "cuda"]):
+        with pytest.raises(ValueError, match=r"calls back to Python, by what one of its operations becomes"):
+            lux.export.stablehlo(path, checked_by_the_host, x=np.ones(3), batch_axis=None, platforms=platforms)
     for platforms in ("cpu", [], ["gpu"]):
         with pytest.raises(ValueError, match=r"platforms are some of 'cpu', .* in a list, got"):
             lux.export.save(path, jnp.sin, x=np.ones(3), platforms=platforms)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_models import MODELS, batches, check_batches, net, set_up, times
+from small_models import MODELS, batches, check_batches, checked_by_the_host, net, set_up, times
 
 import lux_sciml as lux
 
@@ -78,4 +78,6 @@ def test_what_is_refused_is_not_written(tmp_path):
         )
     with pytest.raises(ValueError, match=r"not the reverse mode of a solve.*lux.export.stablehlo"):
         lux.export.tflite(path, jax.grad(lambda ps, x: jnp.sum(node(x, ps, st)[0])), ps, x=x)
+    with pytest.raises(ValueError, match=r"calls back to Python, by what one of its operations becomes"):
+        lux.export.tflite(path, checked_by_the_host, x=jnp.ones(3, "float32"), batch_axis=None)
     assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
