@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ..._compat import JitKey, diffeqsolve
+from ..solvers.root_finding import finding_events
 from .backsolve import BacksolveAdjoint
 from .discrete import DiscreteAdjoint
 from .gauss import GaussAdjoint
@@ -71,7 +72,9 @@ def differentiable_solve(
     if not forward and not isinstance(adjoint, GaussAdjoint):
         slope = -1.0 if isinstance(adjoint, diffrax.ImplicitAdjoint) else 0.0
         terms = isolated(terms, slope, with_noise=not _takes_additive_noise(solver))
-    options.update(adjoint=adjoint, max_steps=max_steps)
+    event = options.get("event")
+    by = adjoint if event is None or event.root_finder is None else finding_events(adjoint)
+    options.update(adjoint=by, max_steps=max_steps)
     try:
         with _without_warning() if holds_complex else contextlib.nullcontext():
             sol = diffeqsolve(terms, solver, t0, t1, dt0, y0, args, **options)
