@@ -64,8 +64,9 @@ def differentiable_solve(
     holds_complex = _is_complex(inputs)
     if holds_complex and _is_wrong_for_complex(adjoint, solver, y0):
         inputs = only("real", f"{name} of {type(solver).__name__}", inputs)
+    bound = ", and max_steps" if max_steps is None else ""
     if isinstance(adjoint, _REVERSE):
-        inputs = only("reverse", name, inputs)
+        inputs = only("reverse", name, inputs, bound)
     terms, y0, args = inputs
     forward = isinstance(adjoint, diffrax.ForwardMode)
     unbounded = isinstance(adjoint, diffrax.DirectAdjoint) and max_steps is None
@@ -80,11 +81,11 @@ def differentiable_solve(
             sol = diffeqsolve(terms, solver, t0, t1, dt0, y0, args, **options)
     except TypeError as error:  # where JAX meets its own refusal first, as under jit of vmap
         if isinstance(adjoint, _REVERSE) and "to a custom_vjp function" in str(error):
-            raise TypeError(sentence_of("reverse", name)) from error
+            raise TypeError(sentence_of("reverse", name) + bound) from error
         raise
-    if forward or unbounded:
-        return only("forward", f"{name} without max_steps" if unbounded else name, sol)
-    return sol
+    if unbounded:
+        return only("forward", f"{name} without max_steps", sol, ", or max_steps")
+    return only("forward", name, sol) if forward else sol
 
 
 def _is_wrong_for_complex(adjoint: diffrax.AbstractAdjoint, solver: diffrax.AbstractSolver, y0: Any) -> bool:
