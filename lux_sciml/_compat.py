@@ -315,11 +315,10 @@ def with_root_find(adjoint: diffrax.AbstractAdjoint, find: Callable[..., Any]) -
 @functools.cache
 def _finding(cls: type[Any], find: Callable[..., Any]) -> type[Any]:
     def loop(self):
-        found = super(made, self)._loop
+        found = cls._loop.fget(self)
         return rebound(found, optx=_Instead(found.__globals__["optx"], root_find=find))
 
-    made = derived(cls, _loop=property(loop))
-    return made
+    return derived(cls, _loop=property(loop))
 
 
 def derived(cls: type[Any], **names: Any) -> type[Any]:
