@@ -23,7 +23,8 @@ parameters of equations in a jaxpr                jax 0.10 to 0.12    what a tra
 `equinox.internal.while_loop`                     equinox 0.13        `jax.lax.while_loop`; see the next line
 diffrax's loop and the states that it carries     diffrax 0.7         `diffrax.RecursiveCheckpointAdjoint`
 `diffrax.BacksolveAdjoint._diffeqsolve`           diffrax 0.7         failed backward solves raise
-global names that functions of diffrax look up    diffrax 0.7         its checks stay, as host callbacks;
+global names that functions of diffrax look up    diffrax 0.7         its checks stay, as host callbacks, those of
+                                                                      optimistix at events too;
                                                                       its end of a solve is found by a hundred calls
 `scipy_openblas_set_num_threads`, in the wheels   scipy, numpy 2.0    small factorizations wait for each other's threads
 ================================================  ==================  ==================================================
@@ -50,6 +51,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optimistix
 from jax import lax
 from jax.core import Tracer
 
@@ -300,6 +302,40 @@ def _has_loops() -> bool:
         return False
 
 
+def with_root_find(adjoint: diffrax.AbstractAdjoint, find: Callable[..., Any]) -> diffrax.AbstractAdjoint:
+    """The adjoint, in whose solves the time of an event is found by `find`, called as `optimistix.root_find`.
+
+    Where diffrax's loop is another, the adjoint as it is.
+    """
+    loop = getattr(adjoint, "_loop", None)
+    names = getattr(loop, "__globals__", {})
+    return adjoint if loop is None or "optx" not in names else as_class(adjoint, _finding(type(adjoint), find))
+
+
+@functools.cache
+def _finding(cls: type[Any], find: Callable[..., Any]) -> type[Any]:
+    def loop(self):
+        found = cls._loop.fget(self)
+        return rebound(found, optx=_Instead(found.__globals__["optx"], root_find=find))
+
+    return derived(cls, _loop=property(loop))
+
+
+def derived(cls: type[Any], **names: Any) -> type[Any]:
+    """A subclass of the same name, with these attributes."""
+    return types.new_class(cls.__name__, (cls,), {}, lambda body: body.update(names, __module__=__name__))
+
+
+def as_class(x: Any, cls: type[Any]) -> Any:
+    """A frozen object as one of another class."""
+    if type(x) is cls:
+        return x
+    copy = object.__new__(cls)
+    for name, value in vars(x).items():
+        object.__setattr__(copy, name, value)
+    return copy
+
+
 def solves_backward() -> bool:
     """Whether `diffrax.BacksolveAdjoint` solves backward by its property `_diffeqsolve`, which may then be another."""
     return isinstance(getattr(diffrax.BacksolveAdjoint, "_diffeqsolve", None), property)
@@ -369,6 +405,12 @@ class BrownianTree(diffrax.VirtualBrownianTree):
     __init__ = unchecked(diffrax.VirtualBrownianTree.__init__)
     if hasattr(diffrax.VirtualBrownianTree, "_evaluate"):
         _evaluate = unchecked(diffrax.VirtualBrownianTree._evaluate)
+
+
+class Bisection(optimistix.Bisection):
+    """`optimistix.Bisection`, which trusts that there is a root between the ends, or at one of them."""
+
+    init = unchecked(optimistix.Bisection.init)
 
 
 class _OfVersion:

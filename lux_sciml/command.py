@@ -24,6 +24,10 @@ from .core import Layer, setup, testmode
 from .export import read_metadata
 from .export.save import WRITERS
 
+_TYPES = (
+    "float32", "float64", "float16", "bfloat16", "complex64", "complex128", "bool",
+    "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
+)  # fmt: skip
 _FORMATS = {writer.__name__: suffix for suffix, writer in WRITERS.items()}
 
 
@@ -66,15 +70,22 @@ def _parser() -> argparse.ArgumentParser:
     info = commands.add_parser("info", help="what a file that lux.save or lux.export wrote holds")
     info.add_argument("file", type=Path)
     info.add_argument("--json", action="store_true", help="as JSON")
-    export = commands.add_parser("export", help="a model with its parameters from a file, for other programs")
+    about = "a model in test mode with its parameters from a file, for other programs"
+    export = commands.add_parser("export", help=about, description=about)
     export.add_argument("params", type=Path, help="the file: parameters, or a dict of `ps` and `st`, saved by lux.save")
-    export.add_argument("--model", required=True, metavar="MODULE:NAME", help="the layer, such as my_package.nets:net")
+    export.add_argument(
+        "--model", required=True, metavar="MODULE[:NAME]",
+        help="the layer, such as my_package.nets:net, of a module in the working folder or an installed one; without a "
+        "name the one called `model`",
+    )  # fmt: skip
     export.add_argument("--to", required=True, choices=_FORMATS, help="the format")
     export.add_argument(
         "--input", required=True, action="append", metavar="SHAPE",
         help="the shape of the input, with names for open sizes, such as batch,4; again for further inputs",
     )  # fmt: skip
-    export.add_argument("--dtype", default="float32", help="the type of the inputs")
+    export.add_argument(
+        "--dtype", default="float32", choices=_TYPES, metavar="TYPE", help="the type of the inputs, float32 by default"
+    )
     export.add_argument("--parameters", default="constant", choices=["constant", "input"], help="how they are exported")
     export.add_argument("--output", type=Path, help="by default beside the parameters, by the suffix of the format")
     return parser
@@ -217,6 +228,13 @@ def _model(where: str) -> Layer:
     sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise
+        raise ImportError(
+            f"--model {where}: there is no module {error.name!r} in the working folder, {os.getcwd()}, and none is "
+            "installed"
+        ) from error
     finally:
         sys.path.pop(0)
     attribute = attribute or "model"

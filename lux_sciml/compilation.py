@@ -11,12 +11,14 @@ import jax
 
 from . import _names
 from ._compat import reopen_compilation_cache
+from .core.converters import checks_itself, converted, number
 
 __dir__ = _names.public(__name__)
 
 __all__ = ["compilation_cache"]
 
 
+@checks_itself
 def compilation_cache(folder: str | os.PathLike[str] | None = None, *, max_bytes: float = 2**31) -> pathlib.Path:
     """Keeps what JAX compiles from now on in a folder, where later processes find it; returns the folder.
 
@@ -30,8 +32,8 @@ def compilation_cache(folder: str | os.PathLike[str] | None = None, *, max_bytes
 
     Call it once at the start of a script, or at any other time. `jax.config.update("jax_enable_compilation_cache",
     False)` switches it off. Programs with callbacks to the host, as by `lux.check_finite`, progress meters or
-    `throw=True`, are not kept. Raises `ValueError` for a size that is not positive and `NotADirectoryError` where there
-    is a file in the place of the folder.
+    `throw=True`, are not kept. Raises `TypeError` and `ValueError` for what is no folder's name and no finite positive
+    size, and `OSError` where the folder cannot be made, `NotADirectoryError` where there is a file in its place.
 
     >>> import tempfile, jax, lux_sciml as lux
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -43,21 +45,40 @@ def compilation_cache(folder: str | os.PathLike[str] | None = None, *, max_bytes
     """
     import platformdirs  # here, for the import of the package is short
 
-    if not 1 <= max_bytes < math.inf:
-        raise ValueError(f"max_bytes is the size of the cache, above zero, got {max_bytes}")
-    root = platformdirs.user_cache_path("lux_sciml") if folder is None else pathlib.Path(folder).expanduser().absolute()
-    if root.exists() and not root.is_dir():
-        raise NotADirectoryError(f"the compilation cache is a folder, and {root} is a file")
+    size = converted("max_bytes", _size, max_bytes)
+    root = platformdirs.user_cache_path("lux_sciml") if folder is None else converted("folder", _folder, folder)
     path = root / f"jax-{jax.__version__}-{_processor()}"
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        file = isinstance(error, NotADirectoryError) and next((x for x in path.parents if x.is_file()), None)
+        reason = f"{file} is a file" if file else error.strerror
+        raise type(error)(f"the compilation cache cannot be in {root}: {reason}; give another folder") from error
     _remove_incomplete(path)
     jax.config.update("jax_compilation_cache_dir", str(path))
-    jax.config.update("jax_compilation_cache_max_size", int(max_bytes))
+    jax.config.update("jax_compilation_cache_max_size", size)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
     jax.config.update("jax_enable_compilation_cache", True)
     reopen_compilation_cache()
     return path
+
+
+@checks_itself
+def _folder(value: str | os.PathLike[str]) -> pathlib.Path:
+    if not isinstance(value, str | os.PathLike) or not os.fspath(value):
+        kind = ValueError if value == "" else TypeError
+        raise kind(f"expected the name of a folder, such as '.', the one that one works in, got {value!r}")
+    return pathlib.Path(value).expanduser().absolute()
+
+
+@checks_itself
+def _size(value: float) -> int:
+    if isinstance(value, bool):
+        raise TypeError(f"expected a number of bytes, such as 1e9, got {value}")
+    if not 1 <= number(value) < math.inf:
+        raise ValueError(f"expected a number of bytes, 1 or more and finite, such as 1e9, got {value}")
+    return int(value)
 
 
 def _processor() -> str:

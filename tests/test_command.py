@@ -83,6 +83,7 @@ def test_several_inputs_and_open_parameters(folder, capsys, key):
 def test_what_is_wrong_is_one_sentence(folder, capsys, key):
     lux.save("ps.safetensors", lux.setup(key, lux.Dense(2, 3))[0])
     lux.save("list.safetensors", [np.ones(2)])
+    (folder / "asks.py").write_text("import no_such_library")
     (folder / "text.npz").write_text("PK and no more")
     np.savez(folder / "numpys.npz", x=np.ones(3))
     header = b'{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
@@ -110,7 +111,11 @@ def test_what_is_wrong_is_one_sentence(folder, capsys, key):
             ["export", "ps.safetensors", *export, "some_nets:none"],
             "found no 'none'; the layers in some_nets are: net, plain",
         ),
-        (["export", "ps.safetensors", *export, "no_such_nets:net"], "No module named 'no_such_nets'"),
+        (
+            ["export", "ps.safetensors", *export, "no_such_nets:net"],
+            "there is no module 'no_such_nets' in the working folder, /",
+        ),
+        (["export", "ps.safetensors", *export, "asks:net"], "No module named 'no_such_library'"),
         (["export", "ps.safetensors", *export, "some_nets:two"], "these are not the parameters"),
         (["export", "ps.safetensors", *export, "some_nets:plain", "--input", "3"], "array"),
         (["export", "ps.safetensors", *export, "some_nets:plain", "--output", "some.onnx"], "not the name of what"),
@@ -120,3 +125,16 @@ def test_what_is_wrong_is_one_sentence(folder, capsys, key):
         assert code == 1 and out == "" and sentence in err and "\n" not in err, (command, err)
     assert {path.suffix for path in folder.iterdir()} >= {".safetensors"} and not list(folder.glob("*.stablehlo"))
     assert (folder / "some_nets.py").read_text() == NETS
+
+
+def test_a_type_that_is_none(capsys):
+    with pytest.raises(SystemExit):
+        main(["export", "ps.safetensors", "--model", "nets", "--to", "onnx", "--input", "2", "--dtype", "float33"])
+    assert "float32" in capsys.readouterr().err
+
+
+def test_a_module_without_a_name_has_the_layer_called_model(folder, capsys, key):
+    (folder / "one_net.py").write_text("import lux_sciml as lux\nmodel = lux.Dense(2, 3)")
+    lux.save("ps.safetensors", lux.setup(key, lux.Dense(2, 3), dtype="float32")[0])
+    command = ["export", "ps.safetensors", "--model", "one_net", "--to", "stablehlo", "--input", "batch,2"]
+    assert told(capsys, *command) == (0, "ps.stablehlo", "")

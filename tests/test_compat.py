@@ -217,6 +217,16 @@ def test_gradients_where_the_loop_of_diffrax_is_another(monkeypatch):
         np.testing.assert_array_equal(gradient(adjoint), usual[0])
 
 
+def test_an_adjoint_with_another_loop_finds_events_as_before():
+    class Other(diffrax.DirectAdjoint):
+        _loop = property(lambda self: print)
+
+    adjoint = Other()
+    assert _compat.with_root_find(adjoint, optx.root_find) is adjoint
+    usual = diffrax.DirectAdjoint()
+    assert type(_compat.with_root_find(usual, optx.root_find)) is not diffrax.DirectAdjoint
+
+
 def test_the_loop_of_diffrax_is_known_by_its_arguments_and_states(monkeypatch):
     class Asking(diffrax.DirectAdjoint):
         def loop(self, *, init_state, **options):

@@ -1,7 +1,6 @@
 """Programs that are kept on disk."""
 
 import os
-import pathlib
 import subprocess
 import sys
 
@@ -67,9 +66,29 @@ def test_the_folder_stays_where_it_was(tmp_path, monkeypatch):
         jax.config.update("jax_enable_compilation_cache", False)
 
 
+@pytest.mark.parametrize(
+    ("size", "kind", "sentence"),
+    [
+        ("1GB", TypeError, "expected a number, got '1GB'"),
+        (None, TypeError, "expected a number, got None"),
+        (True, TypeError, "expected a number of bytes, such as 1e9, got True"),
+        (0, ValueError, "1 or more and finite, such as 1e9, got 0"),
+        (float("inf"), ValueError, "1 or more and finite, such as 1e9, got inf"),
+    ],
+)
+def test_sizes_that_cannot_be(tmp_path, size, kind, sentence):
+    with pytest.raises(kind, match=f"^max_bytes: .*{sentence}"):
+        lux.compilation_cache(tmp_path, max_bytes=size)
+
+
 def test_folders_that_cannot_be(tmp_path):
-    with pytest.raises(ValueError, match="above zero, got 0"):
-        lux.compilation_cache(tmp_path, max_bytes=0)
     (tmp_path / "file").touch()
-    with pytest.raises(NotADirectoryError, match="is a file"):
-        lux.compilation_cache(pathlib.Path(tmp_path) / "file")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(NotADirectoryError, match=f"cannot be in {folder}: {tmp_path}/file is a file; give another"):
+            lux.compilation_cache(folder)
+    with pytest.raises(OSError, match=f"cannot be in {tmp_path}/x+: File name too long; give another folder"):
+        lux.compilation_cache(tmp_path / ("x" * 300))
+    with pytest.raises(ValueError, match=r"^folder: expected the name of a folder, .* got ''"):
+        lux.compilation_cache("")
+    with pytest.raises(TypeError, match=r"^folder: expected the name of a folder, .* got 100"):
+        lux.compilation_cache(100)

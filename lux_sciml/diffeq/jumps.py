@@ -32,7 +32,7 @@ def _times(value: Any) -> Constant:
         raise ValueError(f"expected times, got NaN at the position {np.argwhere(np.isnan(times))[0].tolist()}")
     steps = [np.diff(row[np.isfinite(row)]) for row in np.atleast_2d(times)]
     if not (all((step >= 0).all() for step in steps) or all((step <= 0).all() for step in steps)):
-        raise ValueError("expected times in order, one after the other; these turn back")
+        raise ValueError("expected times that increase, or that decrease; these turn back")
     return Constant(times)
 
 
@@ -80,9 +80,9 @@ class Jumps(Container):
 
     The solve goes exactly to each time, changes the state, and starts anew from there.
 
-    * `times`, by position too: `(jumps,)`, or `(batch, jumps)` with `batching="vmap"`, in order. Some may be equal, and
-      then they follow each other; `inf` stands for a jump that does not happen. The ends of the solve are within
-      its span.
+    * `times`, by position too: `(jumps,)`, or `(batch, jumps)` with `batching="vmap"`. They increase or decrease,
+      whichever way the solve goes, which takes each where it comes to it. Some may be equal, and then they follow each
+      other; `inf` stands for a jump that does not happen. The ends of the solve are within its span.
     * `effect`, by position too: the function `g(t, y, ps)`, with the parameters of the equation as nested dicts, or a
       layer, called as the vector field is, with `y` or, with `time_dependent`, `(t, y)`; its parameters are
       `ps["jumps"]["effect"]`.
@@ -106,9 +106,9 @@ class Jumps(Container):
 
     An equation that jumps is a hybrid system; Corner, Sandu and Sandu, "Adjoint sensitivity analysis of hybrid
     multibody dynamical systems", Multibody System Dynamics 49, 2020, have its derivatives. Raises `ValueError` for
-    times that are NaN, turn back, or lie outside of the span of the solve, for durations that are negative or not
-    finite (where they are traced, the solution is NaN), and for effects that change the structure, the shapes or the
-    types of the state.
+    times that are NaN, now increase and now decrease, or lie outside of the span of the solve, for durations that are
+    negative or not finite (where they are traced, the solution is NaN), and for effects that change the structure, the
+    shapes or the types of the state.
 
     >>> import jax, jax.numpy as jnp, lux_sciml as lux
     >>> doses = lux.Jumps([0.0, 12.0], amounts={"depot": 100.0})

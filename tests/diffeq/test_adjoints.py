@@ -29,7 +29,7 @@ class Growth(lux.Layer):
         return ps["a"] * ps["b"] * y, st
 
 
-def final(adjoint, output="final"):
+def final(adjoint, output="final", max_steps=64):
     """y(1/2) as a function of the parameters."""
     node = lux.NeuralODE(
         Growth(),
@@ -38,7 +38,7 @@ def final(adjoint, output="final"):
         adjoint=adjoint,
         stepsize_controller=diffrax.ConstantStepSize(),
         dt0=T / 60,
-        max_steps=64,
+        max_steps=max_steps,
     )
     return lambda ps: node(jnp.array(4.0), ps, {})[0].reshape(-1)[-1]
 
@@ -80,8 +80,22 @@ def test_pairings_that_work_are_exact(adjoint, use):
     ],
 )
 def test_other_pairings_are_one_sentence(adjoint, use):
-    with pytest.raises(TypeError, match="adjoint='auto'"):
+    with pytest.raises(TypeError, match="adjoint='auto'") as refused:
         USES[use][0](final(adjoint, "ys"), lux.ComponentVector(PS))
+    assert "max_steps" not in str(refused.value)  # which were given
+
+
+@pytest.mark.parametrize(
+    ("adjoint", "use", "sentence"),
+    [
+        ("checkpointed", "forward", "or give adjoint='direct', and max_steps"),
+        ("direct", "grad", "give adjoint='auto', or max_steps"),
+        ("forward", "grad", "give adjoint='auto'(?!,)"),
+    ],
+)
+def test_other_pairings_without_a_bound_on_the_steps(adjoint, use, sentence):
+    with pytest.raises(TypeError, match=sentence):
+        USES[use][0](final(adjoint, max_steps=None), lux.ComponentVector(PS))
 
 
 def test_hessian_of_saved_values_by_the_checkpointed_adjoint():

@@ -54,6 +54,8 @@ def test_equal_times_follow_each_other_and_time_may_run_backward():
     assert node(jnp.zeros(1), {}, {})[0] == 3
     back = node.replace(ts=[2.0, 0.0], jumps=lux.Jumps([1.5, 1.0], lambda t, y, ps: 2 * y + t))
     assert back(jnp.zeros(1), {}, {})[0] == 4  # (0 + 1.5) * 2 + 1.0
+    ahead = back.replace(ts=[0.0, 2.0])
+    assert ahead(jnp.zeros(1), {}, {})[0] == 3.5  # (0 + 1.0) * 2 + 1.5
     never = back.replace(jumps=lux.Jumps([1.5, 1.0, np.inf], amounts=[1.0, 2.0, 4.0], durations=[0.0, 0.0, 1.0]))
     assert never(jnp.zeros(1), {}, {})[0] == 3  # a dose at once has no end, and the last one no start
     none = never.replace(jumps=lux.Jumps(amounts=1.0, limits=True), output="solution")

@@ -1,9 +1,11 @@
 """NeuralODE and vector_field: solutions, gradients, state, batches, faults."""
 
 import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optimistix
 import pytest
 import scipy.integrate
 import scipy.linalg
@@ -100,8 +102,6 @@ def test_saveat_dense_and_steps():
 
 
 def test_event_ends_the_solve_at_its_time():
-    import optimistix
-
     event = diffrax.Event(lambda t, y, args, **kwargs: y[0] - 0.5, optimistix.Newton(1e-10, 1e-10))
     decay = lux.Dense(1, 1, use_bias=False)
     node = lux.NeuralODE(decay, ts=[0.0, 3.0], event=event, saveat=diffrax.SaveAt(t1=True))
@@ -109,6 +109,38 @@ def test_event_ends_the_solve_at_its_time():
     assert sol.result == diffrax.RESULTS.event_occurred
     np.testing.assert_allclose(sol.ts[-1], np.log(2), rtol=1e-5)
     np.testing.assert_allclose(sol.ys[-1], [0.5], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("finder", "adjoint"), [("Newton", "auto"), ("Newton", "direct"), ("Chord", "forward"), ("Bisection", "auto")]
+)
+def test_the_time_of_an_event_is_found_and_differentiated_without_callbacks(finder, adjoint):
+    """y = y0 exp(-r t) meets the first of two conditions at log(y0 / 0.5) / r, or neither before the last time."""
+    conditions = [lambda t, y, args, level=level, **_: y[0] - level for level in (0.5, 0.1)]
+    event = diffrax.Event(conditions, getattr(optimistix, finder)(1e-10, 1e-10))
+    options = {"saveat": diffrax.SaveAt(t1=True), "batching": "vmap", "adjoint": adjoint, "rtol": 1e-9, "atol": 1e-9}
+    node = lux.NeuralODE(lux.Dense(1, 1, use_bias=False), ts=[0.0, 3.0], event=event, **options)
+
+    def times(rate):
+        return node(jnp.array([[1.0], [0.02], [2.0]]), {"weight": -rate.reshape(1, 1)}, {})[0].ts[:, -1]
+
+    derivative = jax.jacfwd if adjoint == "forward" else jax.jacrev
+    program = jax.jit(lambda rate: (times(rate), derivative(times)(rate))).lower(jnp.array(1.0))
+    assert "callback" not in program.as_text()
+    found, slopes = program.compile()(jnp.array(1.0))
+    want = np.log([2.0, 1.0, 4.0])
+    np.testing.assert_allclose(found, [want[0], 3.0, want[2]], rtol=1e-7)
+    np.testing.assert_allclose(slopes, -want, rtol=1e-6, atol=1e-12)
+
+
+def test_a_check_of_the_condition_of_an_event_is_kept():
+    def condition(t, y, args, **_):
+        return eqx.error_if(y[0] - 0.5, y[0] < 0.6, "too far")
+
+    event = diffrax.Event(condition, optimistix.Bisection(1e-10, 1e-10))
+    node = lux.NeuralODE(lux.Dense(1, 1, use_bias=False), ts=[0.0, 3.0], event=event)
+    with pytest.raises(Exception, match="too far"):
+        jax.block_until_ready(node(jnp.ones(1), {"weight": -jnp.ones((1, 1))}, {})[0].ys)
 
 
 def test_progress_meter_passes_through(capfd):

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ..._compat import JitKey, diffeqsolve
+from ..solvers.root_finding import finding_events
 from .backsolve import BacksolveAdjoint
 from .discrete import DiscreteAdjoint
 from .gauss import GaussAdjoint
@@ -63,25 +64,28 @@ def differentiable_solve(
     holds_complex = _is_complex(inputs)
     if holds_complex and _is_wrong_for_complex(adjoint, solver, y0):
         inputs = only("real", f"{name} of {type(solver).__name__}", inputs)
+    bound = ", and max_steps" if max_steps is None else ""
     if isinstance(adjoint, _REVERSE):
-        inputs = only("reverse", name, inputs)
+        inputs = only("reverse", name, inputs, bound)
     terms, y0, args = inputs
     forward = isinstance(adjoint, diffrax.ForwardMode)
     unbounded = isinstance(adjoint, diffrax.DirectAdjoint) and max_steps is None
     if not forward and not isinstance(adjoint, GaussAdjoint):
         slope = -1.0 if isinstance(adjoint, diffrax.ImplicitAdjoint) else 0.0
         terms = isolated(terms, slope, with_noise=not _takes_additive_noise(solver))
-    options.update(adjoint=adjoint, max_steps=max_steps)
+    event = options.get("event")
+    by = adjoint if event is None or event.root_finder is None else finding_events(adjoint)
+    options.update(adjoint=by, max_steps=max_steps)
     try:
         with _without_warning() if holds_complex else contextlib.nullcontext():
             sol = diffeqsolve(terms, solver, t0, t1, dt0, y0, args, **options)
     except TypeError as error:  # where JAX meets its own refusal first, as under jit of vmap
         if isinstance(adjoint, _REVERSE) and "to a custom_vjp function" in str(error):
-            raise TypeError(sentence_of("reverse", name)) from error
+            raise TypeError(sentence_of("reverse", name) + bound) from error
         raise
-    if forward or unbounded:
-        return only("forward", f"{name} without max_steps" if unbounded else name, sol)
-    return sol
+    if unbounded:
+        return only("forward", f"{name} without max_steps", sol, ", or max_steps")
+    return only("forward", name, sol) if forward else sol
 
 
 def _is_wrong_for_complex(adjoint: diffrax.AbstractAdjoint, solver: diffrax.AbstractSolver, y0: Any) -> bool:

@@ -11,11 +11,10 @@ _SENTENCES = {
     "reverse": (
         "{} has reverse mode only, but forward mode was asked for, as by jax.jvp, jax.jacfwd and jax.hessian: with "
         'adjoint=\'auto\', use lux.jacobian, lux.hessian or `with lux.derivatives.mode("forward")` ("both" for second '
-        "derivatives), or give adjoint='direct', and max_steps"
+        "derivatives), or give adjoint='direct'"
     ),
     "forward": (
-        "{} has forward mode only, but reverse mode was asked for, as by jax.grad and jax.jacrev: give adjoint='auto', "
-        "and max_steps"
+        "{} has forward mode only, but reverse mode was asked for, as by jax.grad and jax.jacrev: give adjoint='auto'"
     ),
     "forward over reverse": (
         "{} has second derivatives by forward over reverse mode only, as of jax.hessian, lux.hessian and lux.hvp, but "
@@ -27,20 +26,20 @@ _SENTENCES = {
     ),
     "first": (
         "{} has first derivatives only, but second ones were asked for: with adjoint='auto', use lux.hessian, lux.hvp "
-        "or `with lux.derivatives.mode(\"both\")`, or give adjoint='direct', and max_steps"
+        "or `with lux.derivatives.mode(\"both\")`, or give adjoint='direct'"
     ),
 }
 
 
-def only(modes: str, adjoint: str, tree: Any) -> Any:
-    """The tree itself, whose derivatives in other modes raise `TypeError` with a sentence about the adjoint.
+def only(modes: str, adjoint: str, tree: Any, more: str = "") -> Any:
+    """The tree itself, whose derivatives in other modes raise `TypeError` with a sentence about the adjoint and `more`.
 
     `modes` is `"forward"` or `"reverse"`; for what a backward pass reads `"first"`, and for what it returns `"forward
     over reverse"`; for complex arrays `"real"`. `"first"` and `"real"` refuse all derivatives.
     """
     moving, rest = eqx.partition(tree, eqx.is_inexact_array)
     leaves, treedef = jax.tree.flatten(moving)
-    sentence = sentence_of(modes, adjoint)
+    sentence = sentence_of(modes, adjoint) + more
     if modes in ("first", "real"):
         leaves = _refused(leaves, sentence)
     else:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optimistix
 from jax.flatten_util import ravel_pytree
 
-from ..._compat import rebound, while_loop
+from ..._compat import Bisection, as_class, derived, rebound, while_loop, with_root_find
 from ..._tree import with_tangent
 
 
@@ -36,22 +36,30 @@ def converging(solver: diffrax.AbstractSolver) -> diffrax.AbstractSolver:
 
 def _with_implicit_derivatives(solver: diffrax.AbstractSolver) -> diffrax.AbstractSolver:
     """The solver, with its root finds differentiated by `DenseImplicitAdjoint`."""
-    cls = _with_own_root_find(type(solver))
-    if cls is type(solver):
-        return solver
-    changed = object.__new__(cls)
-    for name, value in vars(solver).items():
-        object.__setattr__(changed, name, value)
-    return changed
+    return as_class(solver, _with_own_root_find(type(solver)))
 
 
 @functools.cache
 def _with_own_root_find(cls: type[diffrax.AbstractSolver]) -> type[diffrax.AbstractSolver]:
     find = functools.partial(optimistix.root_find, adjoint=DenseImplicitAdjoint())
     step = rebound(cls.step, optx=types.SimpleNamespace(root_find=find))
-    if step is cls.step:
-        return cls
-    return types.new_class(cls.__name__, (cls,), {}, lambda body: body.update(step=step, __module__=__name__))
+    return cls if step is cls.step else derived(cls, step=step)
+
+
+def finding_events(adjoint: diffrax.AbstractAdjoint) -> diffrax.AbstractAdjoint:
+    """The adjoint, with the times of events found, and differentiated, without callbacks."""
+    return with_root_find(adjoint, _event_time)
+
+
+def _event_time(conditions: Callable[..., Any], finder: Any, **options: Any) -> Any:
+    """The root of the condition of the event that has happened; diffrax makes the others zero."""
+    if type(finder) is optimistix.Bisection:
+        finder = as_class(finder, Bisection)
+
+    def condition(t, args):
+        return sum(jax.tree.leaves(conditions(t, args)))
+
+    return optimistix.root_find(condition, finder, adjoint=DenseImplicitAdjoint(), **options)
 
 
 class DenseImplicitAdjoint(optimistix.AbstractAdjoint):
