@@ -1,9 +1,7 @@
 """Programs in few kinds of operations: calls inlined, constants computed, what a format lacks written otherwise."""
 
-import contextlib
 import math
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -31,19 +29,8 @@ def in_plain_operations(function: Callable[..., Any], rules: Rules | None = None
     return plain
 
 
-@contextlib.contextmanager
-def translated(name: str, file_format: str, missing: str, instead: str) -> Iterator[None]:
-    """Errors of a translation inside become a `ValueError` that says why there is none, and where the model can go.
-
-    `missing` is the pattern of an error that names an operation without translation, as its first group.
-    """
-    try:
-        yield
-    except Exception as error:
-        text = str(error)
-        found = re.search(missing, text)
-        cause = f"of its operation `{found[1]}`" if found else f"({type(error).__name__}: {text.partition(chr(10))[0]})"
-        raise ValueError(f"{name} has no form in {file_format} because {cause}: export it by {instead}") from error
+class NoForm(ValueError):
+    """What a format has no form for."""
 
 
 _MOST_FOLDED = 2**14  # elements of a constant that is made of smaller ones

@@ -165,6 +165,8 @@ def test_what_is_refused_is_not_written(tmp_path):
         lux.export.onnx(path, lambda x: lax.conv(x, x, (1, 1), "SAME"), x=np.ones((1, 1, 3, 3)))
     with pytest.raises(ValueError, match=r"no form in ONNX because of its operation `lu`.*lux.export.stablehlo"):
         lux.export.onnx(path, lambda x: jax.scipy.linalg.lu_factor(x)[0], x=x, batch_axis=None)
+    with pytest.raises(ValueError, match=r"its operation `eigh`: export it by lux.export.stablehlo$"):
+        lux.export.onnx(path, lambda x: jnp.linalg.eigvalsh(x.T @ x), x=x, batch_axis=None)
     with pytest.raises(ValueError, match=r"not the reverse mode of a solve.*lux.export.stablehlo"):
         lux.export.onnx(path, jax.grad(lambda ps, x: jnp.sum(node(x, ps, st)[0])), ps, x=x)
     stiff = node.replace(solver=diffrax.Kvaerno3())
