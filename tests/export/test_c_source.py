@@ -14,7 +14,7 @@ from small_models import set_up
 from source_operations import bytes_of, elementwise, loops_and_branches, moving, of_types, samples, solves
 
 import lux_sciml as lux
-from lux_sciml.export import c_source
+from lux_sciml.export import c_source, read_metadata
 
 STRICT = ("-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror", "-O1")
 CC = shutil.which("cc")
@@ -186,6 +186,8 @@ def test_images_shared_inputs_other_axes_and_a_workspace(tmp_path):
     y = np.zeros((20, 5), np.float32)
     call(compiled(tmp_path / "f.c").f_forward, 20, samples(20, 5), y)
     np.testing.assert_allclose(y, np.cumsum(samples(20, 5), 1), rtol=1e-6, atol=1e-6)
+    about = read_metadata(tmp_path / "f.c")
+    assert about["inputs"][0]["shape"] == about["outputs"][0]["shape"] == ["batch", 5]
 
     def large(x):
         outer = jnp.sin(x[:, :, None] * x[:, None])
