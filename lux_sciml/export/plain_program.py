@@ -260,9 +260,28 @@ def _scatter(x: Any, indices: Any, updates: Any, *, dimension_numbers: Any, mode
     return new if here is None else lax.select(here, new, x)
 
 
+def scatter_add(x: Any, indices: Any, updates: Any, *, dimension_numbers: Any, **_: Any) -> Any:
+    """A sum with the updates between zeros, where there is one index that is known, as in gradients of `x[..., 0]`."""
+    numbers = dimension_numbers
+    if is_traced(indices) or np.ndim(indices) != 1 or len(numbers.update_window_dims) != updates.ndim:
+        return None
+    first = dict(zip(numbers.scatter_dims_to_operand_dims, np.asarray(indices).tolist(), strict=True))
+    part, pads = lax.expand_dims(updates, numbers.inserted_window_dims), []
+    for axis, (size, n) in enumerate(zip(part.shape, x.shape, strict=True)):
+        before = first.get(axis, 0)
+        after = -before if n == size else n - size - before
+        if not isinstance(after, int) or before < 0 or after < 0:
+            return None
+        pads.append((before, after, 0))
+    padded = lax.pad(part, np.zeros((), x.dtype), pads)
+    return padded if not is_traced(x) and not np.any(x) else lax.add(x, padded)
+
+
 _RULES: Rules = {
     "gather": _gather,
     "scatter": _scatter,
+    "scatter-add": scatter_add,
+    "scatter_add": scatter_add,
     "dynamic_slice": _dynamic_slice,
     "dynamic_update_slice": _dynamic_update_slice,
     "nextafter": _next_after,

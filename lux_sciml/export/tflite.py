@@ -16,7 +16,7 @@ from .._compat import equations, for_tensorflow, to_tensorflow
 from .._libraries import library
 from ..components.files import replacing
 from .function import PlainFunction, plain_function
-from .plain_program import NoForm, in_plain_operations
+from .plain_program import NoForm, in_plain_operations, scatter_add
 from .plain_solves import plain_solves
 from .saved_model import BY_LAPACK, holding, require_readable_sizes
 
@@ -160,6 +160,12 @@ def _scatter(*_: Any, **__: Any) -> None:
     raise NoForm("numbers that are added or multiplied at indices, as in gradients of indexing")
 
 
-_SCATTERS = ("scatter-add", "scatter_add", "scatter-sub", "scatter_sub", "scatter-mul", "scatter_mul")
+def _scatter_add(*operands: Any, **params: Any) -> Any:
+    total = scatter_add(*operands, **params)
+    return _scatter() if total is None else total
+
+
+_SCATTERS = ("scatter-sub", "scatter_sub", "scatter-mul", "scatter_mul")
 _SCATTERS += ("scatter-min", "scatter_min", "scatter-max", "scatter_max")
-_RULES = {"rem": _rem, "conv_general_dilated": _conv, **dict.fromkeys(_SCATTERS, _scatter)}
+_RULES = {"rem": _rem, "conv_general_dilated": _conv, "scatter-add": _scatter_add, "scatter_add": _scatter_add}
+_RULES |= dict.fromkeys(_SCATTERS, _scatter)

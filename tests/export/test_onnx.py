@@ -61,6 +61,7 @@ def test_operations(tmp_path):
         if x.dtype == "float64":  # parameters in single precision
             shaped.append(lax.dot(x, jnp.ones((x.shape[1], 2), "float32"), preferred_element_type=x.dtype))
         shaped += [jnp.mean(x), jnp.broadcast_to(jnp.arange(x.shape[0])[:, None], x.shape), jnp.tile(x, (1, 2))]
+        shaped += [x.at[:, 1].add(y[:, 0]), x.at[:, 1:].add(y[:, 1:])]
         shaped += [jnp.zeros_like(x), x.reshape(-1), jnp.any(x > 0, 1), jnp.split(x, [1], 1), jnp.take(x, 7, axis=1)]
         return [f(abs(x) if f is lax.rsqrt else x) for f in one], [f(x, y) for f in two], shaped
 

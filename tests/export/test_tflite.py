@@ -81,7 +81,7 @@ def test_what_is_refused_is_not_written(tmp_path, capfd):
             lux.export.tflite(path, f, x=x, batch_axis=None)
     assert not "".join(capfd.readouterr())  # the converter's own words
     with pytest.raises(ValueError, match=r"because .*added or multiplied at indices.*lux.export.stablehlo"):
-        lux.export.tflite(path, lambda x: x.at[0].add(1), x=x, batch_axis=None)
+        lux.export.tflite(path, lambda x: x.at[jnp.array([0, 0])].add(1), x=x, batch_axis=None)
     with pytest.raises(ValueError, match=r"because .*a convolution with less than no padding.*lux.export.stablehlo"):
         lux.export.tflite(
             path, lambda x: jax.lax.conv(x, x[:1], (1, 1), ((-1, 0), (0, 0))), x=jnp.ones((2, 1, 4, 4), "float32")
