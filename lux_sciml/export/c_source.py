@@ -276,7 +276,8 @@ def _side_by_side(routine: Routine, loops: Loops) -> Loops:
 
 def _header(name: str, routines: list[Routine], function: PlainFunction) -> str:
     guard = f"{name.upper()}_H"
-    lines = [f"/* {function.name}, {MARK}: arrays of n samples, one after the other; they must not overlap. */"]
+    samples = "arrays of n samples, one after the other; they" if function.symbols else "arrays"
+    lines = [f"/* {function.name}, {MARK}: {samples} must not overlap. */"]
     lines += [f"#ifndef {guard}", f"#define {guard}", "", "#include <stdint.h>", ""]
     lines += ["#ifdef __cplusplus", 'extern "C" {', "#endif", ""]
     for routine in routines:

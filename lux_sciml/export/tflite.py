@@ -96,7 +96,8 @@ def _cause(function: PlainFunction, error: Exception) -> str:
         return text
     found = re.search(_MISSING, text)
     if found is None:
-        return f"an error of its converter ({type(error).__name__}: {text.partition(chr(10))[0]})"
+        said = text.partition("\n")[0].rpartition(" error: ")[2]  # behind the place in a file
+        return f"an error of its converter ({type(error).__name__}: {said})"
     name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", found[1]).lower()
     ours = sorted(function.operations & _MEANT.get(name, {name}))
     types = {str(var.aval.dtype) for eqn in equations(function.jaxpr) for var in eqn.outvars}

@@ -182,6 +182,8 @@ def test_images_shared_inputs_other_axes_and_a_workspace(tmp_path):
     check(tmp_path, lambda x, t, w: jnp.tanh(t * x @ w), (x, np.asarray(t), w), **shared)
     check(tmp_path, lambda x, t, w: (jnp.tanh(t * x @ w), t * w), (x, np.asarray(t), w), **shared, vjp=False)
     check(tmp_path, lambda x: jnp.sum(x, 0), (samples(4, 3),), batch_axis=None)
+    header = (tmp_path / "f.h").read_text()
+    assert "n samples" not in header and "int n" not in header
     c_source(tmp_path / "f.c", lambda x: jnp.cumsum(x, 0), x=samples(5, 2), batch_axis=1)  # in C the samples are first
     y = np.zeros((20, 5), np.float32)
     call(compiled(tmp_path / "f.c").f_forward, 20, samples(20, 5), y)
