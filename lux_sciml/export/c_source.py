@@ -53,7 +53,8 @@ def c_source(
     * `name`: what the names of the functions begin with (default: the name of the file).
     * `fortran`: whether the module `name.f90` is written, with the interfaces by `iso_c_binding`.
 
-    There are, with `n` samples in each array, one after the other, whatever axis of `x` is the batch's:
+    There are, with `n` samples in each array, one after the other, whatever axis of `x` is the batch's, or with
+    `batch_axis=None` arrays as they are, and no argument `n`:
 
     * `void name_forward(int n, const float *x, float *y)`: :math:`y_i = f(x_i)`;
     * `name_jvp(n, x, x_dot, y, y_dot)`: also :math:`\dot y_i = J(x_i) \dot x_i`;
@@ -91,7 +92,7 @@ def c_source(
         function.require_types("C source", [t for t in TYPES if t != "bool"], "StableHLO (.stablehlo)")
         routines = routines_of(function, jvp, vjp)
         require_independence(function)
-    metadata = function.metadata("C source")
+    metadata = _samples_first(function).metadata("C source")
     texts = [_source(path, name, routines, metadata), _header(name, routines, function)]
     texts += [_module(name, routines)] * fortran
     for file, text in zip(paths, texts, strict=True):
@@ -125,6 +126,16 @@ def _converted(tree: Any, dtype: Any) -> Any:
         return jax.ShapeDtypeStruct(x.shape, dtype) if isinstance(x, jax.ShapeDtypeStruct) else jnp.asarray(x, dtype)
 
     return tree if dtype is None else jax.tree.map(convert, tree, is_leaf=lambda x: isinstance(x, ComponentVector))
+
+
+def _samples_first(function: PlainFunction) -> PlainFunction:
+    """What is said of the arrays in C, where the samples are one after the other, whatever axis they are on here."""
+
+    def moved(arrays: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.ShapeDtypeStruct]:
+        shapes = {name: tuple(sorted(x.shape, key=lambda n: isinstance(n, int))) for name, x in arrays.items()}
+        return {name: jax.ShapeDtypeStruct(shapes[name], x.dtype) for name, x in arrays.items()}
+
+    return dataclasses.replace(function, inputs=moved(function.inputs), outputs=moved(function.outputs))
 
 
 # --- C --------------------------------------------------------------------------------------------------------------
@@ -265,7 +276,8 @@ def _side_by_side(routine: Routine, loops: Loops) -> Loops:
 
 def _header(name: str, routines: list[Routine], function: PlainFunction) -> str:
     guard = f"{name.upper()}_H"
-    lines = [f"/* {function.name}, {MARK}: arrays of n samples, one after the other; they must not overlap. */"]
+    samples = "arrays of n samples, one after the other; they" if function.symbols else "arrays"
+    lines = [f"/* {function.name}, {MARK}: {samples} must not overlap. */"]
     lines += [f"#ifndef {guard}", f"#define {guard}", "", "#include <stdint.h>", ""]
     lines += ["#ifdef __cplusplus", 'extern "C" {', "#endif", ""]
     for routine in routines:

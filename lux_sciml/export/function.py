@@ -64,6 +64,11 @@ class PlainFunction:
         """The program, a closed jaxpr."""
         return self.call.trace(*self.specs).jaxpr
 
+    @functools.cached_property
+    def operations(self) -> frozenset[str]:
+        """JAX's names of the operations in it."""
+        return frozenset(eqn.primitive.name for eqn in _compat.equations(self.jaxpr))
+
     @property
     def symbols(self) -> tuple[str, ...]:
         """The names in the symbolic sizes of the inputs, such as `batch`."""

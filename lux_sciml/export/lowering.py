@@ -105,12 +105,12 @@ def lower(
     *specs: jax.ShapeDtypeStruct,
     supported: Iterable[str],
     to: str,
-    otherwise: str = "export it as StableHLO, which holds every operation of JAX: path='model.stablehlo'",
+    otherwise: str = "export it as StableHLO, which holds every operation and type of JAX: path='model.stablehlo'",
 ) -> Block:
     """The operations of `function`, from one array for each of `specs` to a flat list of arrays.
 
-    Raises `ValueError` for an operation that is not among the `supported` ones, naming it and the format `to`, with the
-    way on.
+    Raises `ValueError` for an operation that is not among the `supported` ones, naming it and the format `to`, and for
+    numbers of other types, with the way on.
     """
     closed = jax.make_jaxpr(function)(*specs)
     inputs = [_value(var) for var in closed.jaxpr.invars]
@@ -128,7 +128,7 @@ def lower(
             if value.dtype.kind not in "fiub" or (value.dtype.kind == "f" and value.dtype.itemsize < 4):
                 raise ValueError(
                     f"{to} is written in float32 or float64, with integers and booleans, and this model computes with "
-                    f"{value.dtype}: convert it, or pass dtype=jnp.float32"
+                    f"{value.dtype}: convert it; otherwise, {otherwise}"
                 )
     return block
 

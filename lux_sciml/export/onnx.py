@@ -12,14 +12,14 @@ from .. import _compat
 from .._libraries import library
 from ..components.files import replacing
 from .function import PlainFunction, plain_function
-from .onnx_graph import NoForm, Writer
+from .onnx_graph import Writer
 from .onnx_program import run
-from .plain_program import in_plain_operations
+from .plain_program import NoForm, in_plain_operations
 from .plain_solves import plain_solves
+from .saved_model import holding
 
 _REAL = (np.float32, np.float64)
 _WHOLE = (np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64, np.bool_)
-_INSTEAD = "lux.export.stablehlo or lux.export.saved_model"
 
 
 def onnx(
@@ -65,14 +65,15 @@ def _model(function: PlainFunction, opset: int) -> Any:
     onnx = library("onnx", "lux-sciml[export]")
     if not 18 <= opset <= 23:
         raise ValueError(f"the version of ONNX's operators is one of 18 to 23, got {opset}")
-    function.require_types("ONNX", (*_REAL, *_WHOLE), _INSTEAD)
+    instead = holding(function)
+    function.require_types("ONNX", (*_REAL, *_WHOLE), instead)
     program = _compat.without_unused(jax.make_jaxpr(in_plain_operations(function.call))(*function.specs))
-    _require_types(function, program)
+    _require_types(function, program, instead)
     writer = Writer(onnx, {*function.inputs, *function.outputs})
     try:
         graph = _graph(function, program, writer)
     except NoForm as error:
-        raise ValueError(f"{function.name} has no form in ONNX because of {error}: export it by {_INSTEAD}") from error
+        raise ValueError(f"{function.name} has no form in ONNX because of {error}: export it by {instead}") from error
     proto = onnx.helper.make_model(
         graph,
         opset_imports=[onnx.helper.make_opsetid("", opset)],
@@ -86,7 +87,7 @@ def _model(function: PlainFunction, opset: int) -> Any:
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ValueError(
             f"{function.name} has no form in ONNX because of an operation in a type that it does not have there "
-            f"({str(error).strip().splitlines()[-1]}): export it by {_INSTEAD}"
+            f"({str(error).strip().splitlines()[-1]}): export it by {instead}"
         ) from error
     return proto
 
@@ -109,7 +110,7 @@ def _graph(function: PlainFunction, program: Any, writer: Writer) -> Any:
     )
 
 
-def _require_types(function: PlainFunction, program: Any) -> None:
+def _require_types(function: PlainFunction, program: Any, instead: str) -> None:
     """Raise `TypeError` where a program computes with numbers that runtimes of ONNX do not have."""
     known = set(map(np.dtype, (*_REAL, *_WHOLE)))
     for eqn in _compat.equations(program):
@@ -117,5 +118,5 @@ def _require_types(function: PlainFunction, program: Any) -> None:
             if var.aval.dtype not in known:
                 raise TypeError(
                     f"{function.name} computes in {var.aval.dtype}, in `{eqn.primitive.name}`, which runtimes of ONNX "
-                    f"do not: convert its parameters and inputs, or take {_INSTEAD}"
+                    f"do not: convert its parameters and inputs, or take {instead}"
                 )

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from .lowering import filler
-from .onnx_graph import NoForm, Writer
+from .onnx_graph import Writer
+from .plain_program import NoForm
 
 # --- shapes -------------------------------------------------------------------------------------------------------
 

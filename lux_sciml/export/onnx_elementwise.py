@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from .onnx_graph import NoForm, Writer
+from .onnx_graph import Writer
+from .plain_program import NoForm
 
 
 def _same(kind: str) -> Callable[..., str]:

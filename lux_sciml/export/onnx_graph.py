@@ -7,9 +7,7 @@ from typing import Any
 
 import numpy as np
 
-
-class NoForm(ValueError):
-    """What ONNX has no form for."""
+from .plain_program import NoForm
 
 
 class Writer:

@@ -10,7 +10,8 @@ from .._compat import Literal, scan_counts
 from .._tree import is_random_key
 from .onnx_arrays import ARRAYS
 from .onnx_elementwise import ELEMENTWISE
-from .onnx_graph import NoForm, Writer
+from .onnx_graph import Writer
+from .plain_program import NoForm
 
 _MEANT = {"custom_linear_solve": ", a linear system, as in gradients of equilibria"}
 

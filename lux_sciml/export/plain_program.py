@@ -1,9 +1,7 @@
 """Programs in few kinds of operations: calls inlined, constants computed, what a format lacks written otherwise."""
 
-import contextlib
 import math
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -13,7 +11,6 @@ from jax import lax
 
 from .. import _compat
 from .._tree import is_traced
-from .function import require_no_hidden_callbacks
 
 Rules = Mapping[str, Callable[..., Any]]
 
@@ -32,20 +29,8 @@ def in_plain_operations(function: Callable[..., Any], rules: Rules | None = None
     return plain
 
 
-@contextlib.contextmanager
-def translated(name: str, file_format: str, missing: str, instead: str) -> Iterator[None]:
-    """Errors of a translation inside become a `ValueError` that says why there is none, and where the model can go.
-
-    `missing` is the pattern of an error that names an operation without translation, as its first group.
-    """
-    try:
-        yield
-    except Exception as error:
-        require_no_hidden_callbacks(name, error)
-        text = str(error)
-        found = re.search(missing, text)
-        cause = f"of its operation `{found[1]}`" if found else f"({type(error).__name__}: {text.partition(chr(10))[0]})"
-        raise ValueError(f"{name} has no form in {file_format} because {cause}: export it by {instead}") from error
+class NoForm(ValueError):
+    """What a format has no form for."""
 
 
 _MOST_FOLDED = 2**14  # elements of a constant that is made of smaller ones
@@ -275,9 +260,28 @@ def _scatter(x: Any, indices: Any, updates: Any, *, dimension_numbers: Any, mode
     return new if here is None else lax.select(here, new, x)
 
 
+def scatter_add(x: Any, indices: Any, updates: Any, *, dimension_numbers: Any, **_: Any) -> Any:
+    """A sum with the updates between zeros, where there is one index that is known, as in gradients of `x[..., 0]`."""
+    numbers = dimension_numbers
+    if is_traced(indices) or np.ndim(indices) != 1 or len(numbers.update_window_dims) != updates.ndim:
+        return None
+    first = dict(zip(numbers.scatter_dims_to_operand_dims, np.asarray(indices).tolist(), strict=True))
+    part, pads = lax.expand_dims(updates, numbers.inserted_window_dims), []
+    for axis, (size, n) in enumerate(zip(part.shape, x.shape, strict=True)):
+        before = first.get(axis, 0)
+        after = -before if n == size else n - size - before
+        if not isinstance(after, int) or before < 0 or after < 0:
+            return None
+        pads.append((before, after, 0))
+    padded = lax.pad(part, np.zeros((), x.dtype), pads)
+    return padded if not is_traced(x) and not np.any(x) else lax.add(x, padded)
+
+
 _RULES: Rules = {
     "gather": _gather,
     "scatter": _scatter,
+    "scatter-add": scatter_add,
+    "scatter_add": scatter_add,
     "dynamic_slice": _dynamic_slice,
     "dynamic_update_slice": _dynamic_update_slice,
     "nextafter": _next_after,

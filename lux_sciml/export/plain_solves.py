@@ -24,8 +24,8 @@ def plain_solves() -> Iterator[None]:
 
     They take the steps that diffrax and optimistix take: those of the solver's own tableau, with the sizes that the
     layer's controller gives, saved by the solver's own interpolation; and Newton's. `ValueError`, by name, for what
-    they do not take: implicit solvers, noise, events, controllers that jump, `saveat` of steps, other root finders, and
-    differentiation in reverse mode.
+    they do not take: controls that interpolate data, implicit solvers, noise, events, controllers that jump, `saveat`
+    of steps, other root finders, and differentiation in reverse mode.
     """
     with solved_by(_solve), roots_found_by(_find_root):
         try:
@@ -78,7 +78,7 @@ def _solve(
     """What `diffrax.diffeqsolve` returns, without statistics of its own."""
     if isinstance(event, str):
         raise _refusal("jumps and events that change the state")
-    _require_plain(terms, solver, stepsize_controller, saveat, event)
+    _require_plain(terms, solver, stepsize_controller, saveat, event, args)
     if throw or not isinstance(progress_meter, diffrax.NoProgressMeter):
         raise ValueError("exported solves do not call back to Python: leave throw=True and the progress meter out")
     backward = t0 > t1
@@ -185,12 +185,13 @@ class _Forward(diffrax.AbstractTerm):
         return self.term.prod(vf, control)
 
 
-def _require_plain(terms: Any, solver: Any, controller: Any, saveat: diffrax.SaveAt, event: Any) -> None:
+def _require_plain(terms: Any, solver: Any, controller: Any, saveat: diffrax.SaveAt, event: Any, args: Any) -> None:
     """Raise `ValueError` for what `_solve` does not do as diffrax does."""
     controller = controller.controller if isinstance(controller, Guarded) else controller
     sub = saveat.subs
     simple = isinstance(sub, diffrax.SubSaveAt) and not (sub.steps or saveat.dense or saveat.solver_state)
     for refused, what in (
+        (_interpolates((terms, args)), "controls that interpolate data, as a NeuralCDE has"),
         (isinstance(solver, diffrax.AbstractImplicitSolver), f"the implicit solver {type(solver).__name__}"),
         (not _all_ordinary(terms), "an equation with noise or a control term"),
         (not isinstance(controller, _CONTROLLERS), f"the step size controller {type(controller).__name__}"),
@@ -202,6 +203,13 @@ def _require_plain(terms: Any, solver: Any, controller: Any, saveat: diffrax.Sav
 
 
 _CONTROLLERS = (diffrax.ConstantStepSize, diffrax.StepTo, diffrax.PIDController)
+
+
+def _interpolates(tree: Any) -> bool:
+    def is_data(x: Any) -> bool:
+        return isinstance(x, diffrax.AbstractGlobalInterpolation)
+
+    return any(map(is_data, jax.tree.leaves(tree, is_leaf=is_data)))
 
 
 def _all_ordinary(terms: Any) -> bool:

@@ -13,14 +13,14 @@ from typing import Any
 import jax
 import jax.export
 
-from .._compat import equations, for_tensorflow, run_jaxpr, to_tensorflow
+from .._compat import for_tensorflow, run_jaxpr, to_tensorflow
 from .._libraries import library
 from . import factorizations
 from .function import PLATFORMS, PlainFunction, lowered, plain_function, require_platforms
 from .metadata import SAVED_MODEL
 from .plain_program import in_plain_operations
 
-_BY_LAPACK = frozenset(
+BY_LAPACK = frozenset(
     "lu triangular_solve cholesky qr geqrf geqp3 householder_product eigh svd eig schur hessenberg tridiagonal"
     " tridiagonal_solve ormqr sylvester".split()
 )
@@ -111,7 +111,7 @@ def _tensorflow_function(tf: Any, function: PlainFunction, gradient: bool, platf
 
 def _without_lapack(function: PlainFunction, platforms: tuple[str, ...], gradient: bool) -> Callable[..., Any]:
     """The function without what JAX computes by LAPACK on a CPU, which TensorFlow does not bring along."""
-    found = _BY_LAPACK & {eqn.primitive.name for eqn in equations(function.jaxpr)}
+    found = BY_LAPACK & function.operations
     if not found or "cpu" not in platforms:
         return function.call
     refused = found if gradient else found - factorizations.RULES.keys()
@@ -131,6 +131,12 @@ def _linear_solve(*values: Any, **params: Any) -> list[Any]:
 
 
 _RULES = {**factorizations.RULES, "custom_linear_solve": _linear_solve}
+
+
+def holding(function: PlainFunction) -> str:
+    """The formats that hold a function where others do not: StableHLO, and SavedModel without factorizations."""
+    factorized = BY_LAPACK & function.operations - factorizations.RULES.keys()
+    return "lux.export.stablehlo" if factorized else "lux.export.stablehlo or lux.export.saved_model"
 
 
 def require_readable_sizes(tf: Any, function: PlainFunction) -> None:

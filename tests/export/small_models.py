@@ -45,6 +45,16 @@ MODELS = {
                   lux.Dense(3, 2)),
         (2, 3),
     ),
+    "hamiltonian": (
+        lux.Chain(
+            lambda u: (u, u),
+            lux.HamiltonianODE(lux.Lambda(lambda p: 0.5 * jnp.sum(p**2, -1)),
+                               lux.Chain(lux.MLP(3, 4, 1), lambda v: v[..., 0]),
+                               ts=times, dt0=0.1, output="final"),
+            lambda u: u[0],
+        ),
+        (2, 3),
+    ),
     "deq": (lux.DeepEquilibrium(cell, shape=4, rtol=1e-6, atol=1e-6), (2, 3)),
     "roots": (lux.SteadyState(Decay(net), batching="vmap"), (2, 3)),
 }  # fmt: skip

@@ -14,7 +14,7 @@ from small_models import set_up
 from source_operations import bytes_of, elementwise, loops_and_branches, moving, of_types, samples, solves
 
 import lux_sciml as lux
-from lux_sciml.export import c_source
+from lux_sciml.export import c_source, read_metadata
 
 STRICT = ("-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror", "-O1")
 CC = shutil.which("cc")
@@ -182,10 +182,14 @@ def test_images_shared_inputs_other_axes_and_a_workspace(tmp_path):
     check(tmp_path, lambda x, t, w: jnp.tanh(t * x @ w), (x, np.asarray(t), w), **shared)
     check(tmp_path, lambda x, t, w: (jnp.tanh(t * x @ w), t * w), (x, np.asarray(t), w), **shared, vjp=False)
     check(tmp_path, lambda x: jnp.sum(x, 0), (samples(4, 3),), batch_axis=None)
+    header = (tmp_path / "f.h").read_text()
+    assert "n samples" not in header and "int n" not in header
     c_source(tmp_path / "f.c", lambda x: jnp.cumsum(x, 0), x=samples(5, 2), batch_axis=1)  # in C the samples are first
     y = np.zeros((20, 5), np.float32)
     call(compiled(tmp_path / "f.c").f_forward, 20, samples(20, 5), y)
     np.testing.assert_allclose(y, np.cumsum(samples(20, 5), 1), rtol=1e-6, atol=1e-6)
+    about = read_metadata(tmp_path / "f.c")
+    assert about["inputs"][0]["shape"] == about["outputs"][0]["shape"] == ["batch", 5]
 
     def large(x):
         outer = jnp.sin(x[:, :, None] * x[:, None])
@@ -209,7 +213,7 @@ def test_refusals(net, tmp_path):
         (lambda x: jnp.mean(x[1:], 0), "depends on the others of the batch, on their number"),
         (lambda x: jnp.mean(x), "has no batch axis and depends on the samples"),
         (lambda x: jnp.sort(x), r"C source has no translation of 'sort'.*StableHLO"),
-        (lambda x: (x.astype(jnp.bfloat16) * 2).astype(x.dtype), "computes with bfloat16"),
+        (lambda x: (x.astype(jnp.bfloat16) * 2).astype(x.dtype), "computes with bfloat16: convert it.*StableHLO"),
     ):
         with pytest.raises(ValueError, match=message):
             c_source(path, f, x=x)

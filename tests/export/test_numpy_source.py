@@ -116,6 +116,9 @@ def test_refusals(tmp_path):
     x, path = samples(2, 4), tmp_path / "net.py"
     with pytest.raises(ValueError, match=r"NumPy source has no translation of 'sort'.*StableHLO"):
         numpy_source(path, jnp.sort, x=x)
+    for dtype in ("bfloat16", "complex64"):
+        with pytest.raises(ValueError, match=rf"computes with {dtype}: convert it.*StableHLO"):
+            numpy_source(path, lambda x, dtype=dtype: jnp.exp(x.astype(dtype)), x=x)
     with pytest.raises(ValueError, match=r"ends in \.py"):
         numpy_source(tmp_path / "net.txt", jnp.sin, x=x)
     with pytest.raises(ValueError, match="no name that the function"):

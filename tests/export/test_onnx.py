@@ -61,6 +61,7 @@ def test_operations(tmp_path):
         if x.dtype == "float64":  # parameters in single precision
             shaped.append(lax.dot(x, jnp.ones((x.shape[1], 2), "float32"), preferred_element_type=x.dtype))
         shaped += [jnp.mean(x), jnp.broadcast_to(jnp.arange(x.shape[0])[:, None], x.shape), jnp.tile(x, (1, 2))]
+        shaped += [x.at[:, 1].add(y[:, 0]), x.at[:, 1:].add(y[:, 1:])]
         shaped += [jnp.zeros_like(x), x.reshape(-1), jnp.any(x > 0, 1), jnp.split(x, [1], 1), jnp.take(x, 7, axis=1)]
         return [f(abs(x) if f is lax.rsqrt else x) for f in one], [f(x, y) for f in two], shaped
 
@@ -165,6 +166,8 @@ def test_what_is_refused_is_not_written(tmp_path):
         lux.export.onnx(path, lambda x: lax.conv(x, x, (1, 1), "SAME"), x=np.ones((1, 1, 3, 3)))
     with pytest.raises(ValueError, match=r"no form in ONNX because of its operation `lu`.*lux.export.stablehlo"):
         lux.export.onnx(path, lambda x: jax.scipy.linalg.lu_factor(x)[0], x=x, batch_axis=None)
+    with pytest.raises(ValueError, match=r"its operation `eigh`: export it by lux.export.stablehlo$"):
+        lux.export.onnx(path, lambda x: jnp.linalg.eigvalsh(x.T @ x), x=x, batch_axis=None)
     with pytest.raises(ValueError, match=r"not the reverse mode of a solve.*lux.export.stablehlo"):
         lux.export.onnx(path, jax.grad(lambda ps, x: jnp.sum(node(x, ps, st)[0])), ps, x=x)
     stiff = node.replace(solver=diffrax.Kvaerno3())

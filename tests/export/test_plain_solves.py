@@ -92,6 +92,14 @@ def test_other_solves_are_refused_by_name(options, name):
         jax.eval_shape(lambda x: layer(x, ps, st)[0].ys, jnp.ones(3, "float32"))
 
 
+@pytest.mark.parametrize("interpolation", ["hermite", "linear"])
+def test_controls_that_interpolate_are_refused_as_such(interpolation):
+    cde = lux.NeuralCDE(lux.Dense(2, 6), lux.Dense(3, 2), interpolation=interpolation, output="final")
+    ps, st = lux.setup(jax.random.key(0), cde)
+    with plain_solves(), pytest.raises(ValueError, match=r"not controls that interpolate data.*stablehlo"):
+        jax.eval_shape(lambda xs: cde((jnp.linspace(0.0, 1.0, 5), xs), ps, st)[0], jnp.ones((5, 2)))
+
+
 def test_roots_by_newtons_steps():
     x = jax.random.normal(jax.random.key(1), (4, 3), float)
     for batching in ("joint", "vmap"):
@@ -116,6 +124,9 @@ def test_plain_operations():
             x.at[i].set(7.0),
             x.at[i, 1].set(8.0, mode="clip"),
             lax.dynamic_update_slice(x, x[:2] * 0, (i, jnp.int32(0))),
+            x.at[2].add(x[0]),
+            x.at[1:3, 1].add(x[1:3, 0]),
+            x.at[9].add(x[0]),
         )
         stepped = jax.vmap(lambda row: lax.while_loop(lambda y: y[0] < 9, lambda y: y + row**2 + 1, row))(x)
         branch = lax.cond(i > 1, jnp.sin, jnp.cos, x)

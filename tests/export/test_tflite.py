@@ -60,19 +60,29 @@ def test_remainders_have_the_sign_of_what_is_divided(tmp_path):
         np.testing.assert_allclose(y, jax.jit(remainders)(x)[int(name[2:])], rtol=1e-6, atol=1e-6)
 
 
-def test_what_is_refused_is_not_written(tmp_path):
+def test_what_is_refused_is_not_written(tmp_path, capfd):
     path = tmp_path / "model.tflite"
     path.write_bytes(b"old")
     node = lux.NeuralODE(net, ts=times, output="final")
     ps, st, _ = set_up(node)
     x = jnp.ones((2, 3), "float32")
-    with pytest.raises(TypeError, match=r"the input 'x' of NeuralODE is float64, which TFLite lacks.*lux.export.onnx"):
+    with pytest.raises(TypeError, match=r"is float64, which TFLite lacks.*lux.export.stablehlo"):
         lux.export.tflite(path, node, ps.astype(float), st, jnp.ones((2, 3)))
-    with pytest.raises(ValueError, match=r"no form in TFLite because of its operation `sort`.*lux.export.onnx"):
-        lux.export.tflite(path, jnp.sort, x=x)
-    with pytest.raises(ValueError, match=r"because .*added or multiplied at indices.*lux.export.onnx"):
-        lux.export.tflite(path, lambda x: x.at[0].add(1), x=x, batch_axis=None)
-    with pytest.raises(ValueError, match=r"because .*a convolution with less than no padding.*lux.export.onnx"):
+    capfd.readouterr()
+    both = "export it by lux.export.stablehlo or lux.export.saved_model"
+    for f, cause in (
+        (jnp.sort, f"its operation `sort`: {both}"),
+        (lambda x: jax.lax.top_k(x, 2)[0], f"its operation `top_k`: {both}"),
+        (lambda x: jnp.fft.fft(x).real, f"its operation `fft`: {both}"),
+        (lambda x: jnp.linalg.eigvalsh(x.T @ x), "its operation `eigh`: export it by lux.export.stablehlo"),
+        (lambda x: (x.astype("bfloat16") * 2).astype("float32"), f"numbers in bfloat16: {both}"),
+    ):
+        with pytest.raises(ValueError, match=f"no form in TFLite because of {cause}$"):
+            lux.export.tflite(path, f, x=x, batch_axis=None)
+    assert not "".join(capfd.readouterr())  # the converter's own words
+    with pytest.raises(ValueError, match=r"because .*added or multiplied at indices.*lux.export.stablehlo"):
+        lux.export.tflite(path, lambda x: x.at[jnp.array([0, 0])].add(1), x=x, batch_axis=None)
+    with pytest.raises(ValueError, match=r"because .*a convolution with less than no padding.*lux.export.stablehlo"):
         lux.export.tflite(
             path, lambda x: jax.lax.conv(x, x[:1], (1, 1), ((-1, 0), (0, 0))), x=jnp.ones((2, 1, 4, 4), "float32")
         )
