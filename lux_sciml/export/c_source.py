@@ -131,11 +131,11 @@ def _converted(tree: Any, dtype: Any) -> Any:
 def _samples_first(function: PlainFunction) -> PlainFunction:
     """What is said of the arrays in C, where the samples are one after the other, whatever axis they are on here."""
 
-    def moved(arrays: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.ShapeDtypeStruct]:
-        shapes = {name: tuple(sorted(x.shape, key=lambda n: isinstance(n, int))) for name, x in arrays.items()}
-        return {name: jax.ShapeDtypeStruct(shapes[name], x.dtype) for name, x in arrays.items()}
+    def moved(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(tuple(sorted(x.shape, key=lambda n: isinstance(n, int))), x.dtype)
 
-    return dataclasses.replace(function, inputs=moved(function.inputs), outputs=moved(function.outputs))
+    inputs, outputs = ({name: moved(x) for name, x in arrays.items()} for arrays in (function.inputs, function.outputs))
+    return dataclasses.replace(function, inputs=inputs, outputs=outputs)
 
 
 # --- C --------------------------------------------------------------------------------------------------------------

@@ -23,6 +23,21 @@ def slope(x: np.ndarray, value: float, gradient: np.ndarray, inside: Callable[[n
     return float(np.max(np.abs(step) * np.maximum(np.abs(x), 1), initial=0) / max(abs(value), 1))
 
 
+def steepness(
+    x: np.ndarray,
+    value: float,
+    gradient: np.ndarray,
+    loss: Callable[[np.ndarray], float],
+    inside: Callable[[np.ndarray], np.ndarray],
+    dtype: np.dtype,
+    enough: float = STEEP,
+) -> float:
+    """The slope, where it is above `STEEP` and what is `enough`, and the loss falls along the gradient; else zero."""
+    found = slope(x, value, gradient, inside)
+    steep = found > max(STEEP, enough) and descends(x, value, gradient, loss, inside, dtype)
+    return found if steep else 0.0
+
+
 def descends(
     x: np.ndarray,
     value: float,

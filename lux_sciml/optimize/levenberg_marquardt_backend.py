@@ -41,6 +41,9 @@ def run(
     def at(x):
         return problem.join(problem.unravel(x), data)
 
+    def value_at(x):
+        return float(programs(_value, x, data)(x, data))
+
     def advance(carry, limit):
         return compiled(carry, data, box, limit)
 
@@ -59,7 +62,7 @@ def run(
                 return False, f"{NOT_FINITE_RESAMPLED} after step {steps}"
             progress.params, progress.value = functools.partial(at, x), value
             if not np.isfinite(value):
-                progress.value = progress.history[0] = float(programs(_value, x, data)(x, data))
+                progress.value = progress.history[0] = value_at(x)
                 return False, NOT_FINITE_AT_START
             if made > 0 or start == 0:
                 progress.report(steps, progress.params, progress.value)
@@ -70,7 +73,7 @@ def run(
     if state.converged:
         stored = len(state.point.jacobian) > 0
         gradient = state.point.residual @ state.point.jacobian if stored else programs(_gradient, x, data)(x, data)
-        return _verdict(x, state, gradient, lambda x: float(programs(_value, x, data)(x, data)), bounds)
+        return _verdict(x, state, gradient, lambda flat: value_at(jnp.asarray(flat, x.dtype)), bounds)
     return False, f"max_steps={total} reached before convergence"
 
 
@@ -78,7 +81,7 @@ def _verdict(
     x: jax.Array,
     state: State,
     gradient: jax.Array,
-    loss: Callable[[jax.Array], float],
+    loss: Callable[[np.ndarray], float],
     bounds: tuple[np.ndarray, np.ndarray] | None,
 ) -> tuple[bool, str]:
     if not state.finite:
@@ -88,10 +91,8 @@ def _verdict(
         )
     inside = (lambda x: x) if bounds is None else (lambda x: np.clip(x, *bounds))
     at = np.asarray(x, np.float64), float(state.point.value), np.asarray(gradient, np.float64)
-    slope = convergence.slope(*at, inside)
-    if slope > convergence.STEEP and convergence.descends(
-        *at, lambda flat: loss(jnp.asarray(flat, x.dtype)), inside, state.point.value.dtype
-    ):
+    slope = convergence.steepness(*at, loss, inside, state.point.value.dtype)
+    if slope:
         return False, (
             f"no step lowers the loss, but its gradient, {slope:.1g} relative to the loss, is not small: the "
             f"residuals are not smooth there; {convergence.ADVICE}"

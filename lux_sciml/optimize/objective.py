@@ -106,12 +106,12 @@ class Objective:
 
         if self.kind == VALUE:
             fall = convergence.fall(self.best, self.value, loss, self.inside, dtype)
-            self.best, self.value, self.gradient = best
-            return f"a small step lowers the loss by {fall:.1g} of it" if fall > max(convergence.FALL, tol) else ""
-        slope = convergence.slope(*best, self.inside)
-        steep = slope > max(convergence.STEEP, tol) and convergence.descends(*best, loss, self.inside, dtype)
-        self.best, self.value, self.gradient = best
-        return f"the gradient, {slope:.1g} relative to the loss, is not small" if steep else ""
+            doubt = f"a small step lowers the loss by {fall:.1g} of it" if fall > max(convergence.FALL, tol) else ""
+        else:
+            slope = convergence.steepness(*best, loss, self.inside, dtype, tol)
+            doubt = f"the gradient, {slope:.1g} relative to the loss, is not small" if slope else ""
+        self.best, self.value, self.gradient = best  # which looking around may have moved
+        return doubt
 
 
 def barrier(x: np.ndarray, best: np.ndarray, highest: float, gradient: np.ndarray) -> tuple[float, np.ndarray]:

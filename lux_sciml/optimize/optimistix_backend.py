@@ -134,10 +134,10 @@ class _Run:
                 return f"the solver ended where a small step lowers the loss by {fall:.1g} of it: {convergence.ADVICE}"
             return ""
         at = self.evaluate(y) if value > self.progress.value else (value, gradient)
-        slope = convergence.slope(y, *at, self.inside)
-        enough = max(convergence.STEEP, getattr(self.method, "rtol", 0.0), getattr(self.method, "atol", 0.0))
+        enough = max(getattr(self.method, "rtol", 0.0), getattr(self.method, "atol", 0.0))
         dtype = self.problem.dtype
-        if slope > enough and convergence.descends(y, *at, lambda x: self.evaluate(x)[0], self.inside, dtype):
+        slope = convergence.steepness(y, *at, lambda x: self.evaluate(x)[0], self.inside, dtype, enough)
+        if slope:
             return (
                 f"the solver ended where the gradient, {slope:.1g} relative to the loss, is not small: "
                 f"{convergence.ADVICE}"
