@@ -21,12 +21,11 @@ docs: $(VENV)/docs
 test: $(VENV)/test
 	$(BIN)/python -m pytest -m "not exhaustive"
 
-# These too, and the comparisons with other libraries, but of a long test with several cases the first alone; of PyTorch
-# the CPU build is enough.
+# The same, and the comparisons with other libraries; of PyTorch the CPU build is enough.
 test-extras: $(VENV)/test-extras
-	$(BIN)/python -m pytest -m "not cases"
+	$(BIN)/python -m pytest -m "not exhaustive"
 
-# Every case of every test, in an hour or two.
+# Every test, in an hour or two.
 test-all: $(VENV)/test-extras
 	$(BIN)/python -m pytest
 

@@ -34,7 +34,7 @@ training/test_step
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marks
 def pytest_collection_modifyitems(items):
-    """The mark `gpu`; of a test marked `exhaustive` with several cases the first is not, and the others are `cases`."""
+    """The mark `gpu`; of a test marked `exhaustive` with several cases the first is not."""
     core, seen = [Path(__file__).parent / f"{name}.py" for name in CORE], set()
     for item in items:
         if item.path in core:
@@ -44,8 +44,6 @@ def pytest_collection_modifyitems(items):
         if many and function not in seen:
             seen.add(function)
             item.own_markers[:] = [mark for mark in item.own_markers if mark.name != "exhaustive"]
-        elif many:
-            item.add_marker("cases")
 
 
 @pytest.fixture(autouse=True)

@@ -4,11 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from ..core import Layer, field
 from ..core.converters import count, function, optional
 from ..initializers import KaimingUniform
+from ._affine import product
 from ._shapes import require_last
 from .basis import Basis, BSplineBasis, as_basis
 
@@ -50,5 +50,7 @@ class KANLayer(Layer):
 
     def forward(self, x, ps, st):
         x = require_last(self, x, (self.in_features,))
-        y = jnp.einsum("...ik,iko->...o", self.basis(x), ps["weight"])
-        return (y if self.activation is None else y + self.activation(x) @ ps["base_weight"]), st
+        values = self.basis(x)
+        values = values.reshape(*x.shape[:-1], self.in_features * self.basis.size)
+        y = product(values, ps["weight"].reshape(-1, self.out_features))
+        return (y if self.activation is None else y + product(self.activation(x), ps["base_weight"])), st

@@ -4,16 +4,14 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
-from .._platform import by_platform
 from ..activations import gain, identity
 from ..core import Layer, field
 from ..core.converters import count, flag, function, natural, optional
 from ..core.printing import brief
 from ..initializers import KaimingUniform, Uniform, ones, zeros
-from ._affine import shared, weight_and_bias
+from ._affine import product, shared, weight_and_bias
 from ._shapes import as_floating, as_tuple, require_last, size_or_sizes
 
 
@@ -50,25 +48,10 @@ class Dense(Layer):
         return weight_and_bias(key, shape, init_weight, shape[-1:], init_bias if self.use_bias else None)
 
     def forward(self, x, ps, st):
-        y = _product(require_last(self, x, (self.in_features,)), ps["weight"])
+        y = product(require_last(self, x, (self.in_features,)), ps["weight"])
         if self.use_bias:
             y = y + shared(ps["bias"], y)
         return self.activation(y), st
-
-
-def _product(x: Any, weight: Any) -> jax.Array:
-    """`x @ weight`, on the CPU as a product of two matrices: XLA copies in the gradient of others, a fifth of its time.
-
-    Not elsewhere: it would gather inputs that are spread over devices along another axis than the first one.
-    """
-    if x.ndim < 3:
-        return x @ weight
-    return by_platform(x, weight, cpu=_product_of_matrices, default=jnp.matmul)
-
-
-def _product_of_matrices(x: jax.Array, weight: jax.Array) -> jax.Array:
-    *batch, features = x.shape
-    return (x.reshape(math.prod(batch), features) @ weight).reshape(*batch, weight.shape[-1])
 
 
 class Scale(Layer):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from ..core import Container, Layer, field
 from ..core.converters import count, integers, optional, sizes
-from ._affine import shared
+from ._affine import product, shared
 from ._shapes import activation_after_widths, require_last
 from .linear import Dense
 
@@ -25,7 +25,7 @@ class _PositiveDense(Layer):
         return {"weight": weight, "bias": jnp.zeros(self.out_features)}
 
     def forward(self, x, ps, st):
-        y = x @ (jax.nn.softplus(ps["weight"]) / self.in_features)
+        y = product(x, jax.nn.softplus(ps["weight"]) / self.in_features)
         return y + shared(ps["bias"], y), st
 
 

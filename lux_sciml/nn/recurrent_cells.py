@@ -14,7 +14,7 @@ from ..core.container import call_child, named_layers
 from ..core.converters import count, dict_of, flag, function, optional
 from ..core.printing import brief
 from ..initializers import Uniform, zeros
-from ._affine import shared
+from ._affine import product, shared
 from ._shapes import require_array, require_last
 
 
@@ -133,11 +133,11 @@ class _GatedCell(RecurrentCell):
         return parts[0] if len(parts) == 1 else parts
 
     def _of_input(self, x, ps):
-        y = x @ ps["weight_ih"]
+        y = product(x, ps["weight_ih"])
         return y + shared(ps["bias_ih"], y) if self.use_bias else y
 
     def _of_hidden(self, h, ps):
-        y = h @ ps["weight_hh"]
+        y = product(h, ps["weight_hh"])
         return y + shared(ps["bias_hh"], y) if self.use_bias else y
 
 

@@ -10,6 +10,7 @@ from .._tree import widened
 from ..core import Layer, field
 from ..core.converters import checks_itself, count, function, short
 from ..initializers import KaimingUniform
+from ._affine import product
 from ._shapes import require_last
 from .basis import Basis, as_basis
 
@@ -52,4 +53,4 @@ class TensorProduct(Layer):
         for i, basis in enumerate(self.bases):
             pairs = products[..., None] * basis(wide[..., i])[..., None, :]
             products = pairs.reshape(*x.shape[:-1], products.shape[-1] * basis.size)
-        return products.astype(x.dtype) @ ps["weight"], st
+        return product(products.astype(x.dtype), ps["weight"]), st

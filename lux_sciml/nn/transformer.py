@@ -12,7 +12,7 @@ from ..core import Container, Layer, field
 from ..core.converters import checks_itself, count, flag, function
 from ..core.printing import brief
 from ..initializers import KaimingUniform, Uniform, zeros
-from ._affine import shared, weight_and_bias
+from ._affine import product, shared, weight_and_bias
 from ._shapes import as_floating, fraction, require_last, size_or_sizes
 from .attention import MultiHeadAttention, seeing, visible, without_hidden, zeroed
 from .containers import Chain
@@ -105,7 +105,8 @@ class PatchEmbedding(Layer):
         order = [*range(b), *range(b, b + 2 * n, 2), *range(b + 1, b + 2 * n, 2), b + 2 * n]
         patches = x.reshape(*batch, *split, self.in_features).transpose(order)
         length = math.prod(self.patch_size) * self.in_features
-        y = patches.reshape(*batch, math.prod(counts), length) @ ps["weight"].reshape(length, self.features)
+        patches = patches.reshape(*batch, math.prod(counts), length)
+        y = product(patches, ps["weight"].reshape(length, self.features))
         return (y + shared(ps["bias"], y) if self.use_bias else y), st
 
 

@@ -36,6 +36,27 @@ def test_dense_without_a_bias_and_with_initializers(key):
     assert lux.setup(key, lux.Dense(3, 2, init_bias=lux.initializers.ones))[0].bias.tolist() == [1, 1]
 
 
+@pytest.mark.parametrize("shape", [(40,), (6, 40), (2, 3, 40)], ids=str)
+@pytest.mark.parametrize("outputs", [2, 30])
+def test_gradients_of_few_outputs_of_many_inputs_are_products_with_the_wider_matrix_last(key, outputs, shape):
+    layer, x = lux.Dense(40, outputs, jnp.sin), RNG.normal(size=shape)
+    ps, st = lux.setup(key, layer)
+
+    def loss(ps, x):
+        return jnp.sum(layer(x, ps, st)[0])
+
+    flat = x.reshape(-1, 40)
+    slope = np.cos(flat @ np.asarray(ps.weight) + np.asarray(ps.bias))
+    got, of_x = jax.grad(loss, (0, 1))(ps, x)
+    assert np.allclose(got.weight, flat.T @ slope, atol=1e-12) and np.allclose(got.bias, slope.sum(0), atol=1e-12)
+    assert np.allclose(of_x.reshape(-1, 40), slope @ np.asarray(ps.weight).T, atol=1e-12)
+    forward = jax.jacfwd(loss)(ps, x)
+    assert np.allclose(forward.weight, got.weight, atol=1e-12)
+    barrier = "optimization_barrier"
+    assert (barrier in str(jax.make_jaxpr(jax.grad(loss))(ps.tree(), x))) == (outputs == 2)
+    assert barrier not in str(jax.make_jaxpr(jax.grad(loss, 1))(ps.tree(), x))
+
+
 @pytest.mark.parametrize("shape", [(), (2,), (3, 2)], ids=str)
 def test_dense_refuses_other_numbers_of_features(key, shape):
     layer = lux.Dense(3, 4, jnp.tanh)
