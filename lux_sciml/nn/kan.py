@@ -52,5 +52,5 @@ class KANLayer(Layer):
         x = require_last(self, x, (self.in_features,))
         values = self.basis(x)
         values = values.reshape(*x.shape[:-1], self.in_features * self.basis.size)
-        y = product(values, ps["weight"].reshape(-1, self.out_features))
+        y = product(values, ps["weight"].reshape(values.shape[-1], self.out_features))
         return (y if self.activation is None else y + product(self.activation(x), ps["base_weight"])), st
