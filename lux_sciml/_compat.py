@@ -7,6 +7,8 @@ what                                              versions            where it i
 `jax.extend.core.get_opaque_trace_state`          jax 0.10 to 0.12    leaked tracers are JAX's own error, later
 `jax.make_user_context`                           jax 0.10 to 0.12    a change of context clears JAX's caches
 `jax.experimental.compilation_cache`              jax 0.10 to 0.12    to be set before the first program
+`jax._src.compilation_cache`                      jax 0.10 to 0.12    what killed processes have written in part stays,
+                                                                      with a warning of JAX when it is read
 `jax._src.config.trace_context`                   jax 0.10 to 0.12    `minimize` traces the loss in every call
 jaxprs, their equations, contexts and constants   jax 0.10 to 0.12    `minimize` compiles anew for other constants
 `jax._src.dtypes.canonicalize_value`              jax 0.10 to 0.12    NumPy arrays that a loss reads clear JAX's caches
@@ -494,6 +496,19 @@ def reopen_compilation_cache() -> None:
     except ImportError:
         return
     reset_cache()
+
+
+def is_whole_program(file: bytes) -> bool:
+    """Whether a file of JAX's compilation cache can be unpacked; one that was written in part cannot."""
+    try:
+        from jax._src.compilation_cache import decompress_executable
+    except ImportError:
+        return True
+    try:
+        decompress_executable(file)
+    except Exception:  # of zlib or of zstd, whichever JAX has found
+        return False
+    return True
 
 
 def trace_context() -> Hashable:

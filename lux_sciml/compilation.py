@@ -10,7 +10,7 @@ import platform
 import jax
 
 from . import _names
-from ._compat import reopen_compilation_cache
+from ._compat import is_whole_program, reopen_compilation_cache
 from .core.converters import checks_itself, converted, number
 
 __dir__ = _names.public(__name__)
@@ -23,25 +23,28 @@ def compilation_cache(folder: str | os.PathLike[str] | None = None, *, max_bytes
     """Keeps what JAX compiles from now on in a folder, where later processes find it; returns the folder.
 
     A program that is found there is traced, but not compiled: the gradient of a neural ODE is ready in less than half
-    the time. It is JAX's own cache with settings that suit small models: programs that compile quickly are kept too,
-    those used longest ago go first, and processes may share the folder.
+    the time. It is JAX's own cache with settings that suit small models: programs that compile quickly are kept too.
+    Processes may share the folder.
 
     * `folder`: by default one of the user's cache folder. Either has a folder inside for each kind of processor and
       version of JAX, for a program that was compiled for another processor may crash.
-    * `max_bytes`: the size that it is kept below, in bytes, 2 GiB by default.
+    * `max_bytes`: the size that it is brought below by this call, in bytes, 2 GiB by default. What was used longest ago
+      goes first; file systems know that to a day. Files that a process left unfinished, since it was killed, go too.
 
-    Call it once at the start of a script, or at any other time. `jax.config.update("jax_enable_compilation_cache",
-    False)` switches it off. Programs with callbacks to the host, as by `lux.check_finite`, progress meters or
-    `throw=True`, are not kept. Raises `TypeError` and `ValueError` for what is no folder's name and no finite positive
-    size, and `OSError` where the folder cannot be made, `NotADirectoryError` where there is a file in its place.
+    Call it once at the start of a script, or at any other time; the last two lines of the example, JAX's own, switch it
+    off. Programs with callbacks to the host, as by `lux.check_finite`, progress meters or `throw=True`, are not kept.
+    Raises `TypeError` and `ValueError` for what is no folder's name and no finite positive size, and `OSError` where
+    the folder cannot be made, `NotADirectoryError` where there is a file in its place.
 
     >>> import tempfile, jax, lux_sciml as lux
+    >>> from jax.experimental.compilation_cache.compilation_cache import reset_cache
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     kept = lux.compilation_cache(folder)
     ...     _ = jax.jit(lambda x: 2 * x + 1)(1.0)
     ...     any(kept.iterdir())
     True
     >>> jax.config.update("jax_enable_compilation_cache", False)
+    >>> reset_cache()
     """
     import platformdirs  # here, for the import of the package is short
 
@@ -54,9 +57,9 @@ def compilation_cache(folder: str | os.PathLike[str] | None = None, *, max_bytes
         file = isinstance(error, NotADirectoryError) and next((x for x in path.parents if x.is_file()), None)
         reason = f"{file} is a file" if file else error.strerror
         raise type(error)(f"the compilation cache cannot be in {root}: {reason}; give another folder") from error
-    _remove_incomplete(path)
+    _tidy(path, size)
     jax.config.update("jax_compilation_cache_dir", str(path))
-    jax.config.update("jax_compilation_cache_max_size", size)
+    jax.config.update("jax_compilation_cache_max_size", -1)  # with a bound JAX reads all files' times at each write
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
     jax.config.update("jax_enable_compilation_cache", True)
@@ -90,11 +93,21 @@ def _processor() -> str:
     return hashlib.sha256("\n".join(described).encode()).hexdigest()[:12]
 
 
-def _remove_incomplete(path: pathlib.Path) -> None:
-    """Remove what a process that was killed has written in part: JAX writes the time of use last."""
-    import filelock
-
-    with filelock.FileLock(path / ".lockfile", timeout=10):
-        for program in path.glob("*-cache"):
-            if not program.with_name(program.name.removesuffix("-cache") + "-atime").exists():
+def _tidy(path: pathlib.Path, size: int) -> None:
+    """Remove what is unfinished of what was written since this was last done, and what is too much for the size."""
+    done = path / ".tidied"
+    since = done.stat().st_mtime if done.exists() else 0.0
+    done.touch()
+    programs, total = [], 0
+    for program in path.glob("*-cache"):
+        with contextlib.suppress(OSError):  # another process has removed it, or has it open
+            status = program.stat()
+            if status.st_mtime >= since and not is_whole_program(program.read_bytes()):
+                program.unlink()
+            else:
+                programs.append((max(status.st_atime, status.st_mtime), status.st_size, program))
+    for _, bytes_, program in sorted(programs, reverse=True):
+        total += bytes_
+        if total > size:
+            with contextlib.suppress(OSError):
                 program.unlink()

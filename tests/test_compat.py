@@ -50,7 +50,7 @@ def test_no_other_file_reads_the_inside_of_another_library():
         for path in sorted(PACKAGE.rglob("*.py"))
         if path.name != "_compat.py"
         for number, line in enumerate(path.read_text().splitlines(), 1)
-        if PRIVATE.search(line)
+        if PRIVATE.search(line) and not line.strip().startswith(">>>")
     ]
     assert found == []
 

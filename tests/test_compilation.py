@@ -8,6 +8,7 @@ import jax
 import pytest
 
 import lux_sciml as lux
+from lux_sciml._compat import reopen_compilation_cache
 
 SCRIPT = """
 import sys, jax, jax.numpy as jnp, lux_sciml as lux
@@ -48,7 +49,6 @@ def test_a_second_process_compiles_nothing(tmp_path):
     written = sorted(folder.glob("*-cache"))
     broken = written[0]
     broken.write_bytes(broken.read_bytes()[:10])  # as by a process that was killed
-    broken.with_name(broken.name.removesuffix("-cache") + "-atime").unlink()
     value_after, hits, misses = finish(start(tmp_path))
     assert (value_after, misses) == (value, 1)
     assert hits > 2
@@ -56,14 +56,38 @@ def test_a_second_process_compiles_nothing(tmp_path):
     assert broken.stat().st_size > 10
 
 
+@pytest.fixture
+def own_cache():
+    before = {name: getattr(jax.config, name) for name in ("jax_compilation_cache_dir", "jax_enable_compilation_cache")}
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    reopen_compilation_cache()
+
+
+@pytest.mark.usefixtures("own_cache")
 def test_the_folder_stays_where_it_was(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    try:
-        for folder in ("kept", "~/kept"):
-            assert lux.compilation_cache(folder, max_bytes=1e9).parent == tmp_path / "kept"
-    finally:
-        jax.config.update("jax_enable_compilation_cache", False)
+    for folder in ("kept", "~/kept"):
+        assert lux.compilation_cache(folder, max_bytes=1e9).parent == tmp_path / "kept"
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_the_call_removes_what_is_unfinished_and_what_was_used_longest_ago(tmp_path):
+    folder = lux.compilation_cache(tmp_path)
+    for factor in range(4):
+        jax.jit(lambda x, factor=factor: factor * x)(1.0)
+    first, second, third, *rest = folder.glob("*-cache")  # a file for each program, and none that grows with them
+    assert {path.name for path in folder.iterdir()} == {".tidied", *(x.name for x in (first, second, third, *rest))}
+    content = first.read_bytes()
+    first.write_bytes(b"")
+    second.write_bytes(content[: len(content) // 2])
+    os.utime(third, (1.0, 1.0))
+    lux.compilation_cache(tmp_path)
+    assert sorted(folder.glob("*-cache")) == sorted([third, *rest])
+    lux.compilation_cache(tmp_path, max_bytes=sum(x.stat().st_size for x in (third, *rest)) - 1)
+    assert sorted(folder.glob("*-cache")) == sorted(rest)
 
 
 @pytest.mark.parametrize(
