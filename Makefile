@@ -17,11 +17,12 @@ tutorials: $(VENV)/tutorials
 docs: $(VENV)/docs
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
 
-# All but what takes long: most cases of large cross products, long runs, the pages of docs.
+# The quick tests, in less than ten minutes on two cores.
 test: $(VENV)/test
-	$(BIN)/python -m pytest -m "not exhaustive"
+	$(BIN)/python -m pytest -m "not slow and not exhaustive"
 
-# The same, and the comparisons with other libraries; of PyTorch the CPU build is enough.
+# All but most cases of large cross products, long runs and pages of docs; with the comparisons with other libraries, for
+# which the CPU build of PyTorch is enough.
 test-extras: $(VENV)/test-extras
 	$(BIN)/python -m pytest -m "not exhaustive"
 

@@ -133,6 +133,7 @@ def test_jvp_and_vjp_of_a_layer(key):
         assert np.isclose(jnp.vdot(tangent, dy), expected, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_jvp_and_vjp_hand_the_state_on(key):
     layer, x = lux.BatchNorm(3), jnp.asarray(X)
     ps, st = lux.setup(key, layer)

@@ -368,6 +368,7 @@ def test_each_broken_property_is_caught(layer, sentence, options):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layer", "options"),
     [

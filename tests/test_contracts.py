@@ -384,6 +384,7 @@ def test_layers_keep_the_contract(layer, x, options):
 EQUILIBRIA = [(layer, x) for layer, x, _ in LAYERS if isinstance(layer, lux.equilibrium.EquilibriumLayer)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("layer", "x"), EQUILIBRIA, ids=kind)
 def test_the_program_of_an_equilibrium_and_its_gradient_has_no_callback(layer, x):
     ps, st = lux.setup(jax.random.key(0), layer)

@@ -30,6 +30,7 @@ def finite_differences(f, x, step=1e-6):
     return np.stack(columns, axis=-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [None, "forward", "reverse"])
 def test_jacobian_agrees_with_finite_differences(cv, mode):
     J = jacobian(f, mode=mode)(cv)
@@ -58,6 +59,7 @@ def test_jacobian_by_arrays_and_trees():
         jacobian(lambda t: t["count"] * 1.0)({"count": jnp.arange(2)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [None, "forward", "reverse"])
 def test_arguments_aux_and_jit(cv, mode):
     expected = jacobian(f)(cv, 2.0).data
@@ -111,6 +113,7 @@ def test_hessian_and_hvp(cv, key):
     np.testing.assert_allclose(jax.jit(hessian(loss))(cv, 2.0).data, H.data)
 
 
+@pytest.mark.slow
 def test_hessian_aux_trees_and_outputs_that_are_no_numbers(cv):
     H, aux = hessian(lambda cv: (loss(cv), cv.a), has_aux=True)(cv)
     np.testing.assert_array_equal(aux, cv.a)
@@ -417,6 +420,7 @@ def test_one_jitted_loss_has_the_right_trace_in_every_coroutine_and_thread(jitte
     assert sorted(map(str, traces)) == ["None", "both", "forward", "reverse"]
 
 
+@pytest.mark.slow
 def test_coroutines_that_wait_inside_a_context_do_not_disturb_others(jitted, cv):
     loss, traces = jitted
     check("None", loss, cv)

@@ -53,6 +53,7 @@ def test_initializers_leave_out_defaults_and_keep_their_options_in_float():
         assert type(init.Uniform(one).bound) is float
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("initializer", INITIALIZERS, ids=value_text)
 def test_initializers_draw_in_every_precision(key, initializer):
     for dtype in ("float16", "bfloat16", "float32", "float64"):
@@ -89,6 +90,7 @@ DRAWS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("initializer", DRAWS, ids=str)
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
 def test_elements_do_not_depend_on_how_they_are_drawn(initializer, dtype):

@@ -183,6 +183,7 @@ def test_labels_out_of_range_are_refused_and_no_number_where_they_are_not_known(
     assert np.isclose(loss(logits, labels, mask=counts), loss(logits[counts], labels[counts]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [losses.cross_entropy, losses.kl_divergence, losses.focal])
 def test_classes_that_are_ruled_out_count_as_nothing(loss):
     logits = jnp.array([[-jnp.inf, 0.0, 1.0]])
@@ -217,6 +218,7 @@ def test_wrong_arguments():
         losses.siamese_contrastive(P, Y, margin=-1)
 
 
+@pytest.mark.slow
 def test_a_loss_is_an_objective_of_a_model(key):
     model = lux.Chain(lux.Dense(3, 3), lux.BatchNorm(3))
     ps, st = lux.setup(key, model)

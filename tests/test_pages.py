@@ -22,6 +22,7 @@ def run(page):
     return namespace
 
 
+@pytest.mark.slow
 def test_fitting():
     page = run("fitting.md")
     assert page["result"].value < 1e-6 and page["refined"].value < 1e-6  # of other points
@@ -82,6 +83,7 @@ def test_choosing(capsys):
     assert ratios[2] < 0.75 and all(0.9 < ratio < 1.2 for ratio in ratios[:2])
 
 
+@pytest.mark.slow
 def test_equilibrium():
     page = run("equilibrium.md")
     gradient = page["gradient"].data

@@ -124,6 +124,7 @@ def test_sobol_samples(key):
         jax.jit(lambda key: lux.sobol_samples(key, 4, lower, upper))(key)
 
 
+@pytest.mark.slow
 def test_adaptive_samples_follow_the_density(key):
     x = np.linspace(0.0, 1.0, 20_000)
     residual = np.stack([3 * x, 4 * x], -1)

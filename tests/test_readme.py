@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_python_blocks_run(capsys):
     namespace = {}
     with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):

@@ -102,6 +102,7 @@ def test_every_public_name_has_an_example():
     assert [name for name, x in ours.items() if ">>>" not in (x.__doc__ or "")] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["scipy.optimize", "tqdm", "matplotlib", "pytest", "hypothesis"])
 def test_what_is_imported_only_when_used(module):
     """Without what the core dependencies import themselves."""

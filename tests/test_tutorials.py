@@ -99,6 +99,7 @@ class Replace(ast.NodeTransformer):
         return ast.parse(repr(self.values[target.id]), mode="eval").body
 
 
+@pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("name", NAMES)
 def test_short(name, tmp_path, run_script):

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import lux_sciml
 
 SCRIPT = """
@@ -75,6 +77,7 @@ def errors_of(folder: Path, mistakes: str) -> list[int]:
     return sorted({d["range"]["start"]["line"] for d in found if d["severity"] == "error"})
 
 
+@pytest.mark.slow
 def test_a_users_script_passes_and_its_mistakes_are_found(tmp_path):
     start = SCRIPT[: SCRIPT.index("MISTAKE")].count("\n")
     assert errors_of(tmp_path, "\n".join(MISTAKES)) == list(range(start, start + len(MISTAKES)))

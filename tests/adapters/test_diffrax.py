@@ -66,6 +66,7 @@ def vector_field(t, y, args):
     return d_prey, d_predator
 
 
+@pytest.mark.slow
 def test_coupled_odes():
     args, y0 = (0.1, 0.02, 0.4, 0.02), (jnp.array(10.0), jnp.array(10.0))
     options = {"dt0": 0.1, "saveat": diffrax.SaveAt(ts=jnp.linspace(0, 20, 11))}
@@ -96,6 +97,7 @@ class Robertson(eqx.Module):
         return jnp.stack([f0, f1, f2])
 
 
+@pytest.mark.slow
 def test_stiff_ode():
     ts, y0 = jnp.array([0.0, 1e-4, 1e-3, 1e-2, 1e-1, 1e0, 1e1, 1e2]), jnp.array([1.0, 0.0, 0.0])
     controller = diffrax.PIDController(rtol=1e-8, atol=1e-8)
@@ -112,6 +114,7 @@ def test_stiff_ode():
     np.testing.assert_allclose(sol.ys, expected.ys, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_what_is_kept_and_what_does_not_fit():
     mixed = {"rate": 0.5, "order": 2, "scale": jnp.ones(2), "rule": jnp.tanh, "table": jnp.arange(2)}
     field = lux.as_field(lambda t, y, a: a["rule"](y * a["scale"]) ** a["order"] * a["rate"] + y[a["table"]], mixed)

@@ -54,6 +54,7 @@ def x():
     return jax.random.normal(jax.random.key(7), (6, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [mlp, lambda key: Net(key)], ids=["MLP", "Net"])
 def test_a_module_is_a_layer_that_keeps_the_contract(make, x):
     layer = from_equinox(make, batch_axes=1)
@@ -63,6 +64,7 @@ def test_a_module_is_a_layer_that_keeps_the_contract(make, x):
     assert lux.setup(KEY, given)[0].equals(lux.setup(jax.random.key(1), given)[0])
 
 
+@pytest.mark.slow
 def test_outputs_gradients_and_state_are_those_of_equinox(x):
     model, state = eqx.nn.make_with_state(Net)(KEY)
     layer = from_equinox(model, state, batch_axes=1)
@@ -91,6 +93,7 @@ def test_outputs_gradients_and_state_are_those_of_equinox(x):
     np.testing.assert_allclose(layer(x, ps, lux.testmode(st))[0], call(x, state)[0], rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_module_stands_in_chains_solves_and_equilibria(x, tmp_path):
     field = from_equinox(mlp)
     node = lux.NeuralODE(lux.Chain(field, lambda y: -y), ts=[0.0, 1.0], output="final", batching="vmap")

@@ -49,6 +49,7 @@ class LinenNet(nn.Module):
         return nn.Dense(3)(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [lambda: from_nnx(lambda rngs: Net(rngs)), lambda: from_linen(LinenNet(), X)])
 def test_a_module_is_a_layer_that_keeps_the_contract(make):
     lux.testing.check_layer(make(), X, batch_axis=None, dtypes=["float64"], derivatives=["reverse"])
@@ -111,6 +112,7 @@ def field(rngs):
     return Field(rngs)
 
 
+@pytest.mark.slow
 def test_modules_stand_in_solves_and_files(tmp_path):
     own = from_nnx(lambda rngs: nnx.Sequential(nnx.Linear(2, 2, rngs=rngs), lambda x: jnp.sin(x)))  # new for each key
     net = lux.Chain(from_nnx(field, spread=True), own, from_linen(nn.Sequential([nn.Dense(2)]), X[0]), jnp.tanh)

@@ -28,6 +28,7 @@ def net(x, is_training):
     return hk.nets.MLP([3, 1], activation=jnp.tanh)(x)
 
 
+@pytest.mark.slow
 def test_a_function_is_a_layer_that_keeps_the_contract():
     layer = from_haiku(net, X)
     lux.testing.check_layer(layer, X, batch_axis=None, dtypes=["float64"], derivatives=["forward", "reverse"])
@@ -56,6 +57,7 @@ def test_outputs_gradients_and_state_are_those_of_haiku(tmp_path):
     assert lux.load(tmp_path / "ps.safetensors").equals(ps)
 
 
+@pytest.mark.slow
 def test_a_function_stands_in_a_solve_and_what_does_not_fit_is_told():
     plain = hk.transform(lambda x: jnp.tanh(hk.Linear(2)(x)))
     node = lux.NeuralODE(from_haiku(plain, X[0]), ts=[0.0, 1.0], output="final")

@@ -57,6 +57,7 @@ def test_outputs_gradients_and_state_are_those_of_keras():
     np.testing.assert_allclose(layer(X, ps, lux.testmode(after))[0], back(X), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_random_layers_draw_from_the_key():
     layer = from_keras(net(0.5))
     ps, st = lux.setup(KEY, layer)

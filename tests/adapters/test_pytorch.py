@@ -143,6 +143,7 @@ class OwnHeads(lux.Container):
         return mean * gate, st
 
 
+@pytest.mark.slow
 def test_flattened_images_meet_norms_and_heads_and_are_made_again():
     x, given = random(2, 3, 2, 3), jax.ShapeDtypeStruct((2, 2, 3, 3), jnp.float64)
     start = [lux.Conv(3, 4, (3, 3), jnp.tanh, padding=1), lux.Flatten()]
@@ -182,6 +183,7 @@ def test_names_that_are_words_come_before_the_order():
     loaded(lux.Chain(first=first, second=second, last=last), Net(), random(4, 3))
 
 
+@pytest.mark.slow
 def test_the_resnet_18_of_torchvision():
     net = torchvision().models.resnet18(num_classes=10)
     for tensor in net.buffers():
@@ -229,6 +231,7 @@ def resnet18(classes):
     return lux.Chain(*stem, *stages, lux.GlobalMeanPool(), lux.Dense(512, classes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
 def test_recurrences(kind):
     cell = getattr(lux, f"{kind}Cell")
@@ -246,6 +249,7 @@ def test_recurrences(kind):
     np.testing.assert_array_equal(to_torch(cell(2, 3), *lux.setup(KEY, cell(2, 3)))["bias_ih"].shape, (12,))
 
 
+@pytest.mark.slow
 def test_attention_and_a_transformer_encoder():
     layer = nn.TransformerEncoderLayer(8, 2, 12, 0.0, "gelu", batch_first=True, norm_first=True)
     net = shaken(nn.TransformerEncoder(layer, 2, nn.LayerNorm(8), enable_nested_tensor=False))

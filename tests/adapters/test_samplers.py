@@ -48,6 +48,7 @@ def agrees(draws, exact, close):
     np.testing.assert_allclose(jnp.log(flat.rate).std(), 0.5, rtol=close)
 
 
+@pytest.mark.slow
 def test_samplers_of_blackjax_find_the_posterior(ps, exact, key):
     density = log_posterior(log_likelihood, ps, PRIORS)
     near = lux.adapters.blackjax.pathfinder(density, ps, key, draws=1000, max_steps=30)
@@ -90,6 +91,7 @@ def test_samplers_of_blackjax_find_the_posterior(ps, exact, key):
         lux.adapters.blackjax.nuts(density, lux.ComponentVector(near.params.data[0, :3], ps.layout), key, chains=2)
 
 
+@pytest.mark.slow
 def test_parameters_are_sites_of_a_hierarchical_model(ps, key):
     def model():
         scale = numpyro.sample("scale", dist.LogNormal(0.0, 0.5))

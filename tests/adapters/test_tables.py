@@ -69,6 +69,7 @@ def test_flat_dicts_have_all_arrays_by_path():
         lux.flat_dict({"a": {"b": jnp.ones(1)}, "a.b": jnp.ones(1)})
 
 
+@pytest.mark.slow
 def test_solutions_are_datasets():
     ts = jnp.linspace(0.0, 1.0, 4)
     node = lux.NeuralODE(lux.Lambda(lambda y: -y), ts=ts)

@@ -117,6 +117,7 @@ def transformations(tree):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", transformations(None))
 def test_optax_sees_the_tree(name, key):
     tree = {"dense": {"weight": jax.random.normal(key, (3, 4), "float32"), "bias": jnp.ones(4, "float32")}}
@@ -165,6 +166,7 @@ def test_limits_that_are_no_pairs_and_options_of_numpy():
     assert Interval(np.float64(0), np.float64(2)).forward(x).dtype == x.dtype
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("constraint", [Positive(), Positive(exponential=True), Interval(0, 1), Simplex()], ids=str)
 def test_integers_scalars_and_half_precision(constraint):
     free = [1, 0, -1]

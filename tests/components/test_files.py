@@ -359,6 +359,7 @@ def test_names_of_any_length_and_places_that_are_no_files(tmp_path):
         save(tmp_path / "nowhere" / "ps", ComponentVector(a=1))
 
 
+@pytest.mark.slow
 def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
     program = """
         import sys, time

@@ -272,6 +272,7 @@ def test_ties_join_groups_and_sub_trees():
     assert halves.size == 10 and len(halves.ties) == 3
 
 
+@pytest.mark.slow
 def test_building_takes_the_same_for_each_leaf():
     def calls(layers):
         big = {f"layer_{i}": {"weight": np.zeros((2, 2)), "bias": np.zeros(2)} for i in range(layers)}

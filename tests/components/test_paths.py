@@ -200,6 +200,7 @@ def test_vectors_with_nan_equal_themselves(tmp_path):
     assert H.equals(H) and not H.equals(ComponentMatrix(jnp.zeros((3, 3)), cv, cv)) and not H.equals(H.data)
 
 
+@pytest.mark.slow
 def test_lists_of_names_select():
     vector = ComponentVector(a=1, b=[2, 3], c={"d": 4, "e": 5})
     assert vector[["c", "a"]].equals(vector.select("c", "a")) and vector[["c.e", "a"]].data.tolist() == [5, 1]

@@ -380,6 +380,7 @@ def test_each_level_is_split_once():
     assert names.count("split") == 6 and "slice" not in names and "dynamic_slice" not in names
 
 
+@pytest.mark.slow
 def test_many_leaves_have_the_derivatives_of_the_tree():
     """Many parts are cut by compiled code of their own: every transform must see the same linear map."""
     n = 9  # 18 leaves

@@ -228,6 +228,7 @@ FULL = """
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_and_a_read_only_folder(tmp_path):
     os.chmod(tmp_path, 0o755)
     for parent in tmp_path.parents:

@@ -406,6 +406,7 @@ def sir_plain(t, u, args):
     return jnp.stack([-infections, infections - recoveries, recoveries])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", [sir_new, sir_replace])
 def test_state_vectors_in_diffrax(field):
     u0 = ComponentVector(S=990, I=10, R=0)

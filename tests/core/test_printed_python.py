@@ -192,6 +192,7 @@ def test_any_array_prints_exactly(x):
     assert eval(repr(tree), scope()) == tree
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(
     some.recursive(

@@ -67,6 +67,7 @@ def test_pairings_that_work_are_exact(adjoint, use):
     np.testing.assert_allclose(got.reshape(exact.shape), exact, rtol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("adjoint", "use"),
     [
@@ -85,6 +86,7 @@ def test_other_pairings_are_one_sentence(adjoint, use):
     assert "max_steps" not in str(refused.value)  # which were given
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("adjoint", "use", "sentence"),
     [
@@ -98,11 +100,13 @@ def test_other_pairings_without_a_bound_on_the_steps(adjoint, use, sentence):
         USES[use][0](final(adjoint, max_steps=None), lux.ComponentVector(PS))
 
 
+@pytest.mark.slow
 def test_hessian_of_saved_values_by_the_checkpointed_adjoint():
     got = lux.hessian(final("checkpointed", "ys"))(lux.ComponentVector(PS)).data
     np.testing.assert_allclose(got, HESSIAN, rtol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("adjoint", ["checkpointed", "direct", "backsolve", "gauss"])
 def test_single_precision_stays_single_where_double_is_the_default(adjoint):
@@ -114,6 +118,7 @@ def test_single_precision_stays_single_where_double_is_the_default(adjoint):
     np.testing.assert_allclose(single.data, double.data, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_derivative_by_the_final_time():
     node = lux.NeuralODE(Growth(), output="final", max_steps=64, rtol=1e-9, atol=1e-9)
     ps = lux.ComponentVector(PS)
@@ -219,6 +224,7 @@ PAIRS = [
 ] + [("discontinuous", "auto"), ("fixed steps", "auto")]
 
 
+@pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(("problem", "adjoint"), PAIRS)
 def test_every_adjoint_has_the_discrete_gradient(problem, adjoint):

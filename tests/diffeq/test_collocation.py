@@ -56,6 +56,7 @@ def test_noise_is_averaged_out():
     assert np.std((dus - np.cos(ts))[inner]) < 0.1
 
 
+@pytest.mark.slow
 def test_other_times_single_precision_and_derivatives():
     data = jnp.asarray(1.0 + TS - 0.5 * TS**2, "float32")
     _, dus = lux.diffeq.collocate(data, TS, at=[0.5, 2.0])
@@ -95,6 +96,7 @@ def test_neighbors_at_the_edge_of_a_kernel_are_none(kernel, bandwidth):
         lux.diffeq.collocate(1 + 3 * ts, ts, kernel=kernel, bandwidth=bandwidth)
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_missing_where_it_has_weight_only():
     ts = np.linspace(0.0, 1.0, 11)
     data = jnp.stack([1 + 3 * ts, ts], 1)

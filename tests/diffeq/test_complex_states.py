@@ -57,6 +57,7 @@ EXPLICIT, IMPLICIT = {}, {"solver": diffrax.Kvaerno5(), "rtol": 1e-7, "atol": 1e
 FIXED = {"stepsize_controller": diffrax.ConstantStepSize(), "dt0": 0.02, "rtol": 1e-6, "atol": 1e-8}  # defaults
 
 
+@pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("adjoint", "options"),
@@ -74,6 +75,7 @@ def test_gradients_are_those_of_finite_differences(adjoint, options):
     np.testing.assert_allclose([by_w, *by_y0], by_differences(value), rtol=3e-5)
 
 
+@pytest.mark.slow
 def test_forward_mode_is_that_of_finite_differences():
     value = loss("forward")
     exact = by_differences(value)
@@ -84,6 +86,7 @@ def test_forward_mode_is_that_of_finite_differences():
     np.testing.assert_allclose(slope(1.0 + 0j) - 1j * slope(1j), exact[0], rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("adjoint", "options"),

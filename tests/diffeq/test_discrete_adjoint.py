@@ -27,6 +27,7 @@ def gradients(adjoint, times=None, **options):
     return grad_ps.data, grad_y0
 
 
+@pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "options",
@@ -49,6 +50,7 @@ def test_agrees_with_diffrax(options):
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("steps", "batching"), [(20, "vmap"), (63, "joint")])
 def test_few_states_are_held(steps, batching, monkeypatch):
     """What is between two of them is found again in parts, for which there is room."""
@@ -67,6 +69,7 @@ def test_few_states_are_held(steps, batching, monkeypatch):
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("batching", ["joint", "vmap"])
 def test_batches_of_parameters_and_samples(batching):
@@ -82,6 +85,7 @@ def test_batches_of_parameters_and_samples(batching):
         np.testing.assert_allclose(pairs[i, j], alone(data[i], batches[j]), rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_gradients_of_times():
     """They are diffrax's: dy(t1)/dt1 is the vector field at the end."""
     node = lux.NeuralODE(MODEL, rtol=1e-8, output="final")
@@ -91,6 +95,7 @@ def test_gradients_of_times():
     np.testing.assert_allclose(grad, slope[0], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("adjoint", ["checkpointed", "reversible"])
 def test_a_failed_sample_leaves_the_gradient_of_the_others(adjoint):

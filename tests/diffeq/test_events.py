@@ -44,6 +44,7 @@ def impacts(h, g, e, n):
     return first + 2 * first * np.cumsum(np.where(k > 0, e ** np.maximum(k, 0.0), 0)), h * e ** (2 * (k + 1))
 
 
+@pytest.mark.slow
 def test_a_bouncing_ball():
     """Times of impacts, heights between them by saved values, what is not reached, and the next program as it is."""
     ts = np.linspace(0.0, 2.0, 9)
@@ -76,6 +77,7 @@ def neuron(**options):
     return lux.NeuralODE(Leak(), ts=[0.0, 0.3, 1.0, 1.5], events=[fire], **TIGHT, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("adjoint", ADJOINTS)
 def test_derivatives_of_times_and_states(adjoint):
@@ -169,6 +171,7 @@ def test_many_in_one_step_together_and_at_the_start():
     np.testing.assert_allclose(thrown.stats["events"]["times"][:3], [0.5, 0.75, 0.875], rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_condition_that_is_all_but_a_step_function():
     """Its slope next to the root says nothing of where that is."""
     steep = lux.Event(lambda t, y, ps: jax.nn.sigmoid(-3e17 * (y[0] - 0.77)) - 0.5, max_count=2)
@@ -176,6 +179,7 @@ def test_a_condition_that_is_all_but_a_step_function():
     np.testing.assert_allclose(sol.stats["events"]["times"], [0.77, np.inf], rtol=1e-14)
 
 
+@pytest.mark.slow
 def test_a_condition_that_is_nearly_met_at_the_start_or_after_a_jump():
     """Of a long solve in single precision: the event comes, however soon."""
     full = lux.Event(lambda t, y, ps: y[0] - 1.01, terminal=True)
@@ -184,6 +188,7 @@ def test_a_condition_that_is_nearly_met_at_the_start_or_after_a_jump():
         np.testing.assert_allclose(node(jnp.array([start], "float32"), {}, {})[0].t1, t, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_condition_that_is_not_a_number_fails():
     """At the start, or at the end, where it would else be no event."""
     for level in (0.5, -0.5):

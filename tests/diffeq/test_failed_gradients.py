@@ -79,6 +79,7 @@ PIECES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adjoint", ["auto", pytest.param("backsolve", marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("kind", PIECES)
 def test_failures_stay_to_themselves_in_pieces(kind, adjoint):
@@ -107,6 +108,7 @@ def test_one_failed_solve_has_a_gradient_of_zero(start):
     np.testing.assert_array_equal(gradient(jnp.array(1.0), jnp.array(start)), (0.0, 0.0))
 
 
+@pytest.mark.slow
 def test_forward_mode_of_a_failed_sample_is_zero():
     node = lux.NeuralODE(Field(), ts=[0.0, 1.0], output="final", adjoint="forward", batching="vmap", max_steps=64)
     y0 = jnp.array(GOOD + FAILED)[:, None]
@@ -115,6 +117,7 @@ def test_forward_mode_of_a_failed_sample_is_zero():
     np.testing.assert_array_equal(slopes[len(GOOD) :], 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("adjoint", ["checkpointed", "direct"])
 def test_a_control_that_is_not_finite(adjoint):
@@ -140,6 +143,7 @@ def test_a_control_that_is_not_finite(adjoint):
         np.testing.assert_array_equal(by_u[2], 0.0)
 
 
+@pytest.mark.slow
 def test_a_steady_state_that_is_not_reached():
     node = lux.NeuralODE(Field(), ts=[0.0, 5.0], output="final", adjoint="implicit", batching="vmap", max_steps=64)
     gradient = jax.grad(lambda w: sum_of_finite(node(jnp.array([*GOOD, -1.0, np.nan])[:, None], {"w": w}, {})[0]))
@@ -147,6 +151,7 @@ def test_a_steady_state_that_is_not_reached():
         assert np.isfinite(gradient(jnp.array(1.0)))
 
 
+@pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "options", [{"adjoint": "direct"}, {"adjoint": "checkpointed", **IMPLICIT}], ids=["direct", "implicit"]
@@ -180,6 +185,7 @@ def with_a_rule(x):
 with_a_rule.defvjp(lambda x: (x, None), lambda _, ct: (2 * ct,))
 
 
+@pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "options", [{"adjoint": "direct"}, {"adjoint": "checkpointed", **IMPLICIT}], ids=["direct", "implicit"]

@@ -475,6 +475,7 @@ def drawn(st: Any) -> list[jax.Array]:
     return [key for path, key in jax.tree_util.tree_leaves_with_path(st) if path[-1].key == "draw"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "case"), [exhaustive(taken, i % 3 == 0) for i, taken in enumerate(TAKEN)], ids=text)
 def test_what_an_equation_takes_is_the_solve(name, case):
     layer, x = build(name, case), start(name, case)
@@ -504,6 +505,7 @@ def test_what_an_equation_does_not_take_is_refused_by_name(name, case, sentence)
         layer(x, *lux.setup(jax.random.key(0), layer))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "adjoint"),
     [
@@ -549,6 +551,7 @@ def test_derivatives_by_every_adjoint_are_differences_of_the_loop(name, adjoint,
 FIXED_ONLY = ("NeuralDSDE", "NeuralSDE", "NeuralDDE", "HamiltonianODE")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [exhaustive((name,), name in ("NeuralODE", "ODERNN")) for name in FAMILY])
 def test_the_program_of_an_adaptive_solve_and_its_gradient_has_no_callback(name, monkeypatch):
     case = plain(FAMILY[name]) | {"batching": "vmap"}

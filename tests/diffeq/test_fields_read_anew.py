@@ -40,6 +40,7 @@ def derivatives_at(rate, monkeypatch, layer, y):
 SPAN = {"ts": (0.0, 1.0), "output": "final"}
 
 
+@pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("make", "y"),
@@ -76,6 +77,7 @@ def test_elements_attributes_and_names_that_code_makes_up_are_read_anew():
             assert jnp.allclose(node(Y, {}, {})[0], Y * jnp.exp(-rate), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_event_reads_anew(monkeypatch):
     node = lux.NeuralODE(jnp.negative, event=diffrax.Event(lambda t, y, args, **_: y[0] < RATE / 2), **SPAN)
     for rate in (1.0, 1.6):
@@ -83,6 +85,7 @@ def test_an_event_reads_anew(monkeypatch):
         assert (node(Y, {}, {})[0][0] > 0.5) == (rate > 1)
 
 
+@pytest.mark.slow
 def test_a_vector_field_that_is_made_anew_reads_anew(monkeypatch):
     def end():
         term = diffrax.ODETerm(lux.vector_field(lambda t, y, p: -RATE * y))

@@ -48,6 +48,7 @@ def test_a_parameter_that_acts_in_a_layer_only():
 FINER = {**KVAERNO, "rtol": 1e-7, "atol": 1e-9}  # the step over a jump is as wide as the tolerance of 0.1 p allows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, FINER], ids=["explicit", "implicit"])
 def test_parameters_that_act_in_time(options):
     """A forcing with a layer at the start, one that oscillates, and one that jumps: integrals in closed form."""
@@ -87,6 +88,7 @@ def net_gradients(adjoint, ts, **options):
     return jax.grad(lambda ps, y0: jnp.sum(jnp.sin(node((y0, ts), ps, st)[0])), (0, 1))(2 * ps, jnp.asarray(Y0))
 
 
+@pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("batching", ["joint", "vmap"])
 def test_gauss_agrees_with_the_discrete_gradient(batching):
@@ -158,6 +160,7 @@ def followed(ps, t):
     return y, 0.3 + k * (a * (1 - jnp.cos(b * t)) - b * jnp.sin(b * t)) + b * (1 + k * b) / a
 
 
+@pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("solver", [diffrax.Kvaerno4(), diffrax.Kvaerno5()])
 def test_the_dense_output_of_stiff_steps_is_as_accurate_as_their_ends(solver):
@@ -172,6 +175,7 @@ def test_the_dense_output_of_stiff_steps_is_as_accurate_as_their_ends(solver):
     np.testing.assert_allclose(got["b"], right["b"], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_rounding_errors_do_not_halve_pieces(monkeypatch):
     """What float32 leaves of an integral that has cancelled is no error of the quadrature."""
     monkeypatch.setattr(gauss, "_PIECES", 4)  # at most, for each of `max_steps`

@@ -22,6 +22,7 @@ def stiff(y):
     return jnp.stack([-1e6 * (y[0] - jnp.cos(y[1])), -1e-11 * y[1]])
 
 
+@pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("end", [1e11, -1e11])
 def test_small_steps_near_zero_of_a_long_solve(dtype, end):
@@ -69,12 +70,14 @@ def test_a_field_that_is_nan_is_told_from_steps_that_are_too_small(options):
     assert result == diffrax.RESULTS.dt_min_reached
 
 
+@pytest.mark.slow
 def test_a_start_that_is_not_finite_ends_at_once():
     for options in ({"dt0": 0.1}, {"solver": diffrax.Kvaerno5()}):
         y, steps, result = final(lambda y: -y, [0.0, 1.0], jnp.array([1.0, np.nan]), **options)
         assert result == diffrax.RESULTS.nonfinite and np.isnan(y).all() and steps <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ts", "saved", "steps"),
     [

@@ -48,6 +48,7 @@ def test_limits_and_saved_values():
         np.testing.assert_allclose(final, ys[-1], rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_equal_times_follow_each_other_and_time_may_run_backward():
     jumps = lux.Jumps([1.0, 1.0, np.inf], amounts=[1.0, 2.0, 4.0])
     node = lux.NeuralODE(jnp.zeros_like, ts=[0.0, 2.0], jumps=jumps, output="final")
@@ -63,6 +64,7 @@ def test_equal_times_follow_each_other_and_time_may_run_backward():
     assert (sol.ys == 1).all() and sol.stats["jumps"]["left"].shape == (0, 1)
 
 
+@pytest.mark.slow
 def test_times_of_each_sample_may_be_learned():
     times = np.array([[0.5, 1.0], [1.5, 2.0]])
     jumps = lux.Jumps(times, amounts=lux.ComponentVector(x=1.0, n=2.0), trainable="times")  # the same each time
@@ -90,6 +92,7 @@ def test_derivatives_by_the_times_of_the_call():
     np.testing.assert_allclose(got, differences(closed, ts).T, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("adjoint", ADJOINTS)
 def test_derivatives_by_amounts_times_and_state(adjoint):
@@ -207,6 +210,7 @@ def test_an_effect_that_sets_a_component_to_a_number():
     np.testing.assert_allclose([ys["x"], ys["v"]], [-2.0, -2.0], rtol=1e-6)  # -1, and -1 from the rest
 
 
+@pytest.mark.slow
 def test_fixed_jumps_leave_parameters_and_the_program_without_them_as_they_are():
     net = lux.Dense(2, 2)
     node = lux.NeuralODE(net, ts=[0.0, 1.0])

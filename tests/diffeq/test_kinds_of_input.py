@@ -90,6 +90,7 @@ def test_times_that_are_one_number_already_are_kept_where_they_need_not_increase
         times_in("float32", [0.0, 1e300, 1e301])  # both infinite
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ends", ["float32", "float64"])
 def test_ends_of_a_control_are_compared_up_to_rounding(ends):
     node = lux.NeuralODE(
@@ -104,6 +105,7 @@ def test_ends_of_a_control_are_compared_up_to_rounding(ends):
         np.testing.assert_allclose(traced, 1.0, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [
@@ -161,6 +163,7 @@ def test_integers_and_half_precision_are_solved_as_floats(name):
                 np.testing.assert_array_equal(got, want.astype(dtype))  # rounded once, at the end
 
 
+@pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ["NeuralODE", "NeuralDSDE", "NeuralCDE", "ODERNN", "NeuralDDE"])
 def test_half_precision_of_parameters_too_is_rounded_at_the_end(name):
@@ -183,6 +186,7 @@ def values(out):
     return jax.tree.leaves(out.ys if isinstance(out, diffrax.Solution) else out)
 
 
+@pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("batching", ["joint", "vmap"])
 @pytest.mark.parametrize("name", LAYERS)
@@ -229,6 +233,7 @@ def test_fields_of_energies_take_integers_and_half_precision(law, dtype):
 # --- trees, vectors, controls, times through fields and wrappers ---------------------------------------------------
 
 
+@pytest.mark.slow
 def test_costs_of_all_that_an_equation_takes():
     """y' = -y: both costs are (1 - exp(-2)) / 2 |y0|^2, in each form of state, also of a pair and under a control."""
     values = np.array([1.0, 2.0])
@@ -284,6 +289,7 @@ def rest(x):
     return x[0] + x[1][1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIELDS)
 def test_time_and_control_reach_the_layers_in_fields(name):
     """With the control `-t` they cancel."""
@@ -343,6 +349,7 @@ def shoot(layer):
     return lux.diffeq.multiple_shooting(layer, ps, st, jnp.ones((4, 2)), np.arange(4.0), group_size=3)
 
 
+@pytest.mark.slow
 def test_multiple_shooting_of_a_pair_is_that_of_its_parts_side_by_side():
     node = lux.NeuralODE(lux.SecondOrder(lux.Dense(4, 2)), output="ys", **FIXED)
     first_order = lux.SkipConnection(node.model.model, lambda a, y: jnp.concatenate([y[..., 2:], a], -1))
@@ -357,6 +364,7 @@ def test_multiple_shooting_of_a_pair_is_that_of_its_parts_side_by_side():
     assert first[0].shape == (3, 2)
 
 
+@pytest.mark.slow
 def test_data_that_are_missing_do_not_count_in_multiple_shooting():
     node, ts = lux.NeuralODE(DECAY, output="ys", **FIXED), np.arange(5) / 2
     data = jnp.ones((5, 2)).at[1, 0].set(jnp.nan)
@@ -401,6 +409,7 @@ def test_solvers_of_several_terms_are_refused_where_there_is_one(solver):
     assert lux.SplitODE(net, net, solver=diffrax.KenCarp4()).option("solver") == diffrax.KenCarp4()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [lambda **parts: lux.ComponentVector(**parts), dict], ids=["vector", "dict"])
 def test_a_field_of_a_joint_batch_returns_names_that_hold_batches(kind):
     def field(u):
@@ -417,6 +426,7 @@ def test_a_field_of_a_joint_batch_returns_names_that_hold_batches(kind):
         lux.NeuralODE(lambda u: kind(speed=0.0, pair=-u.pair), ts=[0.0, 1.0])(starts, {}, {})
 
 
+@pytest.mark.slow
 def test_a_vector_of_names_that_hold_batches_is_refused_for_samples():
     node = lux.NeuralODE(lux.Lambda(jnp.negative), ts=[0.0, 1.0], batching="vmap", output="ys")
     names = lux.ComponentVector(prey=0.0, predator=0.0)

@@ -34,6 +34,7 @@ def latent_ode(**options):
 # --- ODE-RNN ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reverse", [False, True])
 def test_ode_rnn_is_a_cell_between_exact_decays(reverse):
     rnn, ps, st = ode_rnn(rtol=1e-9, atol=1e-11, reverse=reverse)
@@ -51,6 +52,7 @@ def test_ode_rnn_is_a_cell_between_exact_decays(reverse):
     np.testing.assert_allclose(final, expected[order[-1]], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_ode_rnn_batches_agree_and_may_have_their_own_times():
     rnn, ps, st = ode_rnn(rtol=1e-8)
     xs = jnp.stack([XS, 2 * XS])
@@ -74,6 +76,7 @@ def test_the_memory_of_an_lstm_stays_between_observations():
 # --- LatentODE and its bound --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_bound_at_the_exact_posterior_is_the_evidence():
     """z ~ N(0, 1), two observations z + 0.5 noise: for the posterior the bound is log p(x), for another one less."""
     n, noise, x = 20000, 0.5, np.array([0.8, 0.2])
@@ -121,6 +124,7 @@ def test_training_draws_testing_does_not():
     assert kept["key"] == st["key"]
 
 
+@pytest.mark.slow
 def test_prediction_at_other_times_for_each_sample():
     model, ps, st = latent_ode(batching="vmap", rtol=1e-8)
     st, xs, ts = lux.testmode(st), jnp.stack([XS, -XS]), jnp.stack([TS, TS])
@@ -131,6 +135,7 @@ def test_prediction_at_other_times_for_each_sample():
     np.testing.assert_allclose(path.xs[1], at_data.xs[1, [0, 1, 3]], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_elbo_trains_a_latent_ode():
     model, ps, st = latent_ode(**FIXED)
     xs = jnp.stack([np.sin(TS + a)[:, None] * np.ones(2) for a in (0.0, 0.5, 1.0)])

@@ -52,6 +52,7 @@ def linear(posterior, prior, **options):
 DATA = np.broadcast_to(np.array([0.4, 0.1, -0.2])[:, None], (BATCH, 3, 1))
 
 
+@pytest.mark.slow
 def test_divergences_of_ornstein_uhlenbeck_processes_are_the_closed_forms():
     """z' = -a z + s W' from N(m, v) against -b z: with E z^2, `(a - b)^2 / 2 s^2` times its integral."""
     model, ps, st = linear(Line(RATE), Line(PRIOR_RATE))
@@ -69,6 +70,7 @@ def test_divergences_of_ornstein_uhlenbeck_processes_are_the_closed_forms():
     np.testing.assert_allclose(np.var(path.xs[:, -1]), moment, rtol=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("solver", [diffrax.Euler(), diffrax.EulerHeun()], ids=["Ito", "Stratonovich"])
 def test_a_constant_pull_costs_what_it_should_and_none_costs_nothing(solver):

@@ -57,6 +57,7 @@ def test_complex_states_have_a_real_loss_and_its_gradient():
     np.testing.assert_allclose(jax.grad(loss)(rate), across[0] - 1j * across[1], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_truth_has_no_loss_and_every_group_its_own_times():
     loss, predictions = shoot(truth())
     assert loss < 1e-6
@@ -65,6 +66,7 @@ def test_the_truth_has_no_loss_and_every_group_its_own_times():
     np.testing.assert_allclose(predictions[2], DATA[6:], atol=1e-8)
 
 
+@pytest.mark.slow
 def test_the_terms_of_the_loss():
     ps = truth() * 0.9
     ends = [scipy.linalg.expm(0.9 * A * (TS[b] - TS[a])) @ DATA[a] for a, b in ((0, 3), (3, 6))]
@@ -84,6 +86,7 @@ def test_one_group_is_single_shooting():
     np.testing.assert_allclose(loss, np.sum((single - DATA) ** 2), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_gradients_by_parameters_and_by_learned_starts():
     starts = jnp.asarray(DATA[[0, 3, 6]]) + 0.05
     q = lux.ComponentVector(weight=truth().weight * 0.9, starts=starts)

@@ -39,6 +39,7 @@ def small(**options):
 # --- exact solutions ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interpolation", ["hermite", "linear", "rectilinear"])
 def test_commuting_fields_do_not_care_for_the_way_between_the_data(interpolation):
     ys = run(linear(DECAY, TURN, interpolation=interpolation), TS, XS)
@@ -46,6 +47,7 @@ def test_commuting_fields_do_not_care_for_the_way_between_the_data(interpolation
     np.testing.assert_allclose(ys, exact, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interpolation", ["linear", "rectilinear"])
 def test_other_fields_follow_the_path(interpolation):
     ys, exact = run(linear(SHEAR, TURN, interpolation=interpolation), TS, XS), [np.array([1.0, -0.5])]
@@ -58,6 +60,7 @@ def test_other_fields_follow_the_path(interpolation):
     np.testing.assert_allclose(ys, exact, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_steps_meet_the_kinks_of_the_path():
     """Between the kinks the field is smooth: few steps, none of them rejected."""
     sol = run(linear(DECAY, TURN, interpolation="linear", output="solution", rtol=1e-3, atol=1e-5), TS, XS)
@@ -68,6 +71,7 @@ def test_steps_meet_the_kinks_of_the_path():
 # --- missing data -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_paths_across_gaps():
     xs = jnp.array([[jnp.nan, 1.0], [2.0, jnp.nan], [jnp.nan, 4.0], [4.0, jnp.nan]])
     ts = jnp.array([0.0, 1.0, 2.0, 4.0])
@@ -89,6 +93,7 @@ def test_a_hermite_path_is_smooth_and_starts_straight():
             np.testing.assert_allclose(path.derivative(t, left=left), slope, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interpolation", ["linear", "hermite"])
 def test_missing_observations_are_as_if_they_were_left_out(interpolation):
     """Also by a field that does not commute with itself, and so feels the way between the data."""
@@ -100,6 +105,7 @@ def test_missing_observations_are_as_if_they_were_left_out(interpolation):
     np.testing.assert_allclose(np.delete(with_gap, gap, 0), without, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_paths_of_whole_data_are_those_of_diffrax():
     ts, xs = jnp.asarray(TS), jax.random.normal(jax.random.key(0), (len(TS), 3, 2))
     ours = lux.diffeq.control_path(ts, xs, "hermite", with_time=True)
@@ -125,6 +131,7 @@ def test_a_hermite_path_levels_off_after_the_last_observation():
     np.testing.assert_allclose([path.evaluate(t)[0] for t in (1.0, 2.0, 2.5, 3.0)], 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interpolation", ["hermite", "linear", "rectilinear"])
 def test_gradients_of_a_path_by_data_and_times_are_finite_across_gaps(interpolation):
     xs = jnp.asarray(XS).at[jnp.array([0, 2, 4])].set(jnp.nan)
@@ -233,6 +240,7 @@ def test_bad_input_is_one_sentence(make, sentence):
         make()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interpolation", ["hermite", "linear", "rectilinear"])
 def test_a_channel_seen_once_or_never_is_constant(interpolation):
     xs = jnp.array([[2.0, jnp.nan], [jnp.nan, jnp.nan], [jnp.nan, jnp.nan]])

@@ -44,6 +44,7 @@ def run(layer, y0):
 # --- solutions ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_nonlinear_constraint_matches_the_exact_solution_from_any_guess():
     dae = lux.NeuralDAE(minus_z, cubic, ts=TS, batching="vmap", rtol=1e-9, atol=1e-11)
     sol = run(dae, jnp.array([[2.0, 0.0], [2.0, 5.0], [0.5, 0.1]]))
@@ -53,6 +54,7 @@ def test_a_nonlinear_constraint_matches_the_exact_solution_from_any_guess():
         np.testing.assert_allclose(ys, exact_cubic(u0, TS), rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_saved_values_fulfil_the_constraint_in_single_precision_too():
     dae = lux.NeuralDAE(minus_z, cubic, ts=TS, output="ys", solver=diffrax.Bosh3())
     ys = run(dae, jnp.array([[2.0, 0.0], [0.5, 0.1]], "float32"))
@@ -61,6 +63,7 @@ def test_saved_values_fulfil_the_constraint_in_single_precision_too():
     np.testing.assert_allclose(ys[:, 1], exact_cubic(0.5, TS), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_branch_of_the_start_is_followed():
     """u = sin t and u^2 + z^2 = 1: z = cos t goes on to where Newton from z(0) = 1 would find the other root."""
     rate = lux.Lambda(lambda y: y[..., 1:])
@@ -91,6 +94,7 @@ def test_robertson_with_a_mass_matrix_and_a_stiff_solver():
     np.testing.assert_allclose(jnp.sum(sol.ys, -1), 1.0, rtol=1e-14)
 
 
+@pytest.mark.slow
 def test_the_pendulum_of_index_one_keeps_its_length():
     """q'' = -q tension - (0, 1), |v|^2 - q_y = tension |q|^2: the force of the rod by twice differentiating |q| = 1."""
 
@@ -169,6 +173,7 @@ def test_gradients_agree_with_finite_differences_and_a_second_adjoint():
 # --- faults -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_constraint_without_a_root_is_a_failure_of_its_sample_alone():
     circle = lux.Lambda(lambda y: y[..., :1] ** 2 + y[..., 1:] ** 2 - 1)
     dae = lux.NeuralDAE(lux.Lambda(lambda y: -y[..., :1]), circle, ts=TS, batching="vmap", solver=diffrax.Bosh3())

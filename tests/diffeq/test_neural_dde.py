@@ -63,6 +63,7 @@ def test_steps_that_do_not_divide_the_lag_and_time_in_single_precision():
     np.testing.assert_allclose(final, [np.e**2], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_agree_with_finite_differences_in_both_modes():
     model = lux.Chain(lux.Dense(4, 3, jnp.tanh), lux.Dense(3, 2))
     dde = lux.NeuralDDE(model, [0.3], [0.0, 0.5, 1.1], dt0=0.1)

@@ -111,6 +111,7 @@ def test_event_ends_the_solve_at_its_time():
     np.testing.assert_allclose(sol.ys[-1], [0.5], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("finder", "adjoint"), [("Newton", "auto"), ("Newton", "direct"), ("Chord", "forward"), ("Bisection", "auto")]
 )
@@ -219,6 +220,7 @@ def test_parameters_are_split_once_and_outside_the_loop():
 # --- batches ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_joint_and_vmapped_batches_agree():
     model, ps, st = small_net()
     u0 = jax.random.normal(jax.random.key(2), (3, 2))
@@ -240,6 +242,7 @@ def test_every_sample_may_have_its_own_times():
 # --- faults are data ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output", ["ys", "final"])
 def test_a_solver_that_runs_out_of_steps_gives_nan(output):
     node = lux.NeuralODE(LINEAR, ts=[0.0, 100.0], max_steps=8, output=output)
@@ -297,6 +300,7 @@ def test_every_kind_of_failure_names_its_samples_and_what_to_try():
         lux.raise_if_failed(sol.ys)
 
 
+@pytest.mark.slow
 def test_implicit_solvers_converge():
     """diffrax's default root finder takes several times as many steps here, half of them rejected."""
     node = lux.NeuralODE(lux.Lambda(jnp.tanh), ts=[0.0, 1.0], solver=diffrax.Kvaerno5())

@@ -63,6 +63,7 @@ def test_general_noise_has_the_covariance_of_its_matrix():
 # --- strong solutions: along the same Brownian path ---------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("solver", "ito", "order"),
@@ -86,6 +87,7 @@ def test_geometric_brownian_motion_converges_with_the_order_of_the_solver(solver
     assert fine < (0.05 if order < 1 else 0.005)
 
 
+@pytest.mark.slow
 def test_the_path_does_not_depend_on_the_steps():
     values = [run(MOTION.replace(dt0=dt0), jnp.zeros(2)) for dt0 in (1 / 4, 1 / 32)]
     np.testing.assert_allclose(*values, rtol=1e-12)
@@ -101,6 +103,7 @@ def test_general_noise_with_a_diagonal_matrix_is_diagonal_noise():
     np.testing.assert_allclose(got[0], expected[0], rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("solver", [diffrax.SPaRK(), diffrax.ShARK()], ids=["SPaRK", "ShARK"])
 def test_adaptive_steps_and_solvers_with_levy_areas(solver):
@@ -134,6 +137,7 @@ def test_one_path_per_state_and_the_key_is_renewed():
     assert jnp.all(call(sde, jnp.ones(2), ps, after)[0][-1] != first[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "shape"),
     [({}, (3, 3, 2)), ({"batching": "vmap"}, (3, 3, 2)), ({"batching": "vmap", "trajectories": 4}, (3, 3, 4, 2))],

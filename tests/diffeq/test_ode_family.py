@@ -14,6 +14,7 @@ DECAY = lux.Dense(1, 1, use_bias=False)
 RATE = {"weight": -np.ones((1, 1))}
 
 
+@pytest.mark.slow
 def test_augmented_features_start_from_zero():
     node = lux.AugmentedODE(lux.NeuralODE(lux.Lambda(jnp.ones_like), ts=TS, output="ys"), 2)
     ys, _ = node(jnp.array([[5.0]]), {}, {})
@@ -63,6 +64,7 @@ def test_controls_are_followed():
     np.testing.assert_allclose(ys[:, 0], exact, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_gradient_with_respect_to_a_control():
     def final(top):
         ramp = diffrax.LinearInterpolation(ts=jnp.array([0.0, 1.0]), ys=jnp.stack([jnp.zeros(1), top]))
@@ -88,6 +90,7 @@ def test_times_outside_of_a_control_are_refused():
         controlled(ts=TS)(jnp.zeros(1), {}, {})
 
 
+@pytest.mark.slow
 def test_costs_of_a_linear_trajectory_are_exact():
     node = lux.NeuralODE(DECAY, ts=[0.0, 1.0])
     layer = lux.WithCosts(node, ("kinetic", "jacobian", "acceleration"))

@@ -31,6 +31,7 @@ def of_loss(adjoint, dtype=jnp.float64, **options):
     return ys, *grads
 
 
+@pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("solver", "options"),
@@ -51,6 +52,7 @@ def test_the_gradient_is_that_of_the_pair(solver, options):
         np.testing.assert_allclose(got[0], of_loss("auto", rtol=1e-9, **options)[0], atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(("dtype", "tol"), [(jnp.float64, 1e-11), (jnp.float32, 2e-4)])
 def test_many_steps(dtype, tol):
@@ -70,6 +72,7 @@ def test_where_the_solution_contracts_the_states_do_not_part_unseen():
     np.testing.assert_allclose(run(jnp.array([0.3, 1.0, 5.0])), [np.exp(-3.0), np.exp(-10.0), np.nan], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_gradient_whose_steps_cannot_be_undone_is_nan():
     options = STEPS | {"dt0": 0.005, "solver": diffrax.Midpoint(), "ts": TS[::2], "batching": "vmap"}
     lost = of_loss(lux.ReversibleAdjoint(coupling=0.5, anchors=1), **options)
@@ -77,6 +80,7 @@ def test_a_gradient_whose_steps_cannot_be_undone_is_nan():
     assert np.isfinite(of_loss(lux.ReversibleAdjoint(coupling=0.5, anchors=64), **options)[1]).all()
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_steps():
     """But for one time each: 8 bytes, here 1 % of a pair of states."""
     memory = {}

@@ -67,6 +67,7 @@ def test_no_gain_is_the_model_and_the_parameters_are_its_own():
     assert "gain = 0.0" in repr(observer)
 
 
+@pytest.mark.slow
 def test_the_loss_has_one_valley_with_a_gain():
     ts = np.linspace(0.0, 6.0, 31)
     data = np.stack([np.cos(2 * ts), -np.sin(2 * ts)], 1)

@@ -48,6 +48,7 @@ def inputs(layer, series):
     return (series.data[:, 0], series) if isinstance(layer, lux.NeuralODE) else series
 
 
+@pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("name", MEMBERS)
 def test_a_padded_series_is_as_it_is_alone(name):

@@ -17,6 +17,7 @@ def node(**options):
     return lux.NeuralODE(NET, ts=TS, output="ys", on_state_update="first", **options)
 
 
+@pytest.mark.slow
 def test_the_statistics_are_those_of_the_first_evaluation():
     """Against the net with them written out, and one mask of the dropout; gradients against differences."""
     layer = node(rtol=1e-8)

@@ -83,6 +83,7 @@ def test_a_port_takes_in_what_the_control_does():
     np.testing.assert_allclose(sol.ys, np.stack([1 - np.cos(sol.ts), np.sin(sol.ts)], -1), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", [lux.HamiltonianNN, lux.LagrangianNN])
 def test_the_energy_of_hamiltonian_and_lagrangian_equations_is_kept_to_1e_6(law):
     """A net for the potential, and a kinetic energy with a mass that depends on the place, which does not separate."""
@@ -108,6 +109,7 @@ def test_the_energy_of_hamiltonian_and_lagrangian_equations_is_kept_to_1e_6(law)
 # --- symplectic solvers -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("solver", "order"), [(diffrax.SemiImplicitEuler(), 1), (lux.Verlet(), 2), (lux.Yoshida4(), 4)], ids=repr
@@ -170,6 +172,7 @@ def test_gradients_agree_with_finite_differences_and_a_second_adjoint():
         )
 
 
+@pytest.mark.slow
 def test_batches_and_times_per_call():
     ode = lux.HamiltonianODE(kinetic, pendulum, dt0=0.1, batching="vmap")
     ps, st = _empty(ode)

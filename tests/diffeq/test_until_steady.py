@@ -30,6 +30,7 @@ def node(**options):
 Y0 = np.array([[0.1, 0.2], [1.5, -2.0]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "tol"), [({"batching": "vmap"}, 1e-6), ({"adjoint": "checkpointed", "rtol": 1e-8, "atol": 1e-10}, 1e-5)]
 )
@@ -46,6 +47,7 @@ def test_it_ends_where_the_roots_are_with_their_gradients(options, tol):
     np.testing.assert_allclose(grad.data, exact.data, rtol=10 * tol)
 
 
+@pytest.mark.slow
 def test_the_solution_says_when_and_what_is_not_reached_is_nan():
     layer = node()
     ps, st = lux.setup(jax.random.key(0), layer, dtype=jnp.float64)

@@ -19,6 +19,7 @@ LAYERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAYERS)
 def test_expressions_are_the_layers(name, key):
     layer = LAYERS[name]

@@ -10,6 +10,8 @@ import pytest
 
 HERE = Path(__file__).parent
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def found():

@@ -46,6 +46,7 @@ def gradient(model, ps, st, x=X):
 # --- solutions and gradients --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "options",
@@ -77,6 +78,7 @@ def deep_state(model):
     return lux.setup(jax.random.key(0), model, "float64")[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", [None, optx.FixedPointIteration(1e-5, 1e-5)], ids=["Anderson", "fixed-point"])
 def test_float32_meets_its_default_tolerance(solver):
     model, ps, st = model_of(dtype="float32", rtol=1e-5, atol=1e-5, solver=solver)
@@ -132,6 +134,7 @@ def test_multiscale():
         lux.MultiScaleCell((jnp.tanh, jnp.tanh), ((jnp.tanh,),), (jnp.tanh, jnp.tanh))
 
 
+@pytest.mark.slow
 def test_memory_of_the_gradient_does_not_grow_with_the_steps():
     def bytes_of(**options):
         model, ps, st = model_of(**options)
@@ -222,6 +225,7 @@ def test_one_dropout_mask_for_the_whole_solve():
         run(model.replace(batching="vmap"), X, ps, st)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", [CELL, lux.NormalizedCell(CELL)], ids=["any", "prepared"])
 def test_cells_may_take_single_samples_and_keep_random_keys(cell):
     class Noted(lux.Wrapper):
@@ -304,6 +308,7 @@ def test_jacobian_loss_is_the_mean_square_of_the_jacobian():
     assert skew > 0  # v^T J v, the estimate of others, is zero here
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [None, 4])
 def test_jacobian_loss_has_gradients(depth):
     model, ps, st = model_of(jacobian_probes=1, fixed_depth=depth, rtol=1e-12, atol=1e-12)
@@ -332,6 +337,7 @@ def test_monotone_cell_has_a_fixed_point_whatever_its_parameters():
         assert np.linalg.eigvalsh((np.eye(6) - w) / 2 + (np.eye(6) - w).T / 2).min() >= 0.5 - 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["spectral", "weight"])
 def test_normalized_cell_bounds_its_weights(norm):
     cell = lux.NormalizedCell(CELL, norm=norm, bound=0.7, iterations=200)

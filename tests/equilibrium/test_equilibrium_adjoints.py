@@ -78,6 +78,7 @@ def test_gradients_in_half_precision_are_those_of_single(dtype, n):
         assert error < 0.05 * np.abs(np.asarray(expected)).max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", [lx.LU(), lx.QR(), lx.SVD(), lx.GMRES(1e-3, 1e-3)], ids=lambda s: type(s).__name__)
 def test_linear_solvers_of_others_get_single_precision(solver):
     def value(a):
@@ -89,6 +90,7 @@ def test_linear_solvers_of_others_get_single_precision(solver):
     np.testing.assert_allclose(float(jax.grad(value)(jnp.bfloat16(0.5))), 12.0, rtol=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [4, 40])
 def test_layers_in_half_precision_are_solved_in_single(n):
     a, x = (RNG.standard_normal(shape) / np.sqrt(n) for shape in ((n, n), (2, n)))
@@ -120,6 +122,7 @@ def test_layers_in_half_precision_are_solved_in_single(n):
 # --- complex numbers ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("n", [3, 24])
 @pytest.mark.parametrize("holomorphic", [True, False])
@@ -160,6 +163,7 @@ def test_gradients_of_complex_fixed_points(n, holomorphic):
     np.testing.assert_allclose(np.sum(np.asarray(gx) * v).real, slope, rtol=1e-6)  # JAX's gradients are conjugate
 
 
+@pytest.mark.slow
 def test_complex_roots_by_the_solvers_of_others():
     square = lux.Lambda(lambda u: u[0].conj() ** 2 - u[1])
     for solver in (None, optx.LevenbergMarquardt(1e-10, 1e-10)):
@@ -194,6 +198,7 @@ SOLVERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SOLVERS)
 def test_no_fixed_point_is_found_far_away(name):
     run = linear(3, max_steps=400, **SOLVERS[name])
@@ -211,6 +216,7 @@ def test_no_fixed_point_of_many_unknowns():
         assert np.isnan(g).any()
 
 
+@pytest.mark.slow
 def test_samples_without_a_fixed_point_leave_the_others():
     for batching in ("joint", "vmap"):
         model = lux.DeepEquilibrium(lux.Lambda(lambda zx: zx[1][..., :1] * zx[0] + 1), shape=1, batching=batching)
@@ -228,6 +234,7 @@ def test_samples_without_a_fixed_point_leave_the_others():
             np.testing.assert_allclose(g[0], 4.0, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("gap", [1e-2, 1e-4, 1e-6, 1e-8])
 def test_gradients_near_a_singular_equation_are_right_or_nan(gap):
@@ -254,6 +261,7 @@ def test_forward_mode_sees_it_too():
     np.testing.assert_allclose(slope, exact(0.5 * a, x).sum(), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_steady_states_of_equations_that_never_rest_are_nan():
     drift = lux.Lambda(lambda u: 1.0 + 0.0 * u)
     for solver in (None, diffrax.Tsit5(), diffrax.Kvaerno5()):

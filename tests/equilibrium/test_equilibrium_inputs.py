@@ -33,6 +33,7 @@ def deep(cell="plain", **options):
 # --- integers -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("dtype", ["int32", "uint8", "bool"])
@@ -55,6 +56,7 @@ def test_integers_may_be_indices_of_the_cell():
     assert st["stats"]["converged"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["int32", "uint8", "bool", "float32"])
 def test_guesses_of_integers(dtype):
     layer = lux.SteadyState(lux.Lambda(lambda u: 0.5 - u**3 - u))
@@ -70,6 +72,7 @@ def test_guesses_of_integers(dtype):
 # --- precision ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("solver", [None, lux.Broyden(1e-5, 1e-5), optx.Newton(1e-5, 1e-5)], ids=["A", "B", "N"])
@@ -95,6 +98,7 @@ def test_roots_keep_half_precision():
         np.testing.assert_allclose(np.asarray(u, float), 1.0, atol=float(jnp.finfo(dtype).eps) + 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"fixed_depth": 8}, {"batching": "vmap"}, {"intermediate_states": 2}])
 def test_cells_that_round_to_half_precision_inside(options):
     cell = lux.Lambda(lambda zx: 0.5 * zx[0].astype("bfloat16") + zx[1].astype("bfloat16"))
@@ -105,6 +109,7 @@ def test_cells_that_round_to_half_precision_inside(options):
     np.testing.assert_allclose(np.asarray(z, float), 2.0, rtol=0.02)
 
 
+@pytest.mark.slow
 def test_norms_of_cells_in_half_precision():
     for dtype in ("bfloat16", "float16"):
         for name in ("normalized", "monotone"):
@@ -186,6 +191,7 @@ def test_trees_as_inputs():
 # --- how many -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -219,6 +225,7 @@ def test_a_batch_of_no_samples_has_gradients_of_zero(options):
     assert np.all(after["stats"]["converged"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", ["normalized", "monotone"])
 def test_a_batch_of_no_samples_through_every_cell(cell):
     model, ps, st = deep(cell)
@@ -226,6 +233,7 @@ def test_a_batch_of_no_samples_through_every_cell(cell):
     np.testing.assert_array_equal(g.data, 0)
 
 
+@pytest.mark.slow
 def test_steady_states_of_no_samples():
     layer = lux.SteadyState(lux.Dense(3, 3))
     ps, st = lux.setup(jax.random.key(0), layer)
@@ -318,6 +326,7 @@ def test_options_are_normalized_once():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "cell", [lux.Dense(2, 2), lambda z, x: jnp.tanh(z + x), lux.Parallel(jnp.add, lux.Dense(8, 8))]
 )

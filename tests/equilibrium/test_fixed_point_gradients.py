@@ -53,6 +53,7 @@ def require_close(got, expected, rtol):
 # --- linear solves ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "solver", [optx.FixedPointIteration(1e-12, 1e-12), lux.Anderson(1e-12, 1e-12), lux.Broyden(1e-12, 1e-12)]
 )
@@ -88,6 +89,7 @@ def test_failed_linear_solve_says_so():
 # --- gradients ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "adjoint",
     [

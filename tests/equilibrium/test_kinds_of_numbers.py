@@ -41,6 +41,7 @@ def solve(solver, f, y0, args=None, tolerance=1e-8, max_steps=200, **options):
     return optx.fixed_point(f, tight, y0, args, max_steps=max_steps, throw=False)
 
 
+@pytest.mark.slow
 def test_broadcasting_of_ranks_is_explicit(solver):
     for y0 in (jnp.ones(3), jnp.ones((2, 3)), jnp.ones(())):
         sol = solve(solver, lambda y, a: 0.5 * jnp.cos(y), y0)
@@ -62,6 +63,7 @@ def test_complex_maps_of_three(solver):
     np.testing.assert_allclose(sol.value, 1 / (1 - a), rtol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "radius"), [(12, 0.9), (12, 1.5), (1, 0.95)])
 def test_complex_linear_maps(solver, n, radius):
     m = matrix(n, 1, complex)
@@ -71,6 +73,7 @@ def test_complex_linear_maps(solver, n, radius):
     np.testing.assert_allclose(sol.value, np.linalg.solve(np.eye(n) - m, np.ones(n)), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["conjugate", "modulus", "tanh"])
 def test_maps_that_are_not_holomorphic(solver, kind):
     m = jnp.asarray(matrix(12, 0.8, complex))
@@ -114,6 +117,7 @@ def test_real_and_complex_arrays_in_one_tree(solver):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_iterate_of_lowest_residual_is_kept(solver):
     for f, y0 in [
         (lambda y, args: y + 1 + y * y.conj(), jnp.array([2.0 + 1j])),

@@ -40,6 +40,7 @@ def closed_form(ps):
 START = {"a": np.float64(0.1), "b": np.float64(1.0)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "solver",
     [None, optx.LevenbergMarquardt(1e-9, 1e-9), optx.Dogleg(1e-9, 1e-9), diffrax.Kvaerno5()],

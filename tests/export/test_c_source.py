@@ -70,6 +70,7 @@ def check(folder, f, arrays, *, batch_axis=0, rtol=1e-6, jvp=True, vjp=True, **o
     return library
 
 
+@pytest.mark.slow
 def test_a_net_its_derivatives_and_its_files(net, tmp_path):
     ps, st = net
     library = check(tmp_path, lambda x: NET(x, ps, st)[0], (samples(19, 4),))
@@ -89,6 +90,7 @@ def test_a_net_its_derivatives_and_its_files(net, tmp_path):
     assert "malloc" not in text and set(re.findall("#include <(.*)>", text)) == {"math.h", "stddef.h"}
 
 
+@pytest.mark.slow
 def test_parameters_as_an_input_in_double_precision(net, tmp_path):
     ps, st = net
     model = lux.StatefulLayer(NET, ps, st)
@@ -164,6 +166,7 @@ def test_solves(key, tmp_path):
     np.testing.assert_allclose(y_dot, difference, rtol=1e-5)  # the solver's tolerance is 1e-6
 
 
+@pytest.mark.slow
 def test_images_shared_inputs_other_axes_and_a_workspace(tmp_path):
     model = lux.Chain(
         lux.Conv(2, 4, (3, 3), activation=jax.nn.relu, groups=2),

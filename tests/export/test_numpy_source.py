@@ -55,6 +55,7 @@ def test_a_net_where_there_is_only_numpy(tmp_path):
     np.testing.assert_allclose(found, call(x), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_operations(tmp_path):
     def own(x):
         yield x > 0, (10 * x).astype("int32") // 3, (x > 0).all(-1), jnp.argmax(x, -1)

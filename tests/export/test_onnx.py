@@ -21,11 +21,13 @@ def run(path, **inputs):
     return dict(zip(names, session.run(names, inputs), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_any_batch(tmp_path, name):
     check_batches(name, lux.export.onnx, tmp_path / "model.onnx", run)
 
 
+@pytest.mark.slow
 def test_operations(tmp_path):
     """One by one, in single and in double precision and in whole numbers, for a batch of any size."""
 
@@ -148,6 +150,7 @@ def test_openvino(tmp_path):
             np.testing.assert_allclose(compiled(x)[0], call(x), rtol=2e-6, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_what_is_refused_is_not_written(tmp_path):
     path = tmp_path / "model.onnx"
     path.write_bytes(b"old")

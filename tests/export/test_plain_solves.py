@@ -100,6 +100,7 @@ def test_controls_that_interpolate_are_refused_as_such(interpolation):
         jax.eval_shape(lambda xs: cde((jnp.linspace(0.0, 1.0, 5), xs), ps, st)[0], jnp.ones((5, 2)))
 
 
+@pytest.mark.slow
 def test_roots_by_newtons_steps():
     x = jax.random.normal(jax.random.key(1), (4, 3), float)
     for batching in ("joint", "vmap"):

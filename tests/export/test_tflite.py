@@ -17,6 +17,7 @@ def run(path, **inputs):
     return Interpreter(str(path)).get_signature_runner()(**inputs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_any_batch(tmp_path, name):
     check_batches(name, lux.export.tflite, tmp_path / "model.tflite", run)
@@ -60,6 +61,7 @@ def test_remainders_have_the_sign_of_what_is_divided(tmp_path):
         np.testing.assert_allclose(y, jax.jit(remainders)(x)[int(name[2:])], rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_is_refused_is_not_written(tmp_path, capfd):
     path = tmp_path / "model.tflite"
     path.write_bytes(b"old")

@@ -58,6 +58,7 @@ def statistic(ranks):
     return ((counts - expected) ** 2 / expected).sum(axis=1)
 
 
+@pytest.mark.slow
 def test_ranks_are_uniform_and_those_of_a_wrong_posterior_are_not(key):
     most = chi2.ppf(1 - 1e-3 / 2, BINS - 1)
     assert (statistic(ranks(key)) < most).all()

@@ -8,6 +8,7 @@ from lux_sciml import ComponentMatrix, ComponentVector, hessian, jacobian
 from lux_sciml.inference import laplace_approximation
 
 
+@pytest.mark.slow
 def test_laplace_agrees_with_least_squares(key):
     t = jnp.linspace(0, 1, 20)
     sigma, p = 0.1, ComponentVector(curve={"slope": 2, "bend": -1}, offset=[1])

@@ -39,6 +39,7 @@ def log_likelihood(ps):
     return -jnp.sum((ps.physics.decay * ps.physics.growth - 1) ** 2) - jnp.sum(ps.net.weight**4)
 
 
+@pytest.mark.slow
 def test_the_density_is_that_of_the_free_vector(ps):
     density = log_posterior(log_likelihood, ps, PRIORS)
     free = density.start(ps)
@@ -88,6 +89,7 @@ def test_numpyro_distributions_of_all_supports(key):
         density.start(ps.at["rate"].set(-1.0))
 
 
+@pytest.mark.slow
 def test_what_priors_miss_and_densities_lack_is_said_in_a_sentence(ps, key):
     with pytest.raises(ValueError, match=r"`net\.weight` has no prior: name it"):
         log_posterior(log_likelihood, ps, {"physics.*": Exponential()})

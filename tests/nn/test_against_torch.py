@@ -103,6 +103,7 @@ CONVOLUTIONS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "space", "kernel_size", "options"), CONVOLUTIONS, ids=str)
 def test_conv(n, space, kernel_size, options):
     theirs = getattr(nn, f"Conv{n}d")(4, 8, kernel_size, dtype=torch.float64, **options)
@@ -183,6 +184,7 @@ SPACE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ours", "theirs"), SPACE.values(), ids=SPACE)
 def test_space(request, ours, theirs):
     name = request.node.callspec.id
@@ -210,6 +212,7 @@ NORMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ours", "theirs"), NORMS.values(), ids=NORMS)
 def test_norms(ours, theirs):
     features_first = not isinstance(ours, lux.LayerNorm | lux.RMSNorm)
@@ -312,6 +315,7 @@ LOSSES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize(("ours", "theirs", "prediction", "target"), LOSSES.values(), ids=LOSSES)
 def test_losses(ours, theirs, prediction, target, reduction):

@@ -133,6 +133,7 @@ def test_cross_attention_with_a_padding_mask_and_weights():
     assert np.allclose(y, their_y.detach(), atol=1e-5) and np.allclose(weights, their_weights.detach(), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm_first", [False, True])
 def test_transformer_encoder(norm_first):
     theirs = torch.nn.TransformerEncoderLayer(

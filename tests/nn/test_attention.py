@@ -102,6 +102,7 @@ def nan_where(hidden, x):
     return np.where(hidden.reshape(*hidden.shape, *(1,) * (x.ndim - hidden.ndim)), np.nan, x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("heads_differ", [False, True])
 def test_what_is_masked_does_not_matter(is_causal, heads_differ):
@@ -126,6 +127,7 @@ def test_what_is_masked_does_not_matter(is_causal, heads_differ):
         assert np.isfinite(b).all() and np.allclose(a, b, atol=1e-13)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", [np.nan, np.inf])
 @pytest.mark.parametrize("is_causal", [True, False])
 def test_what_some_queries_may_not_see_does_not_reach_them(is_causal, what):
@@ -149,6 +151,7 @@ def test_what_some_queries_may_not_see_does_not_reach_them(is_causal, what):
             assert np.allclose(a, b, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_a_layer_keeps_tokens_to_those_that_see_them(key):
     layer = lux.MultiHeadAttention(4, 2, is_causal=True, return_weights=True)
     ps, st = lux.setup(key, layer)
@@ -164,6 +167,7 @@ def test_a_layer_keeps_tokens_to_those_that_see_them(key):
     assert np.allclose(moved[0].data, gradients[0].data) and np.allclose(moved[1], gradients[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm_first", [True, False])
 def test_a_stack_of_blocks_keeps_tokens_to_those_that_see_them(key, norm_first):
     block = lux.TransformerEncoderBlock(4, 2, 6, is_causal=True, norm_first=norm_first)
@@ -258,6 +262,7 @@ def test_padding_mask_hides_keys(key):
     assert np.allclose(y[1], layer((X[1], MEMORY[1, :4]), ps, st)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm_first", [True, False])
 def test_nan_in_padding_has_no_effect_on_the_gradients_of_layers(key, norm_first):
     """As keys and values of attention, and in all places of a block."""

@@ -159,6 +159,7 @@ BASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("basis", BASES, ids=lambda basis: type(basis).__name__)
 def test_bases_of_integers_and_of_half_precision(basis):
     for kind in ("int32", "uint8", "bool"):
@@ -185,6 +186,7 @@ def test_a_basis_of_ones_own():
 LINEAR = np.array([0.0, 0.5, 1.0, 1.5, 2.0])
 
 
+@pytest.mark.slow
 def test_deeponet_takes_empty_batches_and_no_points(key):
     model = lux.DeepONet(lux.MLP(4, 3, 10), lux.MLP(1, 3, 5), 2)
     ps, st = lux.setup(key, model)
@@ -231,6 +233,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("make", "says"), WRONG, ids=[says for _, says in WRONG])
 def test_wrong_options_are_refused_where_they_are_given(make, says):
     with pytest.raises((TypeError, ValueError), match=says):

@@ -309,6 +309,7 @@ def test_maxout_takes_the_largest(key):
         lux.Maxout()
 
 
+@pytest.mark.slow
 def test_alternate_precision_computes_in_it_and_casts_back(key):
     seen = []
     inner = lux.Chain(lux.Dense(2, 3), lambda x: seen.append(x.dtype) or x, lux.BatchNorm(3))

@@ -196,6 +196,7 @@ def test_half_precision_is_float32_to_its_rounding(key, layer, x):
             same(widened(after), widened(after_expected), few)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layer", "shape"),
     [
@@ -309,6 +310,7 @@ def test_layers_that_have_no_complex_form_refuse_it_in_a_sentence(key, layer):
         layer(Z, *lux.setup(key, layer))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrapper", [lux.WeightNorm, lux.SpectralNorm])
 def test_complex_weights_have_the_norms_of_their_moduli(key, wrapper):
     def init(key, shape, dtype):

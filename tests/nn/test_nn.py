@@ -36,6 +36,7 @@ def test_dense_without_a_bias_and_with_initializers(key):
     assert lux.setup(key, lux.Dense(3, 2, init_bias=lux.initializers.ones))[0].bias.tolist() == [1, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(40,), (6, 40), (2, 3, 40)], ids=str)
 @pytest.mark.parametrize("outputs", [2, 30])
 def test_gradients_of_few_outputs_of_many_inputs_are_products_with_the_wider_matrix_last(key, outputs, shape):

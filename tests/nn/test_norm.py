@@ -49,6 +49,7 @@ def test_instance_norm_tracks_the_means_over_the_batch(key):
     assert np.allclose(y, (IMAGES - 0.3 * mean) / np.sqrt(0.7 + 0.3 * var + 1e-5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", [lux.BatchNorm(6), lux.InstanceNorm(6, affine=True)], ids=str)
 def test_numbers_far_from_zero_keep_their_digits(key, layer):
     """Rounding of 1000 in float32 is 3e-5 of a deviation of 2, and so are the errors; mean squares would lose 3 %."""
@@ -92,6 +93,7 @@ def test_statistics_of_half_precision_are_in_float32(key, layer):
     assert y.dtype == jnp.float16 and np.abs(y.astype(float) - expected).max() < 5e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("half", ["float16", "bfloat16"])
 @pytest.mark.parametrize("layer", [lux.BatchNorm(1, momentum=0.01), lux.InstanceNorm(1, track_stats=True)], ids=str)
 def test_running_statistics_arrive_in_half_precision(key, layer, half):

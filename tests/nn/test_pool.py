@@ -177,6 +177,7 @@ def test_upsample_of_integers():
     assert y.ravel().tolist() == [0, 0.5, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["linear", "cubic"])
 def test_sizes_of_one(mode):
     """One cell is repeated; with aligned corners, one cell of many is the first."""

@@ -75,6 +75,7 @@ def test_stacked_cells_feed_upwards(key):
 # --- runners ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", [*CELLS, STACK], ids=lambda cell: type(cell).__name__)
 def test_recurrence_is_the_loop_over_time(key, cell):
     ps, st = lux.setup(key, cell)
@@ -251,6 +252,7 @@ def test_carries_take_the_type_of_the_next_one(key, cell):
         assert close((y, after), cell((X[:, 0], start), ps, st)[0]) and y.dtype == jnp.float64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", RUNNERS, ids=lambda run: type(run).__name__)
 def test_one_time_and_no_time(key, run):
     ps, st = lux.setup(key, run)
@@ -267,6 +269,7 @@ def test_one_time_and_no_time(key, run):
         assert np.isfinite(of_ps.data).all() and of_x.shape == x.shape
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "wrap",
     [

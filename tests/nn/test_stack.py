@@ -20,6 +20,7 @@ def unstacked(tree, i):
     return jax.tree.map(lambda leaf: leaf[i], tree)
 
 
+@pytest.mark.slow
 def test_a_stack_is_a_chain_of_copies(key):
     stack, chain = lux.Stack(BLOCK, 3), lux.Chain([BLOCK] * 3)
     ps, st = lux.setup(key, stack)

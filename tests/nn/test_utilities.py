@@ -181,6 +181,7 @@ FAILING = lux.Chain(
 )
 
 
+@pytest.mark.slow
 def test_debug_changes_nothing_where_all_is_finite(key):
     ps, st = lux.setup(key, MODEL)
     y, after = lux.check_finite(MODEL)(X, ps, st)

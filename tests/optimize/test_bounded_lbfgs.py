@@ -46,6 +46,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_minima_are_those_of_scipy(case):
     f, start, lower, upper = CASES[case]
@@ -64,6 +65,7 @@ def test_minima_are_those_of_scipy(case):
     assert ours.stats["num_steps"] < 4 * scipys.nfev + 30
 
 
+@pytest.mark.slow
 def test_inside_of_jit_and_vmap_with_named_vectors_and_gradients():
     start = lux.ComponentVector(x=-1.2, y=1.0)
 

@@ -72,6 +72,7 @@ def test_band_of_a_solve_has_derivatives_in_either_mode():
             np.testing.assert_allclose(ours, exact, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_has_weight_zero_may_be_nan_and_is_no_measurement():
     holes = {"x": np.concatenate([X, [1.0, np.nan]]), "y": np.concatenate([Y, [np.nan, 0.0]])}
     weights = np.concatenate([1 / SIGMA, np.zeros(2)])

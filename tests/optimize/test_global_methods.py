@@ -28,6 +28,7 @@ def box():
     return lux.ComponentVector(x=-2.0, y=[-4.0, -4.0]), lux.ComponentVector(x=2.0, y=[4.0, 3.0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_global_methods_find_the_lowest_minimum(method, start, box):
     CALLS.clear()

@@ -340,6 +340,7 @@ def test_of_a_start_whose_jacobian_is_not_finite_the_value_is_told(method):
     assert result.value == result.history[0] == 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lm", "trf", optx.LevenbergMarquardt(1e-9, 1e-9)])
 def test_a_sample_that_is_not_a_number_is_named(method):
     y = Y.copy()

@@ -28,6 +28,7 @@ def solver(**settings):
 # --- it solves problems under optimistix's own entry point --------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [None, *damped_systems.SOLVERS])
 def test_optimistix_runs_it(name, dtype):
     start = jax.tree.map(lambda x: x.astype(dtype), START)
@@ -120,6 +121,7 @@ def test_the_linear_solver_follows_from_the_size():
 # --- robust losses ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LOSSES)
 def test_robust_losses_are_scipys(name):
     r = jnp.array([0.01, -0.3, 0.9, -2.5, 40.0])
@@ -137,6 +139,7 @@ def test_robust_losses_are_scipys(name):
 # --- geodesic acceleration ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_geodesic_acceleration_is_the_second_order_step():
     """Along a curved line the accelerated step is nearer to the line than the plain one; differences agree."""
 
@@ -176,6 +179,7 @@ def test_a_derivative_that_is_not_finite_is_no_convergence(solver):
     assert not result.success and "finite" in result.message and np.array_equal(result.params, [0.0, 0.0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ["qr", "cg"])
 def test_where_it_sticks_is_no_success(solver):
     """Meyer's problem, MGH10 of NIST's, from its far start."""

@@ -66,6 +66,7 @@ def test_every_scipy_method_on_rosenbrock(name, dtype):
     assert result.history.shape == (result.steps + 1,) and np.isclose(result.history[0], 24.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "solver",
     [
@@ -85,6 +86,7 @@ def test_optimistix_on_rosenbrock(solver, dtype):
     assert result.history.shape == (result.steps + 1,) and np.isclose(result.history[0], 24.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adam", "lbfgs", "chain"])
 def test_optax_on_rosenbrock(name, dtype):
     method = {
@@ -99,6 +101,7 @@ def test_optax_on_rosenbrock(name, dtype):
     assert result.history.shape == (result.steps + 1,) and result.evaluations == result.steps + 1
 
 
+@pytest.mark.slow
 def test_optax_takes_the_steps_of_a_plain_loop(dtype):
     transform, params = optax.adam(0.1), start(dtype)
     state = transform.init(params)
@@ -320,6 +323,7 @@ def steep(x):
     return 1e12 * jnp.sum((x - 3) ** 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("loss", "x", "method"),
     [

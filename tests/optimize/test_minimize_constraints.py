@@ -28,6 +28,7 @@ def start():
     return lux.ComponentVector(a=[0.1, -0.4], b=0.3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", CONSTRAINED)
 def test_nonlinear_and_linear_constraints_by_name(method, start):
     disc = NonlinearConstraint(radius, -np.inf, lux.ComponentVector(square=1.0, product=10.0))

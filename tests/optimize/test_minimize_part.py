@@ -71,6 +71,7 @@ def test_the_same_loss_compiles_once_for_a_part():
     assert len(traces) == count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trainable", "expected"),
     [("*", [2.0, 3.0, 0.0]), ("a.b", [2.0, 5.0, 1.0]), ("a", [1.0, 3.0, 1.0]), ([("a", "b"), "c"], [1.0, 3.0, 0.0])],
@@ -109,6 +110,7 @@ FORMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_bounds_in_all_forms_are_cut_to_the_part(form):
     ps = lux.ComponentVector(a=1.0, b=[2.0, 3.0])

@@ -24,6 +24,7 @@ def regression(key):
     return loss, ps, st, x
 
 
+@pytest.mark.slow
 def test_the_statistics_of_batchnorm_go_along(key):
     loss, ps, st, x = regression(key)
     transform = optax.adam(0.05)

@@ -661,6 +661,7 @@ def test_a_change_is_seen_where_jax_converts_the_array(place):
             np.testing.assert_allclose(fitted(loss, METHODS["SciPy"]), value, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", [global_rebound, numpy_in_place, bound_method, function_jitted_before])
 def test_every_family_of_methods_sees_it(place, method):
     loss, change = place()
@@ -725,6 +726,7 @@ def test_the_norm_of_an_optimistix_solver():
     assert steps[0] < steps[1]
 
 
+@pytest.mark.slow
 def test_functions_in_the_args(method):
     data = np.ones(2)
 
@@ -875,6 +877,7 @@ def test_equal_losses_made_apart_are_one_program(method):
     assert not compiles
 
 
+@pytest.mark.slow
 def test_what_is_known_is_not_traced_again(method):
     """A list that is only appended to is no data."""
     traces = []
@@ -903,6 +906,7 @@ def test_what_is_not_known_is_read_no_further():
     assert len(walk.seen) < 100
 
 
+@pytest.mark.slow
 def test_a_loss_whose_types_are_checked_is_soon_read(method):
     """A closure that holds its own signature, as jaxtyping's do: no walk through all that checks it."""
     target = np.array([3.0, 3.0])

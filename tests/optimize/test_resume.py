@@ -31,6 +31,7 @@ def same(a, b):
     assert (a.steps, a.evaluations, a.success, a.message) == (b.steps, b.evaluations, b.success, b.message)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     [

@@ -28,6 +28,7 @@ OPTIMISTIX = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [*OPTIMISTIX, *METHODS])
 def test_all_methods_find_the_root(method, start):
     found = lux.root_find(equations, start, method=OPTIMISTIX.get(method, method), args=(2.5, "a name"), max_steps=3000)

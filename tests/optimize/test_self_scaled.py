@@ -19,6 +19,7 @@ def rosenbrock(y, _=None):
 START = np.array([-1.2, 1.0, -0.5, 0.8])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_they_find_minima(method, dtype):
     tolerance = 1e-10 if dtype == "float64" else 1e-6

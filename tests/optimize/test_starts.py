@@ -30,6 +30,7 @@ def box():
 METHODS = {"optax": optax.adam(0.05), "optimistix": optx.BFGS(rtol=1e-6, atol=1e-6), "scipy": "L-BFGS-B"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", METHODS)
 def test_all_starts_are_those_of_runs_one_by_one(family, ps, box):
     method, starts = METHODS[family], lux.sobol_samples(jax.random.key(3), 4, box[0], ps + 0.6)

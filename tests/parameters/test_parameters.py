@@ -115,6 +115,7 @@ def in_single(tree):
     return jax.tree.map(lambda x: x.astype("float32") if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("half", ["float16", "bfloat16"])
 @pytest.mark.parametrize("bound", [0.0, 2e-4, 1.0, 1e3])
 @pytest.mark.parametrize("wrapper", [lux.WeightNorm, lux.SpectralNorm])
@@ -139,6 +140,7 @@ def test_in_half_precision_weights_have_the_norms_of_single_precision(key, wrapp
             assert np.isfinite(got).all() and np.allclose(got, right, rtol=digit, atol=digit * np.abs(right).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("half", ["float16", "bfloat16", "float32"])
 def test_weights_of_zero_are_trained_in_every_precision(key, half):
     layer = lux.WeightNorm(lux.Dense(3, 2, use_bias=False, init_weight=lux.initializers.zeros))
@@ -287,6 +289,7 @@ def test_wrong_calls_get_one_sentence(key):
         lux.parameters.share_parameters(lux.setup(key, DOTTED)[0], [("a.b", "c")], [1.0, 2.0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrapper", [lux.WeightNorm, lux.SpectralNorm, lux.Frozen])
 @pytest.mark.parametrize("kind", ["int32", "uint8", "bool"])
 def test_wrappers_take_integers_and_empty_batches(key, wrapper, kind):

@@ -88,6 +88,7 @@ class WithState:
         self.i = state["i"]
 
 
+@pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("data", [(X, Y), Batches(), WithState()], ids=["arrays", "iterable", "with state"])
 def test_a_run_that_is_broken_off_goes_on_to_the_same_bits(data, tmp_path):
@@ -150,6 +151,7 @@ class Validation:
         return iter([(X, Y)])
 
 
+@pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("data", [(X, Y), Batches()], ids=["arrays", "iterable"])
 def test_what_ends_a_run_leaves_no_trace_in_one_that_goes_on(data, tmp_path, monkeypatch):

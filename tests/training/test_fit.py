@@ -43,6 +43,7 @@ def same(a, b):
     return all(np.array_equal(x, y, equal_nan=True) for x, y in zip(numbers(a), numbers(b), strict=True))
 
 
+@pytest.mark.slow
 def test_it_makes_the_steps_of_train_step_whatever_the_chunks():
     state = start()
     result = fit(state=state, batch_size=4, epochs=7)
@@ -178,6 +179,7 @@ def test_the_last_batch_filled_and_masked():
     assert streamed.history["n"].tolist() == result.history["n"].tolist()
 
 
+@pytest.mark.slow
 def test_validation_is_of_all_samples_in_test_mode_and_the_best_is_kept():
     model = lux.Chain(lux.Dense(2, 4), lux.BatchNorm(4), lux.Dropout(0.5), lux.Dense(4, 1))
     state = lux.TrainState.create(model, optax.adam(0.05), key=jax.random.key(0), ema=0.5)
@@ -236,6 +238,7 @@ def test_members_that_are_not_finite_are_told():
     assert "`ps['layer_0']['weight']` holds 16 of 16 elements that are NaN" in result.message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nonfinite", ["skip", "back_off", "stop"])
 def test_steps_that_are_not_finite(nonfinite):
     x = X.copy()

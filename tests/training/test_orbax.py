@@ -130,6 +130,7 @@ def test_what_is_kept(tmp_path):
         checkpoints.load(7)
 
 
+@pytest.mark.slow
 def test_a_sharded_run_that_is_broken_off_goes_on_to_the_same_bits(tmp_path):
     def run(folder, stop=None, asynchronous=False):
         state = sharded(new_state(), 20)

@@ -36,6 +36,7 @@ def by_hand(ps, optimizer, batches):
     return ps, losses
 
 
+@pytest.mark.slow
 def test_steps_are_those_written_by_hand():
     with jax.enable_x64(False):
         optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(optax.cosine_decay_schedule(0.1, 10)))
