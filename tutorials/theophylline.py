@@ -123,7 +123,7 @@ def fit_of(model):
         }
 
     def fit(values):
-        ps, sigma, omega = start, jnp.array(1.0), {name: jnp.array(0.5) for name in EFFECTS}
+        ps, sigma, omega = start, jnp.ones(()), {name: jnp.array(0.5, float) for name in EFFECTS}
         for _ in range(ROUNDS):
             args = (values, sigma, omega)
             result = lux.least_squares(residual, ps, args=args, bounds=bounds, max_steps=STEPS)
