@@ -21,8 +21,8 @@ docs: $(VENV)/docs
 test: $(VENV)/test
 	$(BIN)/python -m pytest -m "not slow and not exhaustive"
 
-# All but most cases of large cross products, long runs and pages of docs; with the comparisons with other libraries, for
-# which the CPU build of PyTorch is enough.
+# All but most cases of large cross products, long runs and most pages of docs; with the comparisons with other libraries,
+# for which the CPU build of PyTorch is enough.
 test-extras: $(VENV)/test-extras
 	$(BIN)/python -m pytest -m "not exhaustive"
 

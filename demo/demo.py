@@ -1,8 +1,8 @@
 """Vanguard 1, the oldest satellite in orbit: Newton's law, a net for what it leaves out, and five days of forecast.
 
-Positions of two days are given, with an error of 200 m. Three models are fitted to them and forecast the five days that
-follow: Newton's law for a round Earth; the same law with a net for how the Earth's field depends on the latitude, a
-universal differential equation; and a net alone, a neural ODE. Run it with `make demo`.
+Simulated positions of two days are given, with an error of 200 m. Three models are fitted to them and forecast the five
+days that follow: Newton's law for a round Earth; the same law with a net for how the Earth's field depends on the
+latitude, a universal differential equation; and a net alone, a neural ODE. Run it with `make demo`.
 
 The orbit starts where Vallado, Crawford, Hujsak and Kelso, "Revisiting Spacetrack Report #3", AIAA 2006-6753, have the
 satellite, and follows the field of the World Geodetic System 1972, whose constants the fits do not know.
@@ -171,10 +171,10 @@ def plot_forecast(ts, xs, errors, curves, band):
     for name, error in errors.items():
         axes["week"].semilogy(days, error, label=name)
     axes["week"].axvspan(0, days[TRAINED - 1], color="0.93", zorder=0)
-    axes["week"].annotate("tracked", (0.06, 0.6), color="0.4")
+    axes["week"].annotate("fitted", (0.06, 0.6), color="0.4")
     axes["week"].set(xlabel="days", ylabel="error of the position (km)", xlim=(0, days[-1]), ylim=(5e-3, 5e4))
     axes["week"].legend(loc="center left", bbox_to_anchor=(0.3, 0.42))
-    axes["orbit"].plot(hours[last], 1e3 * xs[last, 2], "k.", label="tracked, not fitted")
+    axes["orbit"].plot(hours[last], 1e3 * xs[last, 2], "k.", label="simulated, not fitted")
     for color, name in zip(("C0", "C1"), curves, strict=False):
         axes["orbit"].plot(hours[last], 1e3 * curves[name][last, 2], "--", color=color, label=name)
     axes["orbit"].set(
@@ -183,7 +183,7 @@ def plot_forecast(ts, xs, errors, curves, band):
     axes["orbit"].legend(loc="upper left")
     middle = curves["universal equation"][last, 2]
     low, high = (1e3 * (side - middle) for side in band)
-    axes["close"].plot(hours[last], 1e3 * (xs[last, 2] - middle), "k.", label="tracked, not fitted")
+    axes["close"].plot(hours[last], 1e3 * (xs[last, 2] - middle), "k.", label="simulated, not fitted")
     axes["close"].plot(hours[last], 0 * hours[last], "C1--", label="universal equation")
     axes["close"].fill_between(hours[last], low, high, color="C1", alpha=0.25, linewidth=0, label="95% of positions")
     axes["close"].set(xlabel="hours before the end of the week", ylabel="off the universal equation (km)")
@@ -221,7 +221,8 @@ def main():
     lux.plot.style()
     OUTPUT.mkdir(exist_ok=True)
     ts, xs, exact = track()
-    print(f"{TRAINED} positions of two days are fitted, {len(ts) - TRAINED} of five days are forecast\n")
+    print("The orbit is simulated, in the field of WGS72, and 200 m of noise are added to the positions.")
+    print(f"{TRAINED} positions of two days are fitted, {len(ts) - TRAINED} of five days are forecast.\n")
     print("stages of the fits")
     stages = {"Newton, round Earth": fit_orbit("Newton, round Earth", ts, xs)}
     stages["universal equation"] = fit_orbit("universal equation", ts, xs, stages["Newton, round Earth"][0].params)
@@ -248,7 +249,7 @@ def main():
     plot_forecast(ts, xs, errors, curves, [NOISE * side for side in band])
     plot_law(result)
     plot_losses(stages)
-    plain, best = (errors[name][-288:].mean() for name in list(NODES)[:2])
+    plain, best = (np.sqrt(np.mean(errors[name][-288:] ** 2)) for name in list(NODES)[:2])
     print(
         "\nTo conclude: where most of the physics is known, a small net for the rest makes the forecast of the last day"
     )

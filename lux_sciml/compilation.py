@@ -34,7 +34,7 @@ def compilation_cache(folder: str | os.PathLike[str] | None = None, *, max_bytes
     Call it once at the start of a script, or at any other time; the last two lines of the example, JAX's own, switch it
     off. Programs with callbacks to the host, as by `lux.check_finite`, progress meters or `throw=True`, are not kept.
     Raises `TypeError` and `ValueError` for what is no folder's name and no finite positive size, and `OSError` where
-    the folder cannot be made, `NotADirectoryError` where there is a file in its place.
+    the folder cannot be made or written to, `NotADirectoryError` where there is a file in its place.
 
     >>> import tempfile, jax, lux_sciml as lux
     >>> from jax.experimental.compilation_cache.compilation_cache import reset_cache
@@ -53,11 +53,11 @@ def compilation_cache(folder: str | os.PathLike[str] | None = None, *, max_bytes
     path = root / f"jax-{jax.__version__}-{_processor()}"
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _tidy(path, size)
     except OSError as error:
         file = isinstance(error, NotADirectoryError) and next((x for x in path.parents if x.is_file()), None)
         reason = f"{file} is a file" if file else error.strerror
         raise type(error)(f"the compilation cache cannot be in {root}: {reason}; give another folder") from error
-    _tidy(path, size)
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_compilation_cache_max_size", -1)  # with a bound JAX reads all files' times at each write
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

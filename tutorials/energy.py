@@ -291,9 +291,9 @@ legend = ax.legend()
 # separable one keeps its energy where the solver does: with a symplectic method for ever, with Tsit5 for as long as its
 # tolerance lasts. Its true energy swings a little, as the learned energy is not quite the true one.
 #
-# The two models of the double pendulum know the acceleration equally well, and yet their energies differ nearly
-# twentyfold, as the published ones do: 8% and 0.45%. That is the worth of the structure, and all of it: the motion is
-# chaotic, and the paths of both leave the true ones within seconds.
+# The two models of the double pendulum know the acceleration equally well, and yet the errors of their
+# energies differ nearly twentyfold, 8% and 0.45%, as the published ones do, 8% and 0.4%. That is the worth of the
+# structure, and all of it: the motion is chaotic, and no model of it follows the true path for long.
 #
 # All of this is for systems without losses; for friction and forces there is `lux.PortHamiltonian`. Solvers that keep
 # an energy stand in [what to choose](../docs/choosing.md), starts from slopes in [debugging](../docs/debugging.md).
