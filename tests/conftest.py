@@ -13,6 +13,7 @@ from pathlib import Path
 
 import equinox as eqx
 import jax
+import numpy as np
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 2)
@@ -53,8 +54,11 @@ def strict():
 
 
 @pytest.fixture(autouse=True)
-def same_random_numbers():
-    """PyTorch's, where a test has imported it: whoever runs alone sees what the whole run sees."""
+def same_random_numbers(request):
+    """From a file's own `RNG` and from PyTorch: whoever runs alone sees what the whole run sees."""
+    generator = getattr(getattr(request.node, "module", None), "RNG", None)
+    if generator is not None:
+        generator.bit_generator.state = np.random.default_rng(0).bit_generator.state
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(0)
 

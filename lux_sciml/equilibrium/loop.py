@@ -91,12 +91,15 @@ def _loop(f: Callable, solver: Any, y0: Any, args: Any, max_steps: int, options:
 
 
 def _has_slowed(solver: optx.FixedPointIteration, y0: Any, sol: optx.Solution) -> Array:
-    """Whether the plain iteration has come to rest, and has not just gone so far that its steps look small."""
+    """Whether the plain iteration has come to rest, and has not just gone so far that its steps look small.
+
+    That is further than twice the size of its start.
+    """
     tolerances = Tolerances.of(solver)
     way, start, end = map(tolerances.size, (jax.tree.map(jnp.subtract, sol.value, y0), y0, sol.value))
     error, steps = (x.astype(way.dtype) for x in (sol.state.relative_error, sol.stats["num_steps"]))
     last = error * (solver.atol + solver.rtol * end)
-    return last <= jnp.maximum(solver.atol + solver.rtol * start, 0.5 * way / steps)
+    return last <= jnp.maximum(2 * (solver.atol + solver.rtol * start), 0.5 * way / steps)
 
 
 def _attainable(solver: Any, eps: float) -> Any:
