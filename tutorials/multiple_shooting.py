@@ -174,8 +174,7 @@ for axis in (left, right):
 # * **One solve** fails from the guess, and from the estimate of collocation too, which is within 10% of all constants.
 #   The valley of the long record is as narrow as the picture above shows; no optimizer finds it from outside.
 # * **Multiple shooting** found the constants with the first, small weight; what the larger weights add are pieces that
-#   join, and smaller standard errors. All three constants are within one standard error of the truth. With the largest
-#   weight at once it fails: the pieces are then nearly the one solve.
+#   join, and smaller standard errors. All three constants are within one standard error of the truth.
 # * **The forecasts** hold six times as long with the constants of multiple shooting. In the end errors grow like
 #   $e^{0.9 t}$ until they are as large as the attractor: that is what chaos lets one have.
 # * **Try** longer pieces, more noise, or a net in place of a term: the same call fits it. Where the field is not

@@ -328,7 +328,7 @@ for i, series in enumerate(century):
 # were tried; still larger ones were not. Fourteen years, of a very regular cycle, do not part the latent equation from
 # SETAR, as the differences with their errors say.
 #
-# The prior has learned the cycle as such: its series have the period and the steep fall of the lynx, and no memory of
+# The prior has learned the cycle as such: its series have the period of the lynx, and no memory of
 # the phase, which comes from the posterior. `OBSERVED` was set by hand, as was the number of hidden states; to be
 # exact, they too belong to a choice on years held out. Equations, solvers and the two integrals are in
 # [what to choose](../docs/choosing.md), what to do with several series of unequal length in
