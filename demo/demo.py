@@ -239,17 +239,19 @@ def main():
     curves = {name: orbit(name)(ps, ts) for name, ps in fitted.items()}
     errors = {name: 1e3 * np.linalg.norm(ys[:, :3] - exact, axis=1) for name, ys in curves.items()}
     print("\nerror of the position (km), root mean square     fitted days    forecast days     last day")
+    of_last_day = {}
     for name, error in errors.items():
         parts = (error[:TRAINED], error[TRAINED:], error[-288:])
         sizes = [np.sqrt(np.mean(part**2)) for part in parts]
         print(f"  {name:<45}" + "".join(f"{said(size):>15}" for size in sizes))
+        of_last_day[name] = sizes[-1]
 
     result, solve = stages["universal equation"][-1], orbit("universal equation")
     _, *band = result.confidence_band(lambda ps: solve(ps, ts)[-LAST:, 2] / NOISE, noise=True)
     plot_forecast(ts, xs, errors, curves, [NOISE * side for side in band])
     plot_law(result)
     plot_losses(stages)
-    plain, best = (np.sqrt(np.mean(errors[name][-288:] ** 2)) for name in list(NODES)[:2])
+    plain, best = (of_last_day[name] for name in list(NODES)[:2])
     print(
         "\nTo conclude: where most of the physics is known, a small net for the rest makes the forecast of the last day"
     )
