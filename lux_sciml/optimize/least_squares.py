@@ -126,6 +126,7 @@ class Fitted:
     flat: np.ndarray  # the fitted parameters
     bounds: tuple[np.ndarray, np.ndarray] | None
     programs: Programs
+    compiled: Callable[..., jax.Array | None] | None  # a Jacobian of a linear loss that the method has compiled
 
     def at(self, flat: jax.Array) -> Any:
         """All parameters."""
@@ -137,8 +138,9 @@ class Fitted:
     @functools.cached_property
     def jacobian(self) -> np.ndarray:
         """Of the weighted residuals, its rows scaled as those of the robust loss."""
-        flat = self.problem.cast(self.flat)
-        return np.asarray(self.programs(_evaluate, flat, self.data)(flat, self.data)[1], np.float64)
+        at = self.problem.cast(self.flat), self.data
+        found = self.compiled(self.problem, *at, self.programs) if self.compiled else None
+        return np.asarray(self.programs(_evaluate, *at)(*at)[1] if found is None else found, np.float64)
 
     @functools.cached_property
     def counted(self) -> np.ndarray:
@@ -365,8 +367,12 @@ def _fit(
     data = programs.problem.weighted(weights, params, data)
     size = sum(count * k for count, k in sizes.values())
     given = backend.given
+    compiled = None
     if backend.module is levenberg_marquardt_backend:
-        given = {"resample": None, "resample_every": 1, **given, "size": size}
+        own = dict(method=given["method"], bounds=box, size=size)
+        given = {"resample": None, "resample_every": 1, **given, **own}
+        if problem.loss.name == "linear":
+            compiled = functools.partial(levenberg_marquardt_backend.jacobian, **own)
     if given.get("method") == "minpack" and size < problem.layout.size:
         raise ValueError(
             f"minpack needs as many residuals as parameters, got {size} residuals of {problem.layout.size} parameters: "
@@ -393,7 +399,7 @@ def _fit(
         evaluations=record.evaluations,
         history=np.asarray(record.history, np.float64),
         stopped=record.stopped,
-        fitted=Fitted(problem, last[-1], flat, box, programs),
+        fitted=Fitted(problem, last[-1], flat, box, programs, compiled),
     )
 
 

@@ -32,11 +32,8 @@ def run(
     """At most `max_steps` steps; `resample(step, ps, data)` gives the data after every so many. The static part of
     `programs` is the method.
     """
-    x = jnp.asarray(problem.ravel(params), problem.flat_dtype)
-    box = None if bounds is None else tuple(jnp.asarray(side, x.dtype) for side in bounds)
-    x = x if box is None else jnp.clip(x, *box)
-    x, state = current = strong((x, method.start(x, size)))
-    compiled = programs(_advance, current, data, box, 1)
+    current, box, compiled = _ready(problem, problem.ravel(params), data, programs, method, size, bounds)
+    x, state = current
 
     def at(x):
         return problem.join(problem.unravel(x), data)
@@ -75,6 +72,39 @@ def run(
         gradient = state.point.residual @ state.point.jacobian if stored else programs(_gradient, x, data)(x, data)
         return _verdict(x, state, gradient, lambda flat: value_at(jnp.asarray(flat, x.dtype)), bounds)
     return False, f"max_steps={total} reached before convergence"
+
+
+def jacobian(
+    problem: ResidualProblem,
+    flat: np.ndarray,
+    data: Data,
+    programs: Programs,
+    *,
+    method: LevenbergMarquardt,
+    size: int,
+    bounds: tuple[np.ndarray, np.ndarray] | None,
+) -> jax.Array | None:
+    """The Jacobian of a point by the program of the steps, which a fit has compiled; `None` where it has none."""
+    current, box, compiled = _ready(problem, flat, data, programs, method, size, bounds)
+    (_, state), *_ = compiled(current, data, box, 1)
+    return state.point.jacobian if len(state.point.jacobian) and np.isfinite(state.point.value) else None
+
+
+def _ready(
+    problem: ResidualProblem,
+    flat: np.ndarray,
+    data: Data,
+    programs: Programs,
+    method: LevenbergMarquardt,
+    size: int,
+    bounds: tuple[np.ndarray, np.ndarray] | None,
+) -> tuple[tuple[jax.Array, State], Any, Callable]:
+    """A point within the bounds, with its state before the first evaluation; the bounds; and the program of steps."""
+    x = jnp.asarray(flat, problem.flat_dtype)
+    box = None if bounds is None else tuple(jnp.asarray(side, x.dtype) for side in bounds)
+    x = x if box is None else jnp.clip(x, *box)
+    current = strong((x, method.start(x, size)))
+    return current, box, programs(_advance, current, data, box, 1)
 
 
 def _verdict(

@@ -134,6 +134,21 @@ def test_bounds(method):
     assert seen and -0.5 <= min(seen) and max(seen) <= 0.5
 
 
+def test_the_jacobian_at_the_end_is_of_the_program_of_the_steps(monkeypatch):
+    """Those of equations compile for seconds. Rows of a robust loss are scaled otherwise in the steps."""
+    weights, wide = np.linspace(1, 2, 30), start().zeros_like() + 5.0
+    whole = lux.least_squares(as_a_whole, start(), weights=weights, max_steps=5)
+    held = lux.least_squares(misfit, start(), samples=SAMPLES, weights=weights, bounds=(-wide, wide))
+    robust = lux.least_squares(as_a_whole, start(), weights=weights, loss="cauchy")
+    monkeypatch.setattr(programs, "_compiled", lambda *_: pytest.fail("compiles"))
+    for result in (whole, held):
+        a, rate, _ = np.asarray(result.params.data)
+        rows = np.stack([np.exp(-rate * T), -a * T * np.exp(-rate * T), np.ones(30)], 1)
+        np.testing.assert_allclose(result.jacobian.data, weights[:, None] * rows, rtol=1e-12, atol=1e-14)
+    with pytest.raises(pytest.fail.Exception, match="compiles"):
+        _ = robust.jacobian
+
+
 @pytest.mark.parametrize("method", ["lm", "trf"])
 def test_robust_losses_ignore_outliers(method):
     y = Y.copy()
