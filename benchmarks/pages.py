@@ -75,10 +75,10 @@ def machine_table(on: str, ran: dict[str, dict[str, Any]]) -> str:
             used.setdefault(library, set()).add(version)
     one = ", ".join(f"{library} {min(versions)}" for library, versions in used.items() if len(versions) == 1)
     differ = [library for library, versions in used.items() if len(versions) > 1]
-    rows = [("script", "date", "load at its start", "seconds", "with")]
+    rows = [("script", "date", "commit", "load at its start", "seconds", "with")]
     for script, result in ran.items():
         own = ", ".join(f"{name} {result['versions'][name]}" for name in differ if name in result["versions"])
-        rows.append((script, result["date"], result["machine"]["load"], result["seconds"], own))
+        rows.append((script, result["date"], result.get("commit"), result["machine"]["load"], result["seconds"], own))
     columns, *rows = rows if differ else [row[:-1] for row in rows]
     return f"{on}; {one}.\n\n{timing.markdown(columns, rows)}"
 

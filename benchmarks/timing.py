@@ -13,6 +13,7 @@ import os
 import platform
 import re
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -220,6 +221,18 @@ def table(head: tuple[str, ...], rows: list[tuple[Any, ...]], name: str | None =
 
 
 @functools.cache
+def _commit() -> str:
+    """That of what is measured, with a plus where something was changed since; empty outside of a checkout."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    asked = ["rev-parse", "--short=7", "HEAD"], ["status", "--porcelain", "--untracked-files=no", "--", "../lux_sciml"]
+    try:
+        commit, changed = (subprocess.run([*git, *x], capture_output=True, text=True, check=True).stdout for x in asked)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return commit.strip() + "+" * bool(changed)
+
+
+@functools.cache
 def _packages() -> Mapping[str, list[str]]:
     """The packages by what they are imported as: tensorflow comes from two."""
     return importlib.metadata.packages_distributions()
@@ -238,6 +251,7 @@ def about() -> dict[str, Any]:
     used = [package for name in LIBRARIES if name in sys.modules for package in packages.get(name, ())]
     versions = {package: importlib.metadata.version(package) for package in used}
     return {
+        "commit": _commit(),
         "date": datetime.date.today().isoformat(),
         "machine": {
             "processor": model or platform.processor(),
