@@ -1,12 +1,19 @@
 """The code of docs/ and CONTRIBUTING.md runs, in the order it stands there; of export.md and devices.md elsewhere."""
 
 import ast
+import inspect
 import re
 from pathlib import Path
 
+import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
+import optimistix
 import pytest
+import scipy.optimize
 
 import lux_sciml as lux
 
@@ -123,6 +130,70 @@ def test_coming_from():
     page = run("coming_from.md")
     assert jnp.allclose(page["sol"].ys, page["same"].ys, atol=1e-3)
     assert abs(page["fit"].params.rate - 0.7) < 0.05 and page["state"].step == 10
+
+
+WORDS = {  # no code
+    *("(batch, features)", "(in, out)", "(N, H, W, C)", "(times, n)", "(t, y)", "events=", "trainable=", "setup"),
+    *("y", "x0", "sol.ys"),
+}
+
+
+def here(page):
+    """What stands as code in the last columns of a page's tables, in the order it stands there."""
+    rows = [line for line in (DOCS / page).read_text().splitlines() if line.startswith("| `") or line.endswith(" |")]
+    return [code for row in rows for code in re.findall(r"`([^`]+)`", row.rsplit(" | ", 1)[-1]) if code not in WORDS]
+
+
+@pytest.mark.exhaustive
+def test_rows_of_coming_from():
+    pytest.importorskip("torch", reason="of the page on PyTorch: `make test-extras` installs it")
+    codes = here("coming_from.md")
+    assert len(codes) > 50
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+        given, others = names_of_coming_from()
+        assert set(others) <= set(codes)
+        for code in codes:
+            runs = code.removeprefix("@").replace("(...)", "(1e-6, 1e-6)")
+            runs = f"fit{runs}" if runs.startswith(".") else runs
+            if keyword := re.match(r"(\w+)=[^=]", runs):
+                assert keyword[1] in given["keywords"], code
+                runs = f"dict({runs})"
+            exec(compile(runs, code, "exec"), given | others.get(code, {}))
+
+
+def names_of_coming_from():
+    """What the rows name, and what some of them mean by these names."""
+    import torch
+
+    net = lux.Chain(lux.Dense(2, 2, jnp.tanh), lux.Dense(2, 2))
+    ps, st = lux.setup(jax.random.key(0), net)
+    dense = lux.setup(jax.random.key(0), lux.Dense(2, 2))
+    ts, y0 = jnp.linspace(0.0, 1.0, 5), jnp.ones(2)
+    given = {
+        **dict(jax=jax, jnp=jnp, lux=lux, optax=optax, optimistix=optimistix, diffrax=diffrax, key=jax.random.key(1)),
+        **dict(model=net, ps=ps, st=st, x=jnp.ones((3, 2)), layout=ps.layout, ts=ts, t=ts, y0=y0, func=lambda y: -y),
+        **dict(loss=lambda ps: jnp.sum(ps.data**2), objective=lambda model, ps, st, batch: (0.0, st)),
+        **dict(times=[0.5], effect=lambda t, y, ps: y + 1, condition=lambda t, y, ps: y[0], lower=-1.0, upper=1.0),
+        **dict(cell=lambda z, x: z / 2 + x, shape=(2,), module=eqx.nn.Linear(2, 2, key=jax.random.key(0))),
+        **dict(
+            f=lambda ps: jnp.sum(ps.data**2),
+            residual=lambda ps: ps.data,
+            fit=lux.least_squares(lambda ps: jnp.sin(ps[jnp.array([0, 1, 1])]), y0),
+        ),
+        **dict(keywords={*inspect.signature(lux.NeuralODE).parameters, *inspect.signature(lux.minimize).parameters}),
+        **dict(result=scipy.optimize.OptimizeResult(x=np.asarray(ps)), tensor=torch.ones(2), layer=lux.Dense(2, 2)),
+    }
+    others = {
+        "lux.ComponentVector(x, layout)": dict(x=ps.data),
+        'ps.at["bias"].set(b)': dict(ps=dense[0], b=y0),
+        "lux.adapters.load_torch(layer, ps, st, state_dict)": dict(
+            ps=dense[0], st=dense[1], state_dict=torch.nn.Linear(2, 2).state_dict()
+        ),
+        "sol, _ = lux.NeuralODE(lambda u: f(*u), ts, time_dependent=True)(y0, {}, {})": dict(f=lambda t, u: -u),
+        "lux.root_find(f, ps)": dict(f=lambda ps: ps.data - 1),
+        'lux.NeuralODE(func, t, output="ys")(y0, ps, st)': dict(ps={}, st={}),
+    }
+    return given, others
 
 
 @pytest.mark.exhaustive
