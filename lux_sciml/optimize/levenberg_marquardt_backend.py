@@ -86,8 +86,10 @@ def jacobian(
 ) -> jax.Array | None:
     """The Jacobian of a point by the program of the steps, which a fit has compiled; `None` where it has none."""
     current, box, compiled = _ready(problem, flat, data, programs, method, size, bounds)
+    if not len(current[1].point.jacobian):  # products alone
+        return None
     (_, state), *_ = compiled(current, data, box, 1)
-    return state.point.jacobian if len(state.point.jacobian) and np.isfinite(state.point.value) else None
+    return state.point.jacobian if np.isfinite(state.point.value) else None
 
 
 def _ready(
