@@ -5,7 +5,6 @@ import inspect
 import re
 from pathlib import Path
 
-import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -140,7 +139,7 @@ WORDS = {  # no code
 
 def here(page):
     """What stands as code in the last columns of a page's tables, in the order it stands there."""
-    rows = [line for line in (DOCS / page).read_text().splitlines() if line.startswith("| `") or line.endswith(" |")]
+    rows = [line for line in (DOCS / page).read_text().splitlines() if line.endswith(" |")]
     return [code for row in rows for code in re.findall(r"`([^`]+)`", row.rsplit(" | ", 1)[-1]) if code not in WORDS]
 
 
@@ -170,7 +169,7 @@ def names_of_coming_from():
     dense = lux.setup(jax.random.key(0), lux.Dense(2, 2))
     ts, y0 = jnp.linspace(0.0, 1.0, 5), jnp.ones(2)
     given = {
-        **dict(jax=jax, jnp=jnp, lux=lux, optax=optax, optimistix=optimistix, diffrax=diffrax, key=jax.random.key(1)),
+        **dict(jax=jax, jnp=jnp, lux=lux, optax=optax, optimistix=optimistix, key=jax.random.key(1)),
         **dict(model=net, ps=ps, st=st, x=jnp.ones((3, 2)), layout=ps.layout, ts=ts, t=ts, y0=y0, func=lambda y: -y),
         **dict(loss=lambda ps: jnp.sum(ps.data**2), objective=lambda model, ps, st, batch: (0.0, st)),
         **dict(times=[0.5], effect=lambda t, y, ps: y + 1, condition=lambda t, y, ps: y[0], lower=-1.0, upper=1.0),

@@ -32,7 +32,9 @@ def run(
     """At most `max_steps` steps; `resample(step, ps, data)` gives the data after every so many. The static part of
     `programs` is the method.
     """
-    current, box, compiled = _ready(problem, problem.ravel(params), data, programs, method, size, bounds)
+    current, box, compiled = _ready(
+        problem, problem.ravel(params), data, programs, method=method, size=size, bounds=bounds
+    )
     x, state = current
 
     def at(x):
@@ -75,17 +77,13 @@ def run(
 
 
 def jacobian(
-    problem: ResidualProblem,
-    flat: np.ndarray,
-    data: Data,
-    programs: Programs,
-    *,
-    method: LevenbergMarquardt,
-    size: int,
-    bounds: tuple[np.ndarray, np.ndarray] | None,
+    problem: ResidualProblem, flat: np.ndarray, data: Data, programs: Programs, **how: Any
 ) -> jax.Array | None:
-    """The Jacobian of a point by the program of the steps, which a fit has compiled; `None` where it has none."""
-    current, box, compiled = _ready(problem, flat, data, programs, method, size, bounds)
+    """The Jacobian of a point by the program of the steps, which a fit has compiled; `None` where it has none.
+
+    `how` are the method, the size and the bounds of the fit.
+    """
+    current, box, compiled = _ready(problem, flat, data, programs, **how)
     if not len(current[1].point.jacobian):  # products alone
         return None
     (_, state), *_ = compiled(current, data, box, 1)
@@ -97,6 +95,7 @@ def _ready(
     flat: np.ndarray,
     data: Data,
     programs: Programs,
+    *,
     method: LevenbergMarquardt,
     size: int,
     bounds: tuple[np.ndarray, np.ndarray] | None,
